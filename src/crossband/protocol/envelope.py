@@ -1,0 +1,136 @@
+"""The JSON envelope of raw WebSocket and of the event stream's way back.
+
+Pure: turns text into messages and messages into text, and knows no sockets.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from crossband.errors import EncodeError, InvalidMessage
+
+# 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
+MAX_ID: Final = 2**53 - 1
+
+
+class Message(msgspec.Struct):
+    """One message from a client: `{"type", "data"?, "id"?}`."""
+
+    type: Annotated[str, msgspec.Meta(min_length=1)]
+    # Raw JSON; UNSET when the key is absent.
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    # What the answer carries back; None when the client wants no answer.
+    id: Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)] | None = None
+
+
+class _Reply(msgspec.Struct):
+    id: Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)] | None = None
+
+
+_decode: Final = msgspec.json.Decoder(Message).decode
+_decode_reply: Final = msgspec.json.Decoder(_Reply).decode
+_encode: Final = msgspec.json.Encoder().encode
+# msgspec writes "<reason> - at `<path>`", and no path for the root or for syntax errors.
+_PATH: Final = re.compile(r"(.*) - at `([^`]*)`", re.DOTALL)
+
+
+def decode(text: str | bytes) -> Message:
+    """Decode one message; keys it does not know are ignored.
+
+    Raises InvalidMessage, with the path and the reason, for anything else. When the message
+    could be read far enough to find a valid `id`, the error carries it too.
+    """
+    try:
+        if not isinstance(text, str):
+            text = text.decode()  # msgspec skips over strings without a look at their UTF-8
+        return _decode(text)
+    except UnicodeError:
+        raise InvalidMessage("Not UTF-8") from None
+    except RecursionError:
+        raise InvalidMessage("Nested too deeply") from None
+    except ValueError as error:
+        reason, path = str(error), "$"
+        if match := _PATH.fullmatch(reason):
+            reason, path = match.groups()
+        id = _reply_id(text)
+        if id is None:
+            raise InvalidMessage(reason, path=path) from None
+        raise InvalidMessage(reason, path=path, id=id) from None
+
+
+def _reply_id(text: str | bytes) -> int | None:
+    try:
+        return _decode_reply(text).id
+    except (ValueError, RecursionError):
+        return None
+
+
+def encode_event(
+    event: str, data: bytes, *, offset: str | None = None, id: int | None = None
+) -> str:
+    """Encode an event; `data` is JSON text, `id` asks the client to acknowledge."""
+    # Hot: once per publication. `data` is copied, never parsed.
+    wire = b'{"type":' + _json(event) + b',"data":' + data
+    if offset is not None:
+        wire += b',"offset":' + _json(offset)
+    if id is not None:
+        wire += b',"id":%d' % id
+    return _text(wire + b"}")
+
+
+def encode_ack(id: int, data: bytes) -> str:
+    """Encode an acknowledgement; `data` is JSON text."""
+    return _text(b'{"type":"ack","id":%d,"data":' % id + data + b"}")
+
+
+def encode_error(error: dict[str, Any], id: int | None = None) -> str:
+    """Encode an error: `code`, `error` and details; `id` is the message it answers.
+
+    Raises EncodeError when a detail has no JSON form.
+    """
+    wire = {"type": "error"} | {key: error[key] for key in error if key != "type"}
+    if id is not None:
+        wire["id"] = id
+    return _text(_json(wire))
+
+
+def encode_welcome(*, sid: str, session: str | None, recovered: bool, offset: str | None) -> str:
+    """Encode the first frame of a connection."""
+    return _text(
+        _json(
+            {
+                "type": "welcome",
+                "sid": sid,
+                "session": session,
+                "recovered": recovered,
+                "offset": offset,
+            }
+        )
+    )
+
+
+def encode_gap(reason: str, offset: str | None) -> str:
+    """Encode what a client is told when its cursor cannot be caught up from."""
+    return _text(_json({"type": "gap", "reason": reason, "offset": offset}))
+
+
+def encode_shutdown(message: str) -> str:
+    """Encode the notice that the server is about to close."""
+    return _text(_json({"type": "server:shutdown", "message": message}))
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return _encode(value)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise EncodeError(f"cannot be encoded as JSON: {error}") from error
+
+
+def _text(wire: bytes) -> str:
+    try:
+        return wire.decode()
+    except UnicodeDecodeError as error:
+        raise EncodeError(f"data is not UTF-8: {error}") from error

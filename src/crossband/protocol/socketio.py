@@ -1,0 +1,351 @@
+"""Socket.IO 5 packets, both ways, with their binary attachments.
+
+Payloads stay raw JSON: the hub decodes them straight into a handler's types, and sends them
+on without encoding them again. Strings here do not include Engine.IO's leading `4`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from crossband.errors import CloseCode, EncodeError, ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from crossband.protocol.payload import Payload
+
+
+class PacketType(IntEnum):
+    """The seven packet types, by their digit on the wire."""
+
+    CONNECT = 0
+    DISCONNECT = 1
+    EVENT = 2
+    ACK = 3
+    CONNECT_ERROR = 4
+    BINARY_EVENT = 5
+    BINARY_ACK = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One packet, its attachments included."""
+
+    type: PacketType
+    namespace: str = "/"
+    # What the other side wants acknowledged, or acknowledges.
+    id: int | None = None
+    # JSON text as received, not checked yet; empty when there was none.
+    data: bytes = b""
+    # In the order of their placeholders' `num`.
+    attachments: tuple[bytes, ...] = ()
+
+
+# 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
+MAX_ID: Final = 2**53 - 1
+
+_TYPES: Final = {str(int(kind)): kind for kind in PacketType}
+_BINARY: Final = frozenset({PacketType.BINARY_EVENT, PacketType.BINARY_ACK})
+_ACKS: Final = frozenset({PacketType.ACK, PacketType.BINARY_ACK})
+_MAY_HAVE_ID: Final = frozenset({PacketType.EVENT, PacketType.BINARY_EVENT}) | _ACKS
+# What the data of each type may begin with; "" where it may be absent.
+_DATA_STARTS: Final = {
+    PacketType.CONNECT: ("{", ""),
+    PacketType.DISCONNECT: ("",),
+    PacketType.EVENT: ("[",),
+    PacketType.ACK: ("[",),
+    PacketType.CONNECT_ERROR: ("{", '"'),
+    PacketType.BINARY_EVENT: ("[",),
+    PacketType.BINARY_ACK: ("[",),
+}
+# 16 digits hold 2^53; bounded so that int() is never given a megabyte of them.
+_MAX_DIGITS: Final = 16
+# ASCII only: str.isdigit() also takes "²" and "٣".
+_DIGITS: Final = re.compile(r"[0-9]+")
+
+_decode_items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_name: Final = msgspec.json.Decoder(str).decode
+_decode_object: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Decoder:
+    """Put packets together from one connection's messages.
+
+    `max_bytes` bounds one packet, its text and attachments together. After a ProtocolError
+    nothing of the packet is kept.
+    """
+
+    def __init__(self, *, max_attachments: int, max_bytes: int) -> None:
+        self._max_attachments = max_attachments
+        self._max_bytes = max_bytes
+        # The packet whose attachments are awaited. None between packets.
+        self._packet: Packet | None = None
+        # Attachments still to come for it; 0 between packets.
+        self._awaited = 0
+        # Bytes it may still take.
+        self._room = 0
+        self._attachments: list[bytes] = []
+
+    @property
+    def pending(self) -> bool:
+        """Tell whether a packet still waits for attachments."""
+        return self._packet is not None
+
+    def feed(self, message: str | bytes) -> Packet | None:
+        """Take one message; return the packet it completes.
+
+        None means that attachments are awaited. The JSON of `data` is not checked here, see
+        `split_event`, `split_ack` and `connect_auth`.
+
+        Raises ProtocolError for anything the protocol does not allow at this point.
+        """
+        try:
+            if isinstance(message, str):
+                return self._feed_text(message)
+            return self._feed_binary(message)
+        except ProtocolError:
+            self._clear()
+            raise
+
+    def _feed_text(self, text: str) -> Packet | None:
+        if self._packet is not None:
+            raise ProtocolError(
+                f"text while {self._awaited} attachments are awaited (Socket.IO 5, binary)"
+            )
+        if len(text) > self._max_bytes:  # characters; the bytes are counted below
+            raise _too_large(self._max_bytes)
+        packet, awaited = _parse(text, self._max_attachments)
+        room = self._max_bytes - len(packet.data)
+        if room < 0:
+            raise _too_large(self._max_bytes)
+        if not awaited:
+            return packet
+        self._packet, self._awaited, self._room = packet, awaited, room
+        return None
+
+    def _feed_binary(self, data: bytes) -> Packet | None:
+        packet = self._packet
+        if packet is None:
+            raise ProtocolError("unexpected attachment (Socket.IO 5, binary)")
+        self._room -= len(data)
+        if self._room < 0:
+            raise _too_large(self._max_bytes)
+        self._attachments.append(bytes(data))
+        self._awaited -= 1
+        if self._awaited:
+            return None
+        whole = replace(packet, attachments=tuple(self._attachments))
+        self._clear()
+        return whole
+
+    def _clear(self) -> None:
+        self._packet = None
+        self._awaited = self._room = 0
+        self._attachments = []
+
+
+def _too_large(limit: int) -> ProtocolError:
+    return ProtocolError(
+        f"packet over {limit} bytes (maxHttpBufferSize)", close_code=CloseCode.MESSAGE_TOO_BIG
+    )
+
+
+def _parse(text: str, max_attachments: int) -> tuple[Packet, int]:
+    """Parse `<type>[<n>-][<namespace>,][<id>][<data>]` into a packet and its `n`."""
+    kind = _TYPES.get(text[:1])
+    if kind is None:
+        if not text:
+            raise ProtocolError("empty packet (Socket.IO 5, packet encoding)")
+        raise ProtocolError(f"unknown packet type {text[0]!a} (Socket.IO 5, packet encoding)")
+    at = 1
+    awaited = 0
+    if kind in _BINARY:
+        dash = text.find("-", 1, 2 + _MAX_DIGITS)
+        count = text[1:dash] if dash > 0 else ""
+        if not (count.isascii() and count.isdigit()):
+            raise ProtocolError("attachment count is not digits and '-' (Socket.IO 5, binary)")
+        awaited = int(count)
+        if awaited > max_attachments:
+            raise ProtocolError(
+                f"more than {max_attachments} attachments announced (Socket.IO 5, binary)"
+            )
+        at = dash + 1
+    namespace = "/"
+    if text.startswith("/", at):
+        comma = text.find(",", at)
+        end = len(text) if comma < 0 else comma
+        # A client puts its query here when it connects to a URL with one.
+        namespace = text[at:end].partition("?")[0]
+        at = end + 1
+    id: int | None = None
+    if digits := _DIGITS.match(text, at, at + _MAX_DIGITS + 1):
+        at = digits.end()
+        id = int(digits[0])
+        if id > MAX_ID or len(digits[0]) > _MAX_DIGITS:
+            raise ProtocolError("acknowledgement id over 2^53 - 1 (Socket.IO 5)")
+        if kind not in _MAY_HAVE_ID:
+            raise ProtocolError(f"{kind.name} cannot have an id (Socket.IO 5, packet encoding)")
+    elif kind in _ACKS:
+        raise ProtocolError(f"{kind.name} without an id (Socket.IO 5, packet encoding)")
+    if text[at : at + 1] not in _DATA_STARTS[kind]:
+        raise _bad_data(kind)
+    try:
+        return Packet(kind, namespace, id, text[at:].encode()), awaited
+    except UnicodeEncodeError:
+        raise ProtocolError("lone surrogate (Socket.IO 5, packet encoding)") from None
+
+
+def _bad_data(kind: PacketType) -> ProtocolError:
+    expected = {
+        PacketType.CONNECT: "an object or nothing",
+        PacketType.DISCONNECT: "nothing",
+        PacketType.CONNECT_ERROR: "an object",
+    }.get(kind, "an array")
+    return ProtocolError(
+        f"{kind.name} takes {expected} as data, and a namespace starts with '/' and ends "
+        "with ',' (Socket.IO 5, packet encoding)"
+    )
+
+
+def split_event(packet: Packet) -> tuple[str, list[msgspec.Raw]]:
+    """Return an EVENT's name and its arguments as raw JSON.
+
+    The arguments are views into `packet.data`. They are well-formed JSON, but numbers out of
+    range and a depth near Python's recursion limit only show when they are decoded further.
+
+    Raises ProtocolError when the data is not a JSON array that begins with a string.
+    """
+    items = _split(packet)
+    if not items:
+        raise ProtocolError("event without a name (Socket.IO 5, EVENT)")
+    try:
+        name = _decode_name(items[0])
+    except (ValueError, RecursionError):
+        raise ProtocolError("event name is not a string (Socket.IO 5, EVENT)") from None
+    del items[0]
+    return name, items
+
+
+def split_ack(packet: Packet) -> list[msgspec.Raw]:
+    """Return an ACK's arguments as raw JSON; else as `split_event`."""
+    return _split(packet)
+
+
+def _split(packet: Packet) -> list[msgspec.Raw]:
+    try:
+        data = packet.data
+        if not data.isascii():
+            data.decode()  # msgspec skips over strings without a look at their UTF-8
+        return _decode_items(data)
+    except RecursionError:
+        raise ProtocolError(f"data nested too deeply (Socket.IO 5, {packet.type.name})") from None
+    except ValueError as error:  # msgspec.DecodeError, UnicodeDecodeError
+        raise ProtocolError(f"{error} (Socket.IO 5, {packet.type.name})") from None
+
+
+def connect_auth(packet: Packet) -> dict[str, Any]:
+    """Return the auth object of a CONNECT; {} when it has none.
+
+    Raises ProtocolError when it is anything but a JSON object.
+    """
+    if not packet.data:
+        return {}
+    try:
+        return _decode_object(packet.data)
+    except RecursionError:
+        raise ProtocolError("auth nested too deeply (Socket.IO 5, CONNECT)") from None
+    except ValueError as error:
+        raise ProtocolError(f"{error} (Socket.IO 5, CONNECT)") from None
+
+
+def encode_event(
+    namespace: str,
+    event: str,
+    payload: Payload,
+    *,
+    id: int | None = None,
+    offset: str | None = None,
+) -> str:
+    """Encode an event; its attachments are sent after it, each as a message of its own.
+
+    `offset` becomes the last argument, as connection state recovery wants it.
+
+    Raises EncodeError when a name is not valid on the wire.
+    """
+    # Hot: once per publication and namespace. `payload.json` is copied, never parsed.
+    json, attachments = payload
+    head = b"5%d-" % len(attachments) if attachments else b"2"
+    number = b"" if id is None else b"%d" % id
+    items = json[1:-1]
+    middle = b"," + items if items else b""
+    tail = b"]" if offset is None else b"," + _json(offset, "offset") + b"]"
+    return _text(
+        head + _namespace(namespace) + number + b"[" + _json(event, "event") + middle + tail
+    )
+
+
+def encode_ack(namespace: str, id: int, payload: Payload) -> str:
+    """Encode an acknowledgement; its attachments are sent after it."""
+    json, attachments = payload
+    head = b"6%d-" % len(attachments) if attachments else b"3"
+    return _text(head + _namespace(namespace) + b"%d" % id + json)
+
+
+def encode_connect(namespace: str, sid: str, pid: str | None) -> str:
+    """Encode the answer to a CONNECT; `pid` is None where recovery is off."""
+    answer = {"sid": sid} if pid is None else {"sid": sid, "pid": pid}
+    return _text(b"0" + _namespace(namespace) + _json(answer, "answer"))
+
+
+def encode_connect_error(namespace: str, message: str, data: Any = None) -> str:
+    """Encode a refusal; `data` is left out when None.
+
+    Raises EncodeError when `data` has no JSON form.
+    """
+    refusal: dict[str, Any] = {"message": message}
+    if data is not None:
+        refusal["data"] = data
+    return _text(b"4" + _namespace(namespace) + _json(refusal, "data"))
+
+
+def encode_disconnect(namespace: str) -> str:
+    """Encode the end of one namespace; the connection stays."""
+    return _text(b"1" + _namespace(namespace))
+
+
+def encode_connect_request(namespace: str, auth: Mapping[str, Any] | None) -> str:
+    """Encode a client's CONNECT."""
+    payload = b"" if auth is None else _json(dict(auth), "auth")
+    return _text(b"0" + _namespace(namespace) + payload)
+
+
+def _namespace(name: str) -> bytes:
+    if name == "/":
+        return b""
+    if not name.startswith("/") or "," in name or "?" in name:
+        raise EncodeError(f"namespace {name!a} must start with '/' and hold no ',' or '?'")
+    try:
+        return name.encode() + b","
+    except UnicodeEncodeError:
+        raise EncodeError(f"namespace {name!a} holds a lone surrogate") from None
+
+
+def _json(value: Any, what: str) -> bytes:
+    try:
+        return _encode(value)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise EncodeError(f"{what} cannot be encoded as JSON: {error}") from error
+
+
+def _text(wire: bytes) -> str:
+    try:
+        return wire.decode()
+    except UnicodeDecodeError as error:
+        raise EncodeError(f"payload is not UTF-8: {error}") from error

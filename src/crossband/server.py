@@ -1,0 +1,437 @@
+"""The server: an ASGI app, a hub as a rule, on uvicorn with uvloop and httptools.
+
+It binds its own socket, so that port 0 works and a busy port is told plainly, and it stops
+in an order uvicorn alone cannot know: listeners, then hubs (which end their streams), then
+whatever is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import ssl
+import stat
+import sys
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, Self
+
+import uvicorn
+
+from crossband.errors import CrossbandError
+from crossband.settings import Settings
+
+ASGIApp = Callable[
+    [
+        MutableMapping[str, Any],
+        Callable[[], Awaitable[MutableMapping[str, Any]]],
+        Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ],
+    Awaitable[None],
+]
+LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
+
+# How long a client may take to answer our WebSocket close frame before it is cut.
+_CLOSE_REPLY_TIME: Final = 1.0
+# How often a stopping server looks whether its connections are gone; uvicorn: 0.1 s.
+_DRAIN_TICK: Final = 0.005
+_BACKLOG: Final = 2048
+
+
+class StartError(CrossbandError):
+    """The server could not start; the message says why and what to do."""
+
+
+class _Hub(Protocol):
+    """What the server needs of a hub: `crossband.Hub` has it."""
+
+    settings: Settings
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Server:
+    """Run an ASGI app, in the current event loop or blocking.
+
+    `async with Server(hub) as server` binds, starts and leaves a server that answers at
+    `server.url`; leaving the block stops it: no new connections, `hub.stop()` (clients are
+    told and closed with 1001), then what is left is given `shutdown_timeout` seconds.
+    `server.run()` is the same for a process of its own, with signals.
+
+    A `Hub`, or a Starlette or FastAPI app that mounts one, sets the WebSocket pings, the
+    largest message and the shutdown timeout. Raises `StartError` when the address cannot
+    be bound, a certificate cannot be read or the app fails to start.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        uds: str | os.PathLike[str] | None = None,
+        log_level: LogLevel = "warning",
+        ssl_certfile: str | os.PathLike[str] | None = None,
+        ssl_keyfile: str | os.PathLike[str] | None = None,
+        root_path: str = "",
+        forwarded_allow_ips: str | None = None,
+        access_log: bool = False,
+    ) -> None:
+        self.app = app
+        self.host = host.removeprefix("[").removesuffix("]")
+        # The port asked for until the server is bound, then the real one.
+        self.port = port
+        self.uds = None if uds is None else os.fspath(uds)
+        self._log_level = log_level
+        self._ssl_certfile = ssl_certfile
+        self._ssl_keyfile = ssl_keyfile
+        self._root_path = root_path
+        self._forwarded_allow_ips = forwarded_allow_ips
+        self._access_log = access_log
+        self._hubs = _hubs_of(app)
+        # Both None while the server is not running.
+        self._uvicorn: _Uvicorn | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Return the address a client on this machine uses, such as `http://127.0.0.1:8000`."""
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        scheme = "http" if self._ssl_certfile is None else "https"
+        # A wildcard is an address to listen on, not to connect to.
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}{self._root_path}"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Bind and start; returns when requests are answered."""
+        if self._task is not None:
+            raise RuntimeError("the server is already running")
+        config = self._config()
+        sockets = await self._bind()
+        try:
+            # Here rather than in the lifespan, where uvicorn takes a failure for an app
+            # that has no lifespan. Starting twice is harmless.
+            for hub in self._hubs:
+                await hub.start()
+            self._uvicorn = _Uvicorn(config, self._hubs)
+            self._task = asyncio.create_task(self._uvicorn.serve(sockets))
+            started = asyncio.create_task(self._uvicorn.ready.wait())
+            try:
+                await asyncio.wait({self._task, started}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                started.cancel()
+            if self._task.done():
+                self._task.result()
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop gracefully; does nothing when the server is not running."""
+        task, self._task = self._task, None
+        runner, self._uvicorn = self._uvicorn, None
+        try:
+            if runner is not None and task is not None and not task.done():
+                runner.stop()
+                await task
+        finally:
+            if self.uds is not None and task is not None:
+                _unlink(self.uds)
+
+    def run(self, on_start: Callable[[Server], None] | None = None) -> None:
+        """Serve until SIGINT or SIGTERM; a second signal exits at once.
+
+        `on_start` is called once requests are answered. Returns after a graceful stop.
+        """
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(self._run(on_start))
+
+    async def _run(self, on_start: Callable[[Server], None] | None) -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+
+        def on_signal(*_: object) -> None:
+            # From now on not even a blocked event loop keeps the process.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda number, _: os._exit(128 + number))
+            loop.call_soon_threadsafe(stop.set)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, on_signal)
+        async with self:
+            if on_start is not None:
+                on_start(self)
+            assert self._task is not None
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({stopping, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+
+    def _config(self) -> uvicorn.Config:
+        options: dict[str, Any] = {}
+        if self._hubs:
+            settings = [hub.settings for hub in self._hubs]
+            options["ws_ping_interval"] = min(each.ping_interval for each in settings) or None
+            options["ws_ping_timeout"] = max(each.ping_timeout for each in settings)
+            # Twice the largest message: what is too large still reaches the hub, which
+            # answers it with an error; past this the connection is closed with 1009 only.
+            options["ws_max_size"] = 2 * max(
+                max(each.limits.message_size, each.limits.max_http_buffer_size) for each in settings
+            )
+            options["timeout_graceful_shutdown"] = max(each.shutdown_timeout for each in settings)
+        config = uvicorn.Config(
+            self.app,
+            loop="none",
+            http="httptools",
+            ws="websockets-sansio",
+            interface="asgi3",
+            # Logging belongs to the program: the CLI, or the application around the server.
+            log_config=None,
+            log_level=self._log_level,
+            access_log=self._access_log,
+            ssl_certfile=self._ssl_certfile,
+            ssl_keyfile=self._ssl_keyfile,
+            root_path=self._root_path,
+            forwarded_allow_ips=self._forwarded_allow_ips,
+            server_header=False,
+            **{"timeout_graceful_shutdown": Settings().shutdown_timeout, **options},
+        )
+        for name in ("uvicorn.access", "uvicorn.error"):
+            logging.getLogger(name).addFilter(_without_query)
+        if self._ssl_keyfile is not None and self._ssl_certfile is None:
+            raise StartError("a TLS key was given without its certificate (ssl_certfile)")
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as exc:
+            files = " and ".join(str(f) for f in (self._ssl_certfile, self._ssl_keyfile) if f)
+            raise StartError(f"cannot read the TLS certificate from {files}: {exc}") from exc
+        return config
+
+    async def _bind(self) -> list[socket.socket]:
+        if self.uds is not None:
+            return [_bind_unix(self.uds)]
+        if not 0 <= self.port <= 65_535:
+            raise StartError(f"port {self.port} does not exist; ports are 0 to 65535")
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                self.host or None, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+        except (OSError, OverflowError, UnicodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+            raise StartError(f"cannot listen on {self.host!r}: {reason}") from exc
+        # "localhost" is two addresses. Port 0 means one free port, so the first only.
+        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+        sockets: list[socket.socket] = []
+        failure: OSError | None = None
+        for family, address in addresses:
+            try:
+                sockets.append(_bind_tcp(family, address))
+            except OSError as exc:
+                failure = exc
+                # A name may have an IPv6 address on a machine without IPv6.
+                if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    break
+            else:
+                failure = None
+                if self.port == 0:
+                    break
+        if failure is not None and (not sockets or failure.errno == errno.EADDRINUSE):
+            for sock in sockets:
+                sock.close()
+            raise _bind_error(failure, self.host, self.port) from failure
+        self.port = sockets[0].getsockname()[1]
+        return sockets
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server without its signals, woken to stop, and stopped in our order."""
+
+    def __init__(self, config: uvicorn.Config, hubs: Sequence[_Hub]) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+        self._hubs = hubs
+        self._wake = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._wake.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            # uvicorn's way to say that the app's lifespan failed; the reason was logged.
+            raise StartError("the application failed to start (see the log above)") from None
+        self.ready.set()
+
+    async def main_loop(self) -> None:
+        # Once a second for the Date header; uvicorn polls for its exit at 10 Hz.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), 1.0)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for sock in sockets or ():
+            sock.close()
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                for hub in self._hubs:
+                    await hub.stop()
+                await self._drain()
+        except TimeoutError:
+            logging.getLogger("crossband").warning(
+                "%d connections did not end in time and are cut",
+                len(self.server_state.connections),
+            )
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await self.lifespan.shutdown()
+
+    async def _drain(self) -> None:
+        state = self.server_state
+        loop = asyncio.get_running_loop()
+        closing = set()
+        for connection in list(state.connections):
+            # Has sent its close frame: cut now, it could lose it to a reset.
+            if getattr(connection, "close_sent", False):
+                closing.add(connection)
+            else:
+                connection.shutdown()
+        give_up = loop.time() + _CLOSE_REPLY_TIME
+        while state.connections or state.tasks:
+            if closing and loop.time() >= give_up:
+                for connection in closing & state.connections:
+                    connection.shutdown()
+                closing.clear()
+            await asyncio.sleep(_DRAIN_TICK)
+
+
+def _hubs_of(app: object) -> list[_Hub]:
+    """Find the hubs of an app: itself, or those mounted in a Starlette or FastAPI app."""
+    if isinstance(getattr(app, "settings", None), Settings):
+        return [app]  # type: ignore[list-item]
+    hubs: list[_Hub] = []
+    routes = getattr(app, "routes", None)
+    if isinstance(routes, Sequence):
+        for route in routes:
+            hubs.extend(_hubs_of(getattr(route, "app", None)))
+    return hubs
+
+
+def _bind_tcp(family: int, address: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A restart need not wait for the old connections' TIME_WAIT. On Windows the
+        # option would let two servers share the port.
+        if sys.platform != "win32":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" also serves IPv4, as most servers do; the same port may be
+            # bound for 127.0.0.1 beside any other address.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+        sock.bind(address)
+        # Listening is what fails when another process listens on the same address.
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        # As uvicorn: a proxy that runs as another user must be able to connect.
+        Path(path).chmod(0o666)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as exc:
+        sock.close()
+        raise StartError(f"cannot listen on the unix socket {path}: {exc.strerror or exc}") from exc
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket file of a server that was killed; refuse one that is in use."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise StartError(f"cannot listen on the unix socket {path}: a file of that name exists")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+            return
+    raise StartError(f"the unix socket {path} is in use by another server; choose another path")
+
+
+def _unlink(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
+
+
+def _bind_error(exc: OSError, host: str, port: int) -> StartError:
+    if exc.errno == errno.EADDRINUSE:
+        return StartError(
+            f"port {port} on {host} is already in use; choose another port (0 takes a free one)"
+        )
+    if exc.errno == errno.EACCES:
+        return StartError(
+            f"port {port} on {host} needs more privileges; choose a port of 1024 or above"
+        )
+    return StartError(f"cannot listen on {host}, port {port}: {exc.strerror or exc}")
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """Drop query strings from uvicorn's log lines: they carry tokens and session keys."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            arg.partition("?")[0] if isinstance(arg, str) and arg.startswith("/") else arg
+            for arg in record.args
+        )
+    return True
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":  # uvloop does not exist there
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop

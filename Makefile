@@ -1,0 +1,52 @@
+# Every target sets up what it needs first (scripts/setup); a second run finds it there.
+
+PORT ?= 8000
+# More arguments for pytest: make test ARGS="-k resume"
+ARGS ?=
+
+VENV := .venv/bin
+SETUP := @scripts/setup
+# Node.js from the virtual environment where the machine has none.
+export PATH := $(CURDIR)/$(VENV):$(PATH)
+
+.PHONY: help run test check format build lock clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@printf 'Crossband. make <target>:\n\n'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: ## Serve the demo at http://127.0.0.1:8000 (make run PORT=9000)
+	$(SETUP) run pages
+	@exec $(VENV)/crossband demo --port $(PORT)
+
+test: ## Run every test (make test ARGS="-k resume")
+	$(SETUP) dev pages chromium
+	@npm test --silent
+	@$(VENV)/pytest -q --durations=10 $(ARGS)
+
+check: ## Lint and check types: ruff, mypy, tsc
+	$(SETUP) dev node
+	@$(VENV)/ruff check --quiet .
+	@$(VENV)/ruff format --quiet --check . || { $(VENV)/ruff format --check . ; exit 1; }
+	@$(VENV)/mypy
+	@npm run check --silent
+	@echo 'check: all is well'
+
+format: ## Format the Python code and mend what ruff can
+	$(SETUP) dev
+	@$(VENV)/ruff check --fix --quiet .
+	@$(VENV)/ruff format .
+
+build: ## Build the sdist and the wheel into dist/
+	$(SETUP) dev pages
+	@$(VENV)/hatchling build
+
+lock: ## Move every locked dependency to its newest version
+	$(SETUP) dev node
+	@scripts/lock
+
+clean: ## Remove everything the targets made
+	rm -rf .venv build dist node_modules pages/*/node_modules tests/node/node_modules src/crossband/pages
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -prune -exec rm -rf {} +

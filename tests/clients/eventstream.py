@@ -1,0 +1,140 @@
+"""The SSE door and its POST back-channel, by httpx and httpx-sse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+from typing import Any
+
+import httpx
+from httpx_sse import EventSource
+
+from tests.clients.base import WAIT, Client, EventFailed, Refused
+from tests.clients.websocket import door_url
+
+# With a zero linger, close() sends RST and drops what was not yet sent.
+RESET = struct.pack("ii", 1, 0)
+
+
+class EventStreamClient(Client):
+    kind = "sse"
+
+    def __init__(self) -> None:
+        super().__init__()
+        # None until connected.
+        self._http: httpx.AsyncClient | None = None
+        self._response: httpx.Response | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._replies: set[asyncio.Task[None]] = set()
+        self._welcomed: asyncio.Future[None] | None = None
+
+    async def _open(self) -> None:
+        if self._http is None:
+            self._http = httpx.AsyncClient(timeout=httpx.Timeout(WAIT, read=None), trust_env=False)
+        # A native EventSource sends its cursor in the header.
+        headers = {"Accept": "text/event-stream"}
+        if self.offset is not None:
+            headers["Last-Event-ID"] = self.offset
+        url = door_url(
+            self.url,
+            "/events",
+            self.namespace,
+            query=self.auth,
+            rooms=self.rooms,
+            session=self.session,
+        )
+        response = await self._http.send(
+            self._http.build_request("GET", url, headers=headers), stream=True
+        )
+        if response.status_code != 200:
+            body = json.loads(await response.aread())
+            raise Refused(body["error"], data=body.get("data"), status=response.status_code)
+        self._response = response
+        self._welcomed = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read(response))
+        await self._welcomed
+
+    async def _read(self, response: httpx.Response) -> None:
+        try:
+            async with contextlib.aclosing(EventSource(response).aiter_sse()) as events:
+                async for event in events:
+                    if event.data or event.event != "message":
+                        self._on_event(event.event, event.data, event.id)
+        except httpx.HTTPError:
+            pass
+        finally:
+            self.gone.set()
+            await response.aclose()
+
+    def _on_event(self, name: str, text: str, last_id: str) -> None:
+        # The last id persists over events that carry none; both read the same here.
+        data = json.loads(text)
+        if name == "welcome":
+            self.sid, self.session = data["sid"], data["session"]
+            self.recovered = data["recovered"]
+            if not self.recovered or self.offset is None:
+                self.offset = data["offset"]
+            assert self._welcomed is not None
+            self._welcomed.set_result(None)
+        elif name == "ack:request":
+            self._receive(data["type"], data["data"], None)
+            if data["type"] in self._answers:
+                answer = self._answers[data["type"]](data["data"])
+                reply = asyncio.create_task(self._reply(data["id"], answer))
+                self._replies.add(reply)
+                reply.add_done_callback(self._replies.discard)
+        elif name in ("error", "gap"):
+            self._receive(name, data, None)
+        else:
+            self._receive(name, data, last_id or None)
+
+    async def _reply(self, ident: int, answer: Any) -> None:
+        response = await self.post({"type": "ack", "id": ident, "data": answer})
+        assert response.status_code == 200, response.text
+
+    async def post(self, envelope: Any) -> httpx.Response:
+        """Send one envelope by the back-channel and return the raw answer."""
+        assert self._http is not None
+        return await self._http.post(f"{self.url}/events/{self.sid}", json=envelope, timeout=WAIT)
+
+    async def emit(self, event: str, data: Any = None) -> None:
+        response = await self.post({"type": event, "data": data})
+        if response.status_code != 200:
+            body = response.json()
+            self._receive("error", {key: body[key] for key in body if key != "type"}, None)
+
+    async def call(self, event: str, data: Any = None) -> Any:
+        response = await self.post({"type": event, "data": data, "id": 7})
+        body = response.json()
+        if response.status_code != 200:
+            assert body["type"] == "error", body
+            raise EventFailed({key: body[key] for key in body if key not in ("type", "id")})
+        assert body["type"] == "ack", body
+        assert body["id"] == 7, body
+        return body.get("data")
+
+    async def cut(self) -> None:
+        assert self._response is not None
+        assert self._reader is not None
+        stream = self._response.extensions["network_stream"]
+        connection: socket.socket = stream.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        await self._stop_reading()
+
+    async def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+            self._reader = None
+
+    async def close(self) -> None:
+        await self._stop_reading()
+        for reply in tuple(self._replies):
+            await reply
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None

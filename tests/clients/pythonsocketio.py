@@ -1,0 +1,102 @@
+"""The Socket.IO door, by python-socketio's AsyncClient.
+
+It does no connection state recovery of its own: the cursor is the last argument it was given,
+the session a key it chooses, and both go back in `auth`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from typing import Any
+
+import aiohttp
+import socketio
+
+from tests.clients.base import WAIT, Client, Refused, raise_failed
+from tests.clients.eventstream import RESET
+
+
+class PythonSocketIOClient(Client):
+    kind = "python-socketio"
+    binary = True
+    tells_recovered = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        # None until connected; a new one for every connection.
+        self._client: Any = None
+        self._http: aiohttp.ClientSession | None = None
+        self._sockets: list[socket.socket] = []
+
+    def _socket(self, address: Any) -> socket.socket:
+        family, kind, proto, _, _ = address
+        connection = socket.socket(family, kind, proto)
+        connection.setblocking(False)
+        self._sockets.append(connection)
+        return connection
+
+    async def _open(self) -> None:
+        self.session = self.session or secrets.token_urlsafe(24)
+        auth = {**self.auth, "session": self.session}
+        if self.offset is not None:
+            auth["offset"] = self.offset
+        self._sockets = []
+        connector = aiohttp.TCPConnector(socket_factory=self._socket)
+        self._http = aiohttp.ClientSession(connector=connector, trust_env=False)
+        self._client = client = socketio.AsyncClient(
+            reconnection=False, http_session=self._http, handle_sigint=False
+        )
+        refusal: list[Any] = []
+        client.on("connect_error", refusal.append, namespace=self.namespace)
+        client.on("disconnect", self._on_disconnect, namespace=self.namespace)
+        client.on("*", self._on_event, namespace=self.namespace)
+        try:
+            await client.connect(
+                self.url, auth=auth, namespaces=[self.namespace], wait_timeout=WAIT
+            )
+        except socketio.exceptions.ConnectionError as error:
+            await self._http.close()
+            reason = refusal[0] if refusal else str(error)
+            if isinstance(reason, dict):
+                raise Refused(reason["message"], data=reason.get("data")) from None
+            raise Refused(str(reason)) from None
+        self.sid = client.get_sid(self.namespace)
+
+    def _on_disconnect(self, reason: str) -> None:
+        self.gone.set()
+
+    def _on_event(self, name: str, *args: Any) -> Any:
+        self._receive_args(name, args)
+        if name in self._answers:
+            return self._answers[name](args[0] if args else None)
+        return None
+
+    async def settled(self) -> None:
+        # connect() returns after the upgrade.
+        assert self._client.transport() == "websocket"
+
+    async def emit(self, event: str, data: Any = None) -> None:
+        await self._client.emit(event, data, namespace=self.namespace)
+
+    async def call(self, event: str, data: Any = None) -> Any:
+        return raise_failed(
+            await self._client.call(event, data, namespace=self.namespace, timeout=WAIT)
+        )
+
+    async def cut(self) -> None:
+        assert self._http is not None
+        for connection in self._sockets:
+            if connection.fileno() != -1:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                connection.shutdown(socket.SHUT_RDWR)
+        async with asyncio.timeout(WAIT):
+            await self.gone.wait()
+        await self._http.close()
+
+    async def close(self) -> None:
+        if self._client is not None and self._client.connected:
+            await self._client.disconnect()
+        if self._http is not None:
+            await self._http.close()

@@ -1,0 +1,122 @@
+"""The raw WebSocket door, by the `websockets` library."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import urlencode
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.clients.base import Client, EventFailed, Refused
+
+
+def door_url(
+    url: str,
+    path: str,
+    namespace: str,
+    *,
+    query: dict[str, Any],
+    rooms: tuple[str, ...] = (),
+    session: str | None = None,
+    offset: str | None = None,
+) -> str:
+    """Return the address of a door that takes everything in its query."""
+    pairs = [*query.items(), *(("room", room) for room in rooms)]
+    if session is not None:
+        pairs.append(("session", session))
+    if offset is not None:
+        pairs.append(("lastEventId", offset))
+    return f"{url}{path}{namespace.rstrip('/')}" + (f"?{urlencode(pairs)}" if pairs else "")
+
+
+class WebSocketClient(Client):
+    kind = "websocket"
+
+    def __init__(self) -> None:
+        super().__init__()
+        # None until connected.
+        self.connection: ClientConnection | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._acks: dict[int, asyncio.Future[Any]] = {}
+        self._next_id = 0
+
+    async def _open(self) -> None:
+        url = door_url(
+            self.url.replace("http", "ws", 1),
+            "/ws",
+            self.namespace,
+            query=self.auth,
+            rooms=self.rooms,
+            session=self.session,
+            offset=self.offset,
+        )
+        try:
+            connection = await connect(url, proxy=None)
+        except InvalidStatus as refusal:
+            body = json.loads(refusal.response.body or b"{}")
+            raise Refused(
+                body["error"], data=body.get("data"), status=refusal.response.status_code
+            ) from None
+        welcome = json.loads(await connection.recv())
+        assert welcome["type"] == "welcome", welcome
+        self.sid, self.session = welcome["sid"], welcome["session"]
+        self.recovered = welcome["recovered"]
+        if not self.recovered or self.offset is None:
+            self.offset = welcome["offset"]
+        self.connection = connection
+        self._reader = asyncio.create_task(self._read(connection))
+
+    async def _read(self, connection: ClientConnection) -> None:
+        try:
+            async for frame in connection:
+                message = json.loads(frame)
+                await self._on_message(connection, message)
+        except ConnectionClosed:
+            pass
+        self.gone.set()
+
+    async def _on_message(self, connection: ClientConnection, message: dict[str, Any]) -> None:
+        name, ident = message["type"], message.get("id")
+        if name == "ack":
+            self._acks.pop(message["id"]).set_result(message.get("data"))
+        elif name == "error":
+            error = {key: message[key] for key in message if key not in ("type", "id")}
+            if ident is None:
+                self._receive("error", error, None)
+            else:
+                self._acks.pop(ident).set_exception(EventFailed(error))
+        elif name == "gap":
+            self._receive("gap", message, None)
+        else:
+            self._receive(name, message.get("data"), message.get("offset"))
+            if ident is not None and name in self._answers:
+                answer = self._answers[name](message.get("data"))
+                await connection.send(json.dumps({"type": "ack", "id": ident, "data": answer}))
+
+    async def emit(self, event: str, data: Any = None) -> None:
+        assert self.connection is not None
+        await self.connection.send(json.dumps({"type": event, "data": data}))
+
+    async def call(self, event: str, data: Any = None) -> Any:
+        assert self.connection is not None
+        ident = self._next_id
+        self._next_id += 1
+        future = self._acks[ident] = asyncio.get_running_loop().create_future()
+        await self.connection.send(json.dumps({"type": event, "data": data, "id": ident}))
+        async with asyncio.timeout(10):
+            return await future
+
+    async def cut(self) -> None:
+        assert self.connection is not None
+        assert self._reader is not None
+        self.connection.transport.abort()
+        await self._reader
+
+    async def close(self) -> None:
+        if self.connection is not None:
+            await self.connection.close()
+        if self._reader is not None:
+            await self._reader

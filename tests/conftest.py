@@ -1,0 +1,52 @@
+"""Fixtures of every test: servers in this event loop, and real clients of every door."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from crossband.server import Server
+from tests.clients import CLIENTS, Client, NewClient, NodeRunner, OfficialClient
+
+Serve = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Start servers by awaiting it with an app; they are stopped after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(app: Any, **options: Any) -> Server:
+            return await stack.enter_async_context(Server(app, **options))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[NodeRunner]:
+    """Return the Node process that holds the official clients."""
+    runner = NodeRunner()
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+async def new_client(request: pytest.FixtureRequest) -> AsyncIterator[NewClient]:
+    """Make clients by kind, a key of `CLIENTS`; all are closed after the test."""
+    made: list[Client] = []
+
+    def make(kind: str) -> Client:
+        driver = CLIENTS[kind]
+        if issubclass(driver, OfficialClient):
+            client: Client = driver(request.getfixturevalue("node"))
+        else:
+            client = driver()
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        await client.close()

@@ -1,0 +1,284 @@
+// Drives socket.io-client and undici's EventSource for the tests: one JSON request a line on
+// stdin, one JSON answer or notice a line on stdout. Knows nothing of the server.
+
+import http from "node:http";
+import readline from "node:readline";
+import { io } from "socket.io-client";
+
+const clients = new Map();
+
+const say = (message) => process.stdout.write(JSON.stringify(message) + "\n");
+
+// Bytes cross the pipe as {"$bytes": "<base64>"}.
+function pack(value) {
+  if (Buffer.isBuffer(value) || value instanceof Uint8Array || value instanceof ArrayBuffer) {
+    return { $bytes: Buffer.from(value).toString("base64") };
+  }
+  if (Array.isArray(value)) return value.map(pack);
+  if (value !== null && typeof value === "object") {
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, pack(item)]));
+  }
+  return value;
+}
+
+function unpack(value) {
+  if (Array.isArray(value)) return value.map(unpack);
+  if (value !== null && typeof value === "object") {
+    if (typeof value.$bytes === "string") return Buffer.from(value.$bytes, "base64");
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, unpack(item)]));
+  }
+  return value;
+}
+
+// The client's cable: every TCP connection it opens, so that all can be reset at once.
+// Connections are not kept alive: xmlhttprequest-ssl hides a reset on a reused one.
+class Cable extends http.Agent {
+  #open = new Set();
+  #torn = false;
+
+  createConnection(options, callback) {
+    const socket = super.createConnection(options, callback);
+    this.#open.add(socket);
+    socket.once("close", () => this.#open.delete(socket));
+    if (this.#torn) socket.destroy(new Error("the cable is cut"));
+    return socket;
+  }
+
+  // With `torn`, connections fail until `mend`.
+  cut(torn) {
+    this.#torn = torn;
+    const cut = this.#open.size;
+    for (const socket of this.#open) socket.resetAndDestroy();
+    return cut;
+  }
+
+  mend() {
+    this.#torn = false;
+  }
+}
+
+class SocketIOClient {
+  constructor(id, { url, namespace, transports, auth, query, headers, path, reconnection, record }) {
+    this.id = id;
+    this.cable = new Cable();
+    // With `record`, the numbers of this event are kept here; a gap is kept as a string.
+    this.record = record;
+    this.numbers = [];
+    this.times = { connects: 0, recovered: 0 };
+    this.pendingAcks = new Map();
+    this.nextAck = 0;
+    this.socket = io(url + namespace, {
+      agent: this.cable,
+      auth: unpack(auth ?? {}),
+      autoConnect: false,
+      extraHeaders: headers,
+      forceNew: true,
+      path,
+      query,
+      reconnection: reconnection !== undefined,
+      ...reconnection,
+      timeout: 10_000,
+      transports,
+    });
+    this.socket.onAny((event, ...args) => this.onEvent(event, args));
+    this.socket.on("connect", () => {
+      this.times.connects += 1;
+      if (this.socket.recovered) this.times.recovered += 1;
+      this.notify({ notice: "connect", state: this.state() });
+    });
+    this.socket.on("connect_error", (error) => {
+      this.notify({ notice: "connect_error", message: error.message, data: pack(error.data) });
+    });
+    this.socket.on("disconnect", (reason) => this.notify({ notice: "disconnect", reason }));
+    this.socket.io.on("open", () => {
+      this.socket.io.engine.on("upgrade", (transport) => {
+        this.notify({ notice: "upgrade", transport: transport.name });
+      });
+    });
+  }
+
+  notify(notice) {
+    if (this.record === undefined) say({ client: this.id, ...notice });
+  }
+
+  onEvent(event, args) {
+    if (event === this.record) {
+      this.numbers.push(args[0]);
+      return;
+    }
+    if (event === "gap" && this.record !== undefined) {
+      this.numbers.push(args[0].reason);
+      return;
+    }
+    let ack;
+    if (typeof args.at(-1) === "function") {
+      ack = this.nextAck++;
+      this.pendingAcks.set(ack, args.pop());
+    }
+    this.notify({ notice: "event", event, args: pack(args), ack });
+  }
+
+  state() {
+    return {
+      sid: this.socket.id ?? null,
+      recovered: this.socket.recovered,
+      // Private, and the only way to see them: what the client will resume with.
+      session: this.socket._pid ?? null,
+      offset: this.socket._lastOffset ?? null,
+      transport: this.socket.io.engine?.transport.name ?? null,
+      times: this.times,
+    };
+  }
+
+  connect() {
+    return new Promise((resolve) => {
+      const settle = (result) => {
+        this.socket.off("connect", onConnect);
+        this.socket.off("connect_error", onError);
+        resolve(result);
+      };
+      const onConnect = () => settle({ connected: true, state: this.state() });
+      const onError = (error) =>
+        settle({ connected: false, message: error.message, data: pack(error.data) });
+      this.cable.mend();
+      this.socket.on("connect", onConnect);
+      this.socket.on("connect_error", onError);
+      this.socket.connect();
+    });
+  }
+
+  emit({ event, args, volatile }) {
+    (volatile ? this.socket.volatile : this.socket).emit(event, ...unpack(args));
+  }
+
+  async call({ event, args, timeout }) {
+    return { answer: pack(await this.socket.timeout(timeout).emitWithAck(event, ...unpack(args))) };
+  }
+
+  ack({ ack, args }) {
+    this.pendingAcks.get(ack)(...unpack(args));
+    this.pendingAcks.delete(ack);
+  }
+
+  cut({ torn }) {
+    if (!torn || !this.socket.connected) return { cut: this.cable.cut(torn) };
+    return new Promise((resolve) => {
+      this.socket.once("disconnect", (reason) => resolve({ reason }));
+      this.cable.cut(torn);
+    });
+  }
+
+  close() {
+    this.socket.disconnect();
+    this.socket.io.engine?.close();
+    this.cable.destroy();
+  }
+}
+
+// A native EventSource: reads and reconnects by itself, with Last-Event-ID.
+class EventSourceClient {
+  constructor(id, { url, events, record }) {
+    this.id = id;
+    this.url = url;
+    this.events = events;
+    this.record = record;
+    this.numbers = [];
+    this.times = { connects: 0, recovered: 0 };
+    this.offset = null;
+    this.sid = null;
+  }
+
+  async connect() {
+    const { Agent, EventSource, buildConnector } = await import("undici");
+    const connector = buildConnector({});
+    this.open = new Set();
+    this.agent = new Agent({
+      bodyTimeout: 0,
+      connect: (options, callback) =>
+        connector(options, (error, socket) => {
+          if (socket) {
+            this.open.add(socket);
+            socket.once("close", () => this.open.delete(socket));
+          }
+          callback(error, socket);
+        }),
+    });
+    this.source = new EventSource(this.url, { node: { dispatcher: this.agent } });
+    for (const event of this.events) {
+      this.source.addEventListener(event, (message) => this.onMessage(event, message));
+    }
+    return new Promise((resolve) => {
+      this.settle = resolve;
+      this.source.addEventListener("open", () => {
+        this.times.connects += 1;
+        if (!this.events.includes("welcome")) resolve({ connected: true, state: this.state() });
+      });
+      this.source.addEventListener("error", () => {
+        const closed = this.source.readyState === EventSource.CLOSED;
+        if (this.record === undefined) say({ client: this.id, notice: "error", closed });
+        resolve({ connected: false });
+      });
+    });
+  }
+
+  onMessage(event, { data, lastEventId }) {
+    this.offset = lastEventId;
+    if (event === "welcome") {
+      const welcome = JSON.parse(data);
+      this.sid = welcome.sid;
+      if (welcome.recovered) this.times.recovered += 1;
+      this.settle({ connected: true, state: this.state() });
+    }
+    if (this.record !== undefined) {
+      if (event === this.record) this.numbers.push(JSON.parse(data));
+      else if (event === "gap") this.numbers.push(JSON.parse(data).reason);
+      return;
+    }
+    say({ client: this.id, notice: "message", event, data, lastEventId });
+  }
+
+  state() {
+    return { sid: this.sid, offset: this.offset, times: this.times };
+  }
+
+  cut() {
+    const cut = this.open.size;
+    for (const socket of this.open) socket.resetAndDestroy();
+    return { cut };
+  }
+
+  async close() {
+    this.source.close();
+    await this.agent.destroy();
+  }
+}
+
+const operations = {
+  open({ client, kind, ...options }) {
+    const Client = kind === "eventsource" ? EventSourceClient : SocketIOClient;
+    clients.set(client, new Client(client, options));
+  },
+  connect: ({ client }) => clients.get(client).connect(),
+  emit: ({ client, ...rest }) => clients.get(client).emit(rest),
+  call: ({ client, ...rest }) => clients.get(client).call(rest),
+  ack: ({ client, ...rest }) => clients.get(client).ack(rest),
+  cut: ({ client, ...rest }) => clients.get(client).cut(rest),
+  state: ({ client }) => clients.get(client).state(),
+  numbers: ({ client, from }) => ({ numbers: clients.get(client).numbers.slice(from ?? 0) }),
+  counts: () => ({
+    counts: Object.fromEntries([...clients].map(([id, client]) => [id, client.numbers.length])),
+  }),
+  async close({ client }) {
+    await clients.get(client)?.close();
+    clients.delete(client);
+  },
+};
+
+readline.createInterface({ input: process.stdin }).on("line", async (line) => {
+  const { id, op, ...request } = JSON.parse(line);
+  try {
+    say({ id, result: (await operations[op](request)) ?? null });
+  } catch (error) {
+    say({ id, error: error.message });
+  }
+}).on("close", () => process.exit(0));

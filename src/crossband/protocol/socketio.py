@@ -78,7 +78,7 @@ _encode: Final = msgspec.json.Encoder().encode
 class Decoder:
     """Put packets together from one connection's messages.
 
-    `max_bytes` bounds one packet, its text and attachments together. After a ProtocolError
+    `max_bytes` bounds one packet, its data and attachments together. After a ProtocolError
     nothing of the packet is kept.
     """
 

@@ -1,0 +1,34 @@
+// Where the doors are: beside the page, whatever the hub is mounted under.
+
+const ids = new Uint8Array(16);
+
+/** `http(s)://host/mount/` of the hub that served this page. */
+export const base = new URL(".", location.href);
+
+export function eventsUrl(): URL {
+  return new URL("events", base);
+}
+
+export function backChannelUrl(sid: string): URL {
+  return new URL(`events/${encodeURIComponent(sid)}`, base);
+}
+
+export function statusUrl(): URL {
+  return new URL("api/status", base);
+}
+
+export function websocketUrl(): URL {
+  const url = new URL("ws", base);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  return url;
+}
+
+export function socketioPath(): string {
+  return new URL("socket.io", base).pathname;
+}
+
+/** A session key of our own choosing: a bearer secret of 128 random bits. */
+export function sessionKey(): string {
+  // Not crypto.randomUUID(): browsers hide it on plain http other than localhost.
+  return Array.from(crypto.getRandomValues(ids), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,57 @@
+// How many clients the hub has, by transport; asked gently.
+import { statusUrl } from "./addresses";
+
+// Milliseconds between two questions.
+const INTERVAL = 4_000;
+const TRANSPORTS = ["websocket", "polling", "sse"] as const;
+
+interface Status {
+  clients: Record<"total" | (typeof TRANSPORTS)[number], number>;
+  version: string;
+}
+
+export interface Census {
+  /** Ask now rather than at the next interval. */
+  refresh(): void;
+}
+
+/** Keep the numbers under `root` up to date while the page is looked at. */
+export function startCensus(root: HTMLElement): Census {
+  let timer = 0;
+  const field = (name: string): HTMLElement | null => root.querySelector(`[data-count="${name}"]`);
+
+  function show(status: Status): void {
+    for (const name of ["total", ...TRANSPORTS] as const) {
+      const output = field(name);
+      if (output !== null) output.textContent = String(status.clients[name]);
+    }
+    const version = document.querySelector("[data-version]");
+    if (version !== null) version.textContent = status.version;
+    root.dataset["state"] = "fresh";
+  }
+
+  async function ask(): Promise<void> {
+    clearTimeout(timer);
+    if (document.hidden) return;
+    try {
+      const response = await fetch(statusUrl(), { signal: AbortSignal.timeout(INTERVAL) });
+      if (!response.ok) throw new Error(response.statusText);
+      show((await response.json()) as Status);
+    } catch {
+      // The doors say what is wrong; the numbers are only marked as old.
+      root.dataset["state"] = "stale";
+    }
+    clearTimeout(timer);
+    timer = setTimeout(() => void ask(), INTERVAL);
+  }
+
+  document.addEventListener("visibilitychange", () => void ask());
+  void ask();
+  return {
+    refresh: () => {
+      clearTimeout(timer);
+      // A door that opens or closes is often not the only one: ask once for all.
+      timer = setTimeout(() => void ask(), 250);
+    },
+  };
+}

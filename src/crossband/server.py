@@ -108,7 +108,7 @@ class Server:
         scheme = "http" if self._ssl_certfile is None else "https"
         # A wildcard is an address to listen on, not to connect to.
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}{self._root_path}"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def __aenter__(self) -> Self:
         await self.start()

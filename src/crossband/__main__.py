@@ -1,0 +1,5 @@
+"""`python -m crossband` is `crossband`."""
+
+from crossband.cli import app
+
+app()

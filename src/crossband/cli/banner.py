@@ -1,0 +1,84 @@
+"""What a starting server prints: where its doors are, and a line to try each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from crossband import __version__
+
+if TYPE_CHECKING:
+    from crossband.server import Server
+    from crossband.settings import Settings
+
+
+def show(
+    server: Server,
+    settings: Settings,
+    title: str,
+    *,
+    generated_key: str | None = None,
+    page: bool = False,
+) -> None:
+    """Print the banner to standard output, at once even into a pipe."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text.assemble("\n", (f"Crossband {__version__}", "bold"), f"  {title}\n"))
+    if server.uds is not None:
+        _unix(console, server.uds, settings)
+    else:
+        _doors(console, server.url, settings, page=page)
+        _publish(console, server.url, settings, generated_key)
+    if server.uds is None and server.host in ("0.0.0.0", "::", ""):
+        console.print("  Listening on every address of this machine.\n", style="dim")
+    console.print("  Ctrl-C stops it.\n", style="dim")
+    console.file.flush()
+
+
+def _doors(console: Console, url: str, settings: Settings, *, page: bool) -> None:
+    websocket = "ws" + url.removeprefix("http") + settings.websocket_path
+    path = settings.socketio_path.rstrip("/")
+    options = "" if path == "/socket.io" else f', {{ path: "{path}/" }}'
+    events = url + settings.events_path
+    status = f"{url}{settings.api_path}/status"
+    if page:
+        _entry(console, "Page", f"{url}/", "open it in a browser, twice")
+    _entry(console, "WebSocket", websocket, f"crossband listen {websocket}")
+    _entry(console, "Socket.IO", f"{url}{path}/", f'io("{url}"{options})')
+    _entry(console, "SSE", events, f"curl -N {events}")
+    _entry(console, "HTTP API", f"{url}{settings.api_path}", f"curl {status}")
+
+
+def _publish(console: Console, url: str, settings: Settings, generated_key: str | None) -> None:
+    command = f'crossband publish {url} greeting \'{{"hello": "world"}}\''
+    if generated_key is not None:
+        _entry(console, "API key", generated_key, f"{command} --api-key {generated_key}")
+        console.print(
+            "             made for this run; set your own with --api-keys or CROSSBAND_API_KEYS\n",
+            style="dim",
+        )
+    elif settings.api_keys:
+        _entry(console, "Publish", f"{command} --api-key …", None)
+    else:
+        console.print(
+            "  No API key is set, so nobody can publish over HTTP (--api-keys).\n", style="dim"
+        )
+
+
+def _unix(console: Console, path: str, settings: Settings) -> None:
+    curl = f"curl --unix-socket {path}"
+    _entry(console, "Socket", path, None)
+    _entry(
+        console, "SSE", settings.events_path, f"{curl} -N http://localhost{settings.events_path}"
+    )
+    _entry(
+        console, "HTTP API", settings.api_path, f"{curl} http://localhost{settings.api_path}/status"
+    )
+
+
+def _entry(console: Console, name: str, address: str, attempt: str | None) -> None:
+    console.print(Text.assemble("  ", (f"{name:<11}", "bold cyan"), address))
+    if attempt is not None:
+        console.print(Text.assemble(" " * 13, (attempt, "dim")))
+    console.print()

@@ -1,0 +1,98 @@
+"""`crossband publish`: publish one event through a server's HTTP API."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import httpx
+import msgspec
+
+from crossband.cli.listen import parse_url, reason_of
+from crossband.errors import CrossbandError
+
+# Seconds; a publication waits for the broker at most.
+TIMEOUT = 10.0
+
+
+class PublishError(CrossbandError):
+    """Nothing was published; the message says why and what to do."""
+
+
+class Published(NamedTuple):
+    """What the server answered."""
+
+    clients: int
+    offset: str | None
+
+
+def publish(
+    url: str,
+    body: dict[str, Any],
+    *,
+    api_key: str | None,
+    verify: bool = True,
+) -> Published:
+    """Post `{event, data, room?, namespace?}` to a server. Raises PublishError."""
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    try:
+        response = httpx.post(
+            locate(url),
+            content=msgspec.json.encode(body),
+            headers={"Content-Type": "application/json", **headers},
+            timeout=TIMEOUT,
+            verify=verify,
+        )
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as exc:
+        raise PublishError(str(exc)) from exc
+    except httpx.TimeoutException as exc:
+        raise PublishError(f"{url}: no answer within {TIMEOUT:g} s") from exc
+    except httpx.HTTPError as exc:
+        raise PublishError(f"{url}: {reason_of(exc)}") from exc
+    if response.status_code != 200:
+        raise PublishError(_refusal(response, api_key))
+    try:
+        answer = msgspec.json.decode(response.content, type=_Answer)
+    except msgspec.DecodeError as exc:
+        raise PublishError(
+            f"{response.url} answered something else than a Crossband server would ({exc})"
+        ) from exc
+    return Published(answer.clients, answer.offset)
+
+
+def locate(url: str) -> str:
+    """Return the address of the broadcast route; a server's or mount point's is enough."""
+    parts = parse_url(url, ("http", "https"))
+    path = parts.path.rstrip("/")
+    if not path.endswith("/broadcast"):
+        path += "/api/broadcast"
+    return parts._replace(path=path).geturl()
+
+
+class _Answer(msgspec.Struct):
+    clients: int
+    offset: str | None = None
+
+
+class _Error(msgspec.Struct):
+    error: str = ""
+    reason: str | None = None
+    path: str | None = None
+
+
+def _refusal(response: httpx.Response, api_key: str | None) -> str:
+    status = response.status_code
+    try:
+        error = msgspec.json.decode(response.content, type=_Error)
+    except msgspec.DecodeError:
+        error = _Error()
+    said = error.error
+    if error.reason:
+        said += f": {error.reason}" + (f" at {error.path}" if error.path else "")
+    said = f"HTTP {status}" + (f", {said}" if said else "")
+    if status == 401 and api_key is None:
+        return f"{said}: give an API key with --api-key or CROSSBAND_API_KEY"
+    if status in (401, 403):
+        return f"{said}: the server does not accept this API key"
+    if status == 404:
+        return f"{said}: {response.url} is not the API of a Crossband server"
+    return said

@@ -1,0 +1,297 @@
+"""Settings of the command line: one table for options, environment variables and TOML.
+
+The table is read off the structs, so a new field of Settings or Limits is settable in all
+three ways at once; a test asks for its line of help.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+import msgspec
+import typer
+
+from crossband.errors import CrossbandError
+from crossband.limits import Limits
+from crossband.settings import Settings
+
+PREFIX: Final = "CROSSBAND_"
+# Read by commands rather than as settings of the server.
+_OTHER_VARIABLES: Final = frozenset({"CROSSBAND_CONFIG", "CROSSBAND_API_KEY"})
+
+
+class SettingError(CrossbandError):
+    """A setting that cannot be used; the message names its source and what was expected."""
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where and how the server listens: what is not the hub's to know."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    root_path: str = ""
+    forwarded_allow_ips: str | None = None
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+    access_log: bool = False
+
+
+HELP: Final = {
+    "host": "Address to listen on; 0.0.0.0 or :: for all.",
+    "port": "Port to listen on; 0 takes a free one.",
+    "uds": "Unix socket to listen on instead.",
+    "ssl_certfile": "TLS certificate, a PEM file.",
+    "ssl_keyfile": "Its private key, unless it is in the same file.",
+    "root_path": "Path prefix a proxy in front removes.",
+    "forwarded_allow_ips": "Proxies whose X-Forwarded headers count.",
+    "log_level": "Least severe level to log.",
+    "access_log": "Log each HTTP request.",
+    "ping_interval": "Between heartbeats.",
+    "ping_timeout": "Silence after a heartbeat until a client is gone.",
+    "keepalive_interval": "Between comments on an idle event stream.",
+    "retry": "What EventSource waits before it reconnects.",
+    "history_size": "Events each namespace remembers for clients that come back.",
+    "history_age": "How long it remembers them.",
+    "recovery": "Let Socket.IO clients resume (connection state recovery).",
+    "cors_origins": "Origins of other sites that may connect; * for any.",
+    "api_keys": "Keys for the HTTP API.",
+    "socketio_path": "Path of the Socket.IO door.",
+    "websocket_path": "Path of the WebSocket door.",
+    "events_path": "Path of the Server-Sent Events door.",
+    "api_path": "Path of the HTTP API.",
+    "shutdown_timeout": "How long a graceful stop may take.",
+    "limits.message_size": "Largest WebSocket message or back-channel body, bytes.",
+    "limits.max_http_buffer_size": "Largest Socket.IO message or polling body, bytes.",
+    "limits.attachments": "Binary parts of one Socket.IO packet.",
+    "limits.packets_per_payload": "Packets in one polling body.",
+    "limits.rooms": "Rooms one client may be in, its own included.",
+    "limits.namespaces": "Namespaces one Socket.IO connection may join.",
+    "limits.pending_acks": "Acknowledgements one client may owe.",
+    "limits.inbox": "Received events waiting before a client is read no further.",
+    "limits.outbox": "Bytes waiting before a slow client is disconnected.",
+    "limits.handshake_time": "From the first byte to the namespace's CONNECT.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting and its three names."""
+
+    # As in TOML; the fields of Limits are "limits.rooms" and so on.
+    key: str
+    type: Any
+    default: Any
+
+    @property
+    def parameter(self) -> str:
+        return self.key.replace(".", "_")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.parameter.upper()
+
+    @property
+    def option(self) -> str:
+        return "--" + self.parameter.replace("_", "-")
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, for a person."""
+        if self.type is float:
+            return "a number of seconds, 0 or more"
+        if self.type is int:
+            return "a whole number, 0 or more"
+        if self.type is bool:
+            return "true or false"
+        if get_origin(self.type) is tuple:
+            return "a list of strings"
+        if get_origin(self.type) is Literal:
+            return "one of " + ", ".join(get_args(self.type))
+        return "a string"
+
+    def convert(self, value: object, source: str) -> Any:
+        """Return the value in the setting's type. Raises SettingError."""
+        if isinstance(value, str):
+            if get_origin(self.type) is tuple:
+                value = value.split(",")
+            elif self.type is bool:
+                value = _WORDS.get(value.strip().lower(), value)
+        if get_origin(self.type) is tuple and isinstance(value, (list, tuple)):
+            value = [item.strip() if isinstance(item, str) else item for item in value]
+            value = [item for item in value if item != ""]
+        try:
+            converted = msgspec.convert(value, self.type, strict=False)
+        except msgspec.ValidationError:
+            raise SettingError(f"{source}: expected {self.expected}, not {value!r}") from None
+        if self.type in (int, float) and not (math.isfinite(converted) and converted >= 0):
+            raise SettingError(f"{source}: expected {self.expected}, not {value!r}")
+        return converted
+
+
+_WORDS: Final = {"yes": True, "on": True, "no": False, "off": False, "": None}
+
+
+def _settings_of(struct: type[msgspec.Struct], prefix: str = "") -> Iterable[Setting]:
+    for field in msgspec.structs.fields(struct):
+        if field.type is not Limits:
+            yield Setting(prefix + field.name, field.type, field.default)
+
+
+SETTINGS: Final = (
+    *_settings_of(Listen),
+    *_settings_of(Settings),
+    *_settings_of(Limits, "limits."),
+)
+_BY_KEY: Final = {setting.key: setting for setting in SETTINGS}
+
+
+def read(
+    options: Mapping[str, Any], environ: Mapping[str, str], file: Path | None
+) -> dict[str, Any]:
+    """Collect the settings that were given, by key; options win, then the environment.
+
+    Raises SettingError for the first that cannot be used.
+    """
+    values = {} if file is None else _read_toml(file)
+    for setting in SETTINGS:
+        given = environ.get(setting.variable)
+        # Kubernetes sets CROSSBAND_PORT=tcp://… for a Service named "crossband".
+        if given is not None and not (setting.key == "port" and given.startswith("tcp://")):
+            values[setting.key] = setting.convert(given, setting.variable)
+        option = options.get(setting.parameter)
+        if option is not None and option != []:
+            if get_origin(setting.type) is tuple:
+                option = ",".join(option)
+            values[setting.key] = setting.convert(option, setting.option)
+    return values
+
+
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that is nearly one of ours."""
+    known = {setting.variable for setting in SETTINGS} | _OTHER_VARIABLES
+    warnings = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+            if near:
+                warnings.append(f"{name} is not a setting; did you mean {near[0]}?")
+    return warnings
+
+
+def split(values: Mapping[str, Any]) -> tuple[Listen, dict[str, Any], dict[str, Any]]:
+    """Part collected settings into the listener's, the hub's, and the hub's limits."""
+    names = {field.name for field in msgspec.structs.fields(Listen)}
+    listen = Listen(**{key: value for key, value in values.items() if key in names})
+    limits = {
+        key.removeprefix("limits."): value
+        for key, value in values.items()
+        if key.startswith("limits.")
+    }
+    hub = {
+        key: value
+        for key, value in values.items()
+        if key not in names and not key.startswith("limits.")
+    }
+    return listen, hub, limits
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise SettingError(f"cannot read {file}: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise SettingError(f"{file} is not TOML: {exc}") from exc
+    limits = table.pop("limits", {})
+    if not isinstance(limits, dict):
+        raise SettingError(f"{file}: expected a table [limits], not {limits!r}")
+    table.update({f"limits.{key}": value for key, value in limits.items()})
+    values = {}
+    for key, value in table.items():
+        setting = _BY_KEY.get(key)
+        if setting is None:
+            raise SettingError(f"{file}: unknown key {key!r}{_suggest(key)}")
+        values[key] = setting.convert(value, f"{file}: {key}")
+    return values
+
+
+def _suggest(key: str) -> str:
+    # "rooms" at the top level belongs to [limits].
+    if f"limits.{key}" in _BY_KEY:
+        return "; it belongs in the table [limits]"
+    near = difflib.get_close_matches(key, _BY_KEY, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+Command = Callable[..., None]
+
+
+def with_settings(command: Command) -> Command:
+    """Give a command an option for each setting, passed on in its `**options`.
+
+    Every option is a string, or None when absent, so that a bad value gets the same
+    message wherever it came from.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    generated = [
+        inspect.Parameter(
+            setting.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+        )
+        for setting, annotation in ((setting, _option(setting)) for setting in SETTINGS)
+    ]
+
+    @functools.wraps(command)
+    def wrapper(**parameters: Any) -> None:
+        command(**parameters)
+
+    wrapper.__signature__ = signature.replace(parameters=[*own, *generated])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {each.name: each.annotation for each in [*own, *generated]}
+    return wrapper
+
+
+def _option(setting: Setting) -> Any:
+    name = setting.option
+    kind: Any = str
+    metavar: str | None = "TEXT"
+    if setting.type is bool:
+        kind, metavar = bool, None
+        name = f"{name}/--no-{name.removeprefix('--')}"
+    elif get_origin(setting.type) is tuple:
+        kind, metavar = list[str], "A,B"
+    elif get_origin(setting.type) is Literal:
+        metavar = "|".join(get_args(setting.type))
+    elif setting.type is float:
+        metavar = "SECONDS"
+    elif setting.type is int:
+        metavar = "NUMBER"
+    elif setting.key in ("uds", "ssl_certfile", "ssl_keyfile"):
+        metavar = "FILE"
+    return Annotated[
+        kind | None,
+        typer.Option(
+            name,
+            help=f"{HELP.get(setting.key, '')}{_default(setting)}",
+            metavar=metavar,
+            show_default=False,
+        ),
+    ]
+
+
+def _default(setting: Setting) -> str:
+    if setting.default in (None, "", ()):
+        return ""
+    if setting.type is bool:
+        return f" (default: {'on' if setting.default else 'off'})"
+    value = f"{setting.default:g}" if setting.type is float else setting.default
+    return f" (default: {value})"

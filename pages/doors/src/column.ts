@@ -80,9 +80,9 @@ export class Column {
     this.input.placeholder = word;
   }
 
-  setState(state: DoorState, detail?: string): void {
+  setState(state: DoorState): void {
     this.root.dataset["state"] = state;
-    this.part("state").textContent = detail === undefined ? STATES[state] : `${STATES[state]} (${detail})`;
+    this.part("state").textContent = STATES[state];
     this.part("cut-label").textContent =
       state === "cut" ? "Restore this door" : state === "refused" ? "Try again" : "Cut this door";
     this.part("send").setAttribute("aria-disabled", String(state !== "connected"));

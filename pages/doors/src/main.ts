@@ -115,13 +115,13 @@ function changeState(name: DoorName, state: DoorState, detail?: string): void {
   if (state === "reconnecting" && !desk.wasOpen) state = "connecting";
   desk.state = state;
   desk.wasOpen ||= state === "connected";
-  desk.column.setState(state, detail);
+  desk.column.setState(state);
   scale.setState(name, state);
   if (state !== before) census.refresh();
 
   if (state === "connecting") {
     if (detail === undefined) desk.column.setNote("Opening the door…");
-    else desk.column.setNote("No answer yet. Still trying.", "error");
+    else desk.column.setNote(`No answer yet. Still trying (${detail}).`, "error");
   } else if (state === "connected") {
     announcer.say(`${COPY[name].name} connected.`);
   } else {
@@ -168,7 +168,8 @@ function tellAbsence(name: DoorName, detail?: string): void {
   const at = cursor === "" ? "" : ` at cursor ${cursor}`;
   if (state === "cut") column.setNote(`Cut${at}.${gone}`, "away");
   else if (state === "refused") column.setNote(`The server said no: ${detail ?? ""}`, "error");
-  else column.setNote(`Connection lost${at}. Still trying.${gone}`, "away");
+  else if (detail === undefined) column.setNote(`Coming back${at}.${gone}`, "away");
+  else column.setNote(`Connection lost${at} (${detail}). Still trying.${gone}`, "away");
 }
 
 /** Say what a door that was recovered has caught up with so far. */

@@ -9,8 +9,9 @@ export function eventsUrl(): URL {
   return new URL("events", base);
 }
 
-export function backChannelUrl(sid: string): URL {
-  return new URL(`events/${encodeURIComponent(sid)}`, base);
+/** Where a stream's client posts. Its id is public; the session shows that it is the client. */
+export function backChannelUrl(sid: string, session: string): URL {
+  return new URL(`events/${encodeURIComponent(sid)}?session=${session}`, base);
 }
 
 export function statusUrl(): URL {

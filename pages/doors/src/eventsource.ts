@@ -35,7 +35,7 @@ export class EventSourceDoor implements Door {
   }
 
   async send(content: string): Promise<unknown> {
-    const response = await fetch(backChannelUrl(this.sid), {
+    const response = await fetch(backChannelUrl(this.sid, this.session), {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ type: "chat:message", data: { content } }),

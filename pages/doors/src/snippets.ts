@@ -57,11 +57,12 @@ events.addEventListener("chat:message", (event) => {
 
 // After a cut it brings its cursor by itself.
 // The way back is a POST:
-const say = (content) => fetch(\`\${door}/\${sid}\`, {
-  method: "POST",
-  body: JSON.stringify(
-    { type: "chat:message", data: { content } }),
-});
+const say = (content) => fetch(
+  \`\${door}/\${sid}?session=\${key}\`, {
+    method: "POST",
+    body: JSON.stringify(
+      { type: "chat:message", data: { content } }),
+  });
 `,
 };
 

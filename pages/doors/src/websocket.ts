@@ -115,8 +115,8 @@ export class WebSocketDoor implements Door {
       case "welcome":
         this.attempt = 0;
         this.session = frame.session;
-        // After a recovery the replay is still to come: each event of it moves the cursor.
-        if (frame.recovered !== true) this.cursor = frame.offset;
+        // After a recovery the replay is still to come: this is where it begins.
+        this.cursor = frame.offset;
         this.listener.onState("connected");
         this.listener.onTransport("websocket");
         this.listener.onWelcome({

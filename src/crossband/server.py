@@ -317,12 +317,15 @@ class _Uvicorn(uvicorn.Server):
         await self.lifespan.shutdown()
 
     async def _drain(self) -> None:
+        """Wait until every connection has ended, having asked it to."""
         state = self.server_state
         loop = asyncio.get_running_loop()
+        # Hubs close their WebSockets themselves. Cut before the client has answered, it
+        # could lose the close frame to a reset.
         closing = set()
         for connection in list(state.connections):
-            # Has sent its close frame: cut now, it could lose it to a reset.
-            if getattr(connection, "close_sent", False):
+            websocket = self.config.ws_protocol_class
+            if self._hubs and websocket is not None and isinstance(connection, websocket):
                 closing.add(connection)
             else:
                 connection.shutdown()

@@ -1,0 +1,51 @@
+"""Crossband: publish once; every client on every transport gets it, in one order.
+
+One hub with three doors: raw WebSocket, Socket.IO and Server-Sent Events.
+"""
+
+from crossband.asgi import Hub, __version__
+from crossband.broker import Broker, Publication, Session
+from crossband.broker.memory import MemoryBroker
+from crossband.errors import (
+    AckTimeout,
+    CloseCode,
+    ConnectionRefused,
+    CrossbandError,
+    Disconnected,
+    EncodeError,
+    EventError,
+    InvalidMessage,
+)
+from crossband.hub.emitter import Emission, Emitter
+from crossband.hub.events import EventSchema
+from crossband.hub.namespace import Namespace, NamespacePattern
+from crossband.hub.socket import Socket
+from crossband.limits import Limits
+from crossband.session import Handshake
+from crossband.settings import Settings
+
+__all__ = [
+    "AckTimeout",
+    "Broker",
+    "CloseCode",
+    "ConnectionRefused",
+    "CrossbandError",
+    "Disconnected",
+    "Emission",
+    "Emitter",
+    "EncodeError",
+    "EventError",
+    "EventSchema",
+    "Handshake",
+    "Hub",
+    "InvalidMessage",
+    "Limits",
+    "MemoryBroker",
+    "Namespace",
+    "NamespacePattern",
+    "Publication",
+    "Session",
+    "Settings",
+    "Socket",
+    "__version__",
+]

@@ -1,0 +1,157 @@
+"""The embedded broker: one process, everything in memory, every operation atomic."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from itertools import islice
+
+from crossband.broker import Broker, Deliver, Publication, Session
+from crossband.errors import Gap
+
+# Namespaces made by pattern are named by clients: past this many, the log that was
+# idle longest is forgotten, and its cursors become unknown.
+MAX_LOGS = 10_000
+
+
+class Log:
+    """The history of one namespace: contiguous, bounded by count and age."""
+
+    __slots__ = ("_age", "_entries", "_epoch", "_last", "_size")
+
+    def __init__(self, *, size: int, age: float, epoch: str) -> None:
+        self._size = size
+        self._age = age
+        self._epoch = epoch
+        # (time recorded, publication), oldest first; numbered up to _last without holes.
+        self._entries: deque[tuple[float, Publication]] = deque()
+        self._last = 0
+
+    @property
+    def head(self) -> str:
+        return f"{self._epoch}-{self._last}"
+
+    def append(self, publication: Publication, now: float) -> Publication:
+        """Record a publication under the next cursor."""
+        self._last += 1
+        recorded = publication.at(f"{self._epoch}-{self._last}")
+        self._entries.append((now, recorded))
+        self.evict(now)
+        return recorded
+
+    def evict(self, now: float) -> None:
+        """Drop what is over the size or older than the age."""
+        entries = self._entries
+        oldest = now - self._age
+        while entries and (len(entries) > self._size or entries[0][0] < oldest):
+            entries.popleft()
+
+    def after(self, cursor: str, now: float) -> list[Publication]:
+        """Return the publications after a cursor. Raises Gap."""
+        epoch, _, number = cursor.rpartition("-")
+        # 19 digits hold any count; int() of more is slow, and refused past 4,300.
+        if epoch != self._epoch or not number.isascii() or not number.isdigit() or len(number) > 19:
+            raise Gap("unknown")
+        position = int(number)
+        # One cursor, one spelling: "01" was never handed out.
+        if position > self._last or str(position) != number:
+            raise Gap("unknown")
+        self.evict(now)
+        missed = self._last - position
+        if missed > len(self._entries):
+            raise Gap("expired")
+        start = len(self._entries) - missed
+        return [publication for _, publication in islice(self._entries, start, None)]
+
+
+class MemoryBroker(Broker):
+    """Order, record and deliver within one process.
+
+    `history_size` counts publications per namespace, `history_age` is in seconds and also
+    how long a disconnected session is kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        history_size: int = 1_000,
+        history_age: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._size = history_size
+        self._age = history_age
+        self._clock = clock
+        # None until started.
+        self._deliver: Deliver | None = None
+        # Most recently used last.
+        self._logs: OrderedDict[str, Log] = OrderedDict()
+        # Connected sessions never expire; the others are in order of their expiry.
+        self._connected: dict[tuple[str, str], Session] = {}
+        self._waiting: OrderedDict[tuple[str, str], tuple[float, Session]] = OrderedDict()
+
+    async def start(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    async def stop(self) -> None:
+        self._deliver = None
+
+    def publish(self, publication: Publication, *, record: bool = True) -> str | None:
+        if record:
+            publication = self._log(publication.namespace).append(publication, self._clock())
+        if self._deliver is not None:
+            self._deliver(publication)
+        return publication.cursor
+
+    def head(self, namespace: str) -> str:
+        return self._log(namespace).head
+
+    async def history(self, namespace: str, after: str) -> list[Publication]:
+        log = self._logs.get(namespace)
+        if log is None:
+            raise Gap("unknown")
+        return log.after(after, self._clock())
+
+    def save_session(self, session: Session, *, connected: bool) -> None:
+        key = (session.namespace, session.key)
+        if connected:
+            self._waiting.pop(key, None)
+            self._connected[key] = session
+        else:
+            self._connected.pop(key, None)
+            self._waiting.pop(key, None)
+            self._waiting[key] = (self._clock() + self._age, session)
+            self._expire()
+
+    async def take_session(self, namespace: str, key: str) -> Session | None:
+        self._expire()
+        session = self._connected.pop((namespace, key), None)
+        if session is not None:
+            return session
+        waiting = self._waiting.pop((namespace, key), None)
+        return None if waiting is None else waiting[1]
+
+    def drop_session(self, namespace: str, key: str) -> None:
+        self._connected.pop((namespace, key), None)
+        self._waiting.pop((namespace, key), None)
+
+    def _log(self, namespace: str) -> Log:
+        log = self._logs.get(namespace)
+        if log is None:
+            # 40 random bits: an old cursor meets the same epoch once in 10^12.
+            log = Log(size=self._size, age=self._age, epoch=secrets.token_hex(5))
+            self._logs[namespace] = log
+            if len(self._logs) > MAX_LOGS:
+                self._logs.popitem(last=False)
+        else:
+            self._logs.move_to_end(namespace)
+        return log
+
+    def _expire(self) -> None:
+        now = self._clock()
+        while self._waiting:
+            key, (expiry, _) = next(iter(self._waiting.items()))
+            if expiry > now:
+                return
+            del self._waiting[key]

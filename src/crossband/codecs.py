@@ -1,0 +1,223 @@
+"""Turns what the hub says into ready wire messages, one codec per door.
+
+A codec is asked once per publication, whatever the number of recipients; every outbox then
+holds a reference to the same Wire. Knows formats, no connections.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from base64 import b64encode
+from typing import Any
+
+import msgspec
+
+from crossband.broker import Publication
+from crossband.protocol import envelope, payload, socketio, sse
+from crossband.protocol.payload import Payload
+
+
+class Wire:
+    """One message ready to be written; shared by all its recipients."""
+
+    __slots__ = ("_polling", "messages", "size")
+
+    def __init__(self, *messages: str | bytes) -> None:
+        # What is written: WebSocket messages (a text and its binary parts), or stream bytes.
+        self.messages = messages
+        # Bytes; characters of a text, which is near enough to bound an outbox.
+        self.size = sum(map(len, messages))
+        self._polling: str | None = None
+
+    @property
+    def polling(self) -> str:
+        """The Engine.IO packets of this message as text, binary parts in base64."""
+        if self._polling is None:
+            self._polling = "\x1e".join(
+                part if isinstance(part, str) else "b" + b64encode(part).decode()
+                for part in self.messages
+            )
+        return self._polling
+
+
+class Codec(ABC):
+    """The words of one door."""
+
+    @abstractmethod
+    def event(
+        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
+    ) -> Wire:
+        """Encode an event; `head` is the cursor before it when it has none itself."""
+
+    @abstractmethod
+    def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
+        """Encode the acknowledgement of a client's event."""
+
+    @abstractmethod
+    def problem(self, namespace: str, error: dict[str, Any], ack_id: int | None) -> Wire:
+        """Encode the error answer to a client's event."""
+
+    @abstractmethod
+    def welcome(
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+    ) -> Wire | None:
+        """Encode the first message of a socket."""
+
+    @abstractmethod
+    def gap(self, namespace: str, *, reason: str, offset: str) -> Wire | None:
+        """Encode that events were lost."""
+
+    @abstractmethod
+    def shutdown(self, namespace: str, message: str) -> Wire | None:
+        """Encode that the server is going away."""
+
+
+class SocketIOCodec(Codec):
+    """Socket.IO 5 packets inside Engine.IO message packets ("4" and the packet)."""
+
+    def __init__(self, *, recovery: bool) -> None:
+        self._recovery = recovery
+
+    def event(
+        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
+    ) -> Wire:
+        offset = None
+        if self._recovery and ack_id is None:
+            offset = publication.cursor
+            # The client takes any trailing string for an offset once it has a pid.
+            if offset is None and publication.payload.json.endswith(b'"]'):
+                offset = head
+        text = socketio.encode_event(
+            publication.namespace, publication.event, publication.payload, id=ack_id, offset=offset
+        )
+        return Wire("4" + text, *publication.payload.attachments)
+
+    def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
+        return Wire("4" + socketio.encode_ack(namespace, ack_id, data), *data.attachments)
+
+    def problem(self, namespace: str, error: dict[str, Any], ack_id: int | None) -> Wire:
+        data = payload.encode([error])
+        if ack_id is not None:
+            return self.ack(namespace, ack_id, data)
+        return Wire(
+            "4" + socketio.encode_event(namespace, "error", data),
+            *data.attachments,
+        )
+
+    def welcome(
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+    ) -> Wire | None:
+        pid = session if self._recovery else None
+        return Wire("4" + socketio.encode_connect(namespace, sid, pid))
+
+    def gap(self, namespace: str, *, reason: str, offset: str) -> Wire | None:
+        data = payload.encode([{"reason": reason, "offset": offset}])
+        return Wire("4" + socketio.encode_event(namespace, "gap", data))
+
+    def shutdown(self, namespace: str, message: str) -> Wire | None:
+        data = payload.encode([{"message": message}])
+        return Wire("4" + socketio.encode_event(namespace, "server:shutdown", data))
+
+
+class EnvelopeCodec(Codec):
+    """JSON envelopes of the raw WebSocket door."""
+
+    def event(
+        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
+    ) -> Wire:
+        data = payload.to_data(publication.payload)
+        return Wire(
+            envelope.encode_event(publication.event, data, offset=publication.cursor, id=ack_id)
+        )
+
+    def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
+        return Wire(envelope.encode_ack(ack_id, payload.to_data(data)))
+
+    def problem(self, namespace: str, error: dict[str, Any], ack_id: int | None) -> Wire:
+        return Wire(envelope.encode_error(error, ack_id))
+
+    def welcome(
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+    ) -> Wire | None:
+        return Wire(
+            envelope.encode_welcome(sid=sid, session=session, recovered=recovered, offset=offset)
+        )
+
+    def gap(self, namespace: str, *, reason: str, offset: str) -> Wire | None:
+        return Wire(envelope.encode_gap(reason, offset))
+
+    def shutdown(self, namespace: str, message: str) -> Wire | None:
+        return Wire(envelope.encode_shutdown(message))
+
+
+class SSECodec(Codec):
+    """Event stream blocks; what has no field of its own is JSON in `data`."""
+
+    def event(
+        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
+    ) -> Wire:
+        data = payload.to_data(publication.payload).decode()
+        if ack_id is not None:
+            request = envelope.encode_event(publication.event, data.encode(), id=ack_id)
+            return Wire(sse.encode_event(request, event="ack:request"))
+        return Wire(sse.encode_event(data, event=publication.event, id=publication.cursor))
+
+    def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
+        return Wire(sse.encode_event(payload.to_data(data).decode(), event="ack"))
+
+    def problem(self, namespace: str, error: dict[str, Any], ack_id: int | None) -> Wire:
+        return self._control("error", error)
+
+    def welcome(
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+    ) -> Wire | None:
+        data = {"sid": sid, "session": session, "recovered": recovered, "offset": offset}
+        return self._control("welcome", data, id=offset)
+
+    def gap(self, namespace: str, *, reason: str, offset: str) -> Wire | None:
+        return self._control("gap", {"reason": reason, "offset": offset}, id=offset)
+
+    def shutdown(self, namespace: str, message: str) -> Wire | None:
+        return self._control("server:shutdown", {"message": message})
+
+    @staticmethod
+    def _control(event: str, data: dict[str, Any], *, id: str | None = None) -> Wire:
+        return Wire(sse.encode_event(msgspec.json.encode(data).decode(), event=event, id=id))
+
+
+class PlainCodec(Codec):
+    """Bare frames: a string is a text frame, bytes a binary frame, the rest JSON text."""
+
+    def event(
+        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
+    ) -> Wire:
+        args = payload.decode(publication.payload)
+        value = args[0] if len(args) == 1 else args
+        if isinstance(value, (str, bytes)):
+            return Wire(value)
+        return Wire(payload.to_data(publication.payload).decode())
+
+    def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
+        raise AssertionError("a plain frame cannot ask for an acknowledgement")
+
+    def problem(self, namespace: str, error: dict[str, Any], ack_id: int | None) -> Wire:
+        return Wire(envelope.encode_error(error, None))
+
+    def welcome(
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+    ) -> Wire | None:
+        return None
+
+    def gap(self, namespace: str, *, reason: str, offset: str) -> Wire | None:
+        return None
+
+    def shutdown(self, namespace: str, message: str) -> Wire | None:
+        return Wire(envelope.encode_shutdown(message))
+
+
+# Codecs hold no state: one of each serves every socket.
+SOCKETIO = SocketIOCodec(recovery=True)
+SOCKETIO_PLAIN = SocketIOCodec(recovery=False)
+ENVELOPE = EnvelopeCodec()
+SSE = SSECodec()
+PLAIN = PlainCodec()

@@ -1,0 +1,168 @@
+"""Exceptions, the error codes clients see, and the WebSocket close codes.
+
+Bottom layer: imports nothing from the package.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final
+
+
+class CloseCode(IntEnum):
+    """WebSocket close codes the server sends (RFC 6455 §7.4.1; 4000-4999 are ours).
+
+    `reconnect` tells whether a client should come back after it.
+    """
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    UNSUPPORTED_DATA = 1003
+    INVALID_DATA = 1007
+    POLICY_VIOLATION = 1008
+    MESSAGE_TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    TRY_AGAIN_LATER = 1013
+    REFUSED = 4403
+    DISCONNECTED = 4000
+    SESSION_TAKEN = 4001
+    SLOW_CLIENT = 4008
+
+    @property
+    def reconnect(self) -> bool:
+        """Tell whether a client that was closed with this code should come back."""
+        return self in _RECONNECT
+
+
+_RECONNECT: Final = frozenset(
+    {
+        CloseCode.GOING_AWAY,
+        CloseCode.INTERNAL_ERROR,
+        CloseCode.TRY_AGAIN_LATER,
+        CloseCode.SLOW_CLIENT,
+    }
+)
+
+# code -> (fixed text, HTTP status where the door is HTTP)
+ERRORS: Final[dict[str, tuple[str, int]]] = {
+    "invalid_message": ("Invalid message format", 422),
+    "invalid_request": ("Invalid request", 400),
+    "message_too_large": ("Message too large", 413),
+    "rate_limited": ("Rate limit exceeded", 429),
+    "too_many_connections": ("Too many connections", 503),
+    "unauthorized": ("Unauthorized", 401),
+    "origin_not_allowed": ("Origin not allowed", 403),
+    "refused": ("Refused", 403),
+    "not_found": ("Not found", 404),
+    "unknown_event": ("Unknown event", 404),
+    "unknown_client": ("Unknown client", 404),
+    "unknown_ack": ("Unknown acknowledgement", 404),
+    "invalid_namespace": ("Invalid namespace", 404),
+    "method_not_allowed": ("Method not allowed", 405),
+    "too_many_rooms": ("Too many rooms", 403),
+    "too_many_namespaces": ("Too many namespaces", 403),
+    "shutting_down": ("Server shutting down", 503),
+    "internal_error": ("Internal server error", 500),
+}
+
+
+class CrossbandError(Exception):
+    """Base of every exception Crossband raises."""
+
+
+class EncodeError(CrossbandError, ValueError):
+    """An event name, room or payload cannot be put on the wire."""
+
+
+class ProtocolError(CrossbandError, ValueError):
+    """Bytes from the other side break a protocol; the message names the clause.
+
+    `close_code` is the WebSocket close code that ends such a connection.
+    """
+
+    def __init__(self, message: str, *, close_code: CloseCode = CloseCode.PROTOCOL_ERROR) -> None:
+        super().__init__(message)
+        self.close_code = close_code
+
+
+class EventError(CrossbandError):
+    """Answer a client's event with an error.
+
+    Raise it in a handler or an event middleware. The client sees
+    `{"code": code, "error": message, **details}` on every door: in its acknowledgement when
+    it asked for one, else as an `error` event. Anything else a handler raises becomes
+    `internal_error`, with no details, and is logged.
+    """
+
+    def __init__(self, message: str = "", *, code: str = "refused", **details: Any) -> None:
+        text, status = ERRORS.get(code, ("Refused", 403))
+        self.message = message or text
+        self.code = code
+        self.status = status
+        self.details = details
+        super().__init__(self.message)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the client is told: code, error and the details."""
+        return {"code": self.code, "error": self.message, **self.details}
+
+
+class InvalidMessage(EventError):
+    """A message that does not fit: not decodable, or not of the handler's type."""
+
+    def __init__(self, reason: str, *, path: str = "$", **details: Any) -> None:
+        super().__init__(code="invalid_message", path=path, reason=reason, **details)
+
+
+class MessageTooLarge(EventError):
+    """A message over the size limit, `max_size` in bytes."""
+
+    def __init__(self, max_size: int) -> None:
+        super().__init__(code="message_too_large", maxSize=max_size)
+
+
+class ConnectionRefused(EventError):
+    """Refuse a client: raise it in a connect middleware.
+
+    Socket.IO sees `connect_error` with `message` and `data`; raw WebSocket and SSE get
+    `status` (HTTP, 4xx) with a JSON body before any upgrade.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        data: Any = None,
+        status: int = 403,
+        code: str = "refused",
+    ) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.data = data
+        if data is not None:
+            self.details = {"data": data}
+
+
+class AckTimeout(CrossbandError, TimeoutError):
+    """Not every client acknowledged in time; `responses` holds those that did."""
+
+    def __init__(self, message: str, responses: list[Any] | None = None) -> None:
+        super().__init__(message)
+        self.responses: list[Any] = responses if responses is not None else []
+
+
+class Disconnected(CrossbandError, ConnectionError):
+    """The socket left before it acknowledged."""
+
+
+class Gap(CrossbandError):
+    """A cursor can no longer be caught up from.
+
+    `reason` is one of `unknown` (another epoch, or not a cursor of this namespace), `expired`
+    (older than the history) and `session` (the session to resume is gone).
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"cannot resume: {reason}")
+        self.reason = reason

@@ -1,0 +1,1 @@
+"""Namespaces, rooms, dispatch and fan-out. Knows codecs and connections, no transport."""

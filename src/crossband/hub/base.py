@@ -1,0 +1,507 @@
+"""The hub without its doors: namespaces, broker, admission and departure of sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import logging
+import re
+import secrets
+import string
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, overload
+
+import msgspec
+
+from crossband.broker import Broker, Publication, Session
+from crossband.broker.memory import MemoryBroker
+from crossband.codecs import Codec
+from crossband.errors import CloseCode, ConnectionRefused, EncodeError, EventError, Gap
+from crossband.hub.catchup import CatchUp
+from crossband.hub.events import check_name
+from crossband.hub.namespace import Namespace, NamespacePattern, call
+from crossband.hub.socket import FINAL_REASONS, Socket
+from crossband.session import Connection, Handshake, Ticker
+from crossband.settings import Settings
+
+logger = logging.getLogger("crossband")
+
+# Socket ids are 20 characters: the sharded Redis adapter knows them by that.
+SID_LENGTH = 20
+_ID_ALPHABET = string.ascii_letters + string.digits
+_SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
+# Seconds a client without a session, coming back with a cursor, waits for its connect
+# handler to join rooms before its missed events are sent.
+CONNECT_HANDLER_TIME = 1.0
+
+
+def new_id() -> str:
+    """Return a fresh public id of 20 characters."""
+    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(SID_LENGTH))
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What a client shows in order to be caught up."""
+
+    # A session key; None when it has none to show.
+    key: str | None = None
+    # The last cursor it saw.
+    cursor: str | None = None
+    # The key was handed out by an earlier CONNECT (Socket.IO `pid`), so that a missing
+    # cursor means "nothing received yet", not "start anew".
+    returning: bool = False
+
+
+@dataclass(slots=True)
+class Admission:
+    """A client that was let in and is not welcomed yet: exactly one of `open`, `withdraw`."""
+
+    socket: Socket
+    # Where it continues; None when it starts anew.
+    cursor: str | None
+    # Why it could not continue; None when it could, or did not ask to.
+    gap: str | None
+    catch_up: CatchUp | None
+    # The session that was taken from the broker, to be put back if the client goes away.
+    taken: Session | None
+
+
+class BaseHub(Namespace):
+    """All namespaces of one node; itself the namespace `/`."""
+
+    def __init__(self, broker: Broker | str | None = None, **settings: Any) -> None:
+        super().__init__(self, "/")
+        self.settings = _settings(Settings(), settings)
+        if isinstance(broker, str):
+            if broker != "memory://":
+                scheme = broker.partition(":")[0]
+                raise ValueError(f"no broker for {scheme!r}: this version has 'memory://'")
+            broker = None
+        # False when the hub makes its own from the settings.
+        self._own_broker = broker is None
+        self._broker: Broker | None = broker
+        self.namespaces: dict[str, Namespace] = {"/": self}
+        self._patterns: list[NamespacePattern] = []
+        self._ack_ids = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # None until started; emits from other threads are sent to it.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: int | None = None
+        self._ticker: Ticker | None = None
+        self._started_at = 0.0
+        self.stopping = False
+
+    # Set-up.
+
+    def configure(self, **settings: Any) -> None:
+        """Change settings before the hub starts.
+
+        Raises ValueError for one that is unknown or does not fit, RuntimeError once started.
+        """
+        if self._loop is not None:
+            raise RuntimeError("the hub is running: settings are fixed")
+        self.settings = _settings(self.settings, settings)
+        if self._own_broker:
+            self._broker = None
+
+    @property
+    def broker(self) -> Broker:
+        if self._broker is None:
+            self._broker = MemoryBroker(
+                history_size=self.settings.history_size, history_age=self.settings.history_age
+            )
+        return self._broker
+
+    @overload
+    def of(self, name: str, *, plain: bool = False) -> Namespace: ...
+    @overload
+    def of(
+        self, name: re.Pattern[str] | Callable[[str], bool], *, plain: bool = False
+    ) -> NamespacePattern: ...
+    def of(
+        self, name: str | re.Pattern[str] | Callable[[str], bool], *, plain: bool = False
+    ) -> Namespace | NamespacePattern:
+        """Return a namespace by name, or declare all that a pattern or function matches.
+
+        `plain` makes the raw WebSocket door speak bare text and binary frames there, as
+        `message` events. Raises EncodeError for an unusable name.
+        """
+        if not isinstance(name, str):
+            matches = _full_match(name) if isinstance(name, re.Pattern) else name
+            pattern = NamespacePattern(self, matches, plain=plain)
+            self._patterns.append(pattern)
+            return pattern
+        if not name.startswith("/"):
+            name = "/" + name
+        namespace = self.find(name)
+        if namespace is None:
+            check_name(name, "a namespace name")
+            namespace = self.namespaces[name] = Namespace(self, name, plain=plain)
+        elif plain:
+            namespace.plain = True
+        return namespace
+
+    def find(self, name: str) -> Namespace | None:
+        """Return a declared namespace, making it if a pattern matches; else None."""
+        namespace = self.namespaces.get(name)
+        if namespace is not None:
+            return namespace
+        for pattern in self._patterns:
+            if pattern.matches(name):
+                namespace = Namespace(self, name, plain=pattern.plain, registry=pattern.registry)
+                self.namespaces[name] = namespace
+                return namespace
+        return None
+
+    # Life.
+
+    @property
+    def started(self) -> bool:
+        return self._loop is not None
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the hub started; 0 before."""
+        return time.monotonic() - self._started_at if self.started else 0.0
+
+    @property
+    def ticker(self) -> Ticker:
+        assert self._ticker is not None, "the hub is not started"
+        return self._ticker
+
+    async def start(self) -> None:
+        """Start on the running event loop. Does nothing when started there."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError("the hub runs on another event loop: stop it there first")
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._ticker = Ticker(loop)
+        self._started_at = time.monotonic()
+        self.stopping = False
+        self._start_doors(loop)
+        await self.broker.start(self._deliver)
+
+    async def stop(self) -> None:
+        """Tell all clients, end their connections, finish what is being handled.
+
+        Returns within `shutdown_timeout` seconds; what still runs then is cancelled.
+        """
+        if self._loop is None or self.stopping:
+            return
+        self.stopping = True
+        for namespace in list(self.namespaces.values()):
+            for socket in list(namespace.sockets.values()):
+                farewell = socket.codec.shutdown(namespace.name, "Server shutting down")
+                if farewell is not None:
+                    socket.connection.push(farewell)
+        await self._stop_doors()
+        for namespace in list(self.namespaces.values()):
+            for socket in list(namespace.sockets.values()):
+                self.leave(socket, "server shutting down")
+        if self._tasks:
+            current = asyncio.current_task()
+            waiting = {task for task in self._tasks if task is not current}
+            if waiting:
+                _, pending = await asyncio.wait(waiting, timeout=self.settings.shutdown_timeout)
+                for task in pending:
+                    task.cancel()
+                if pending:
+                    await asyncio.wait(pending, timeout=1.0)
+        await self.broker.stop()
+        self._loop = None
+        self._thread = None
+
+    def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start what the doors need; the ASGI hub has them."""
+
+    async def _stop_doors(self) -> None:
+        """End all connections."""
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a task that `stop` waits for."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def next_ack_id(self) -> int:
+        return next(self._ack_ids)
+
+    # Publishing.
+
+    def post(
+        self, publication: Publication, *, record: bool
+    ) -> str | Awaitable[str | None] | concurrent.futures.Future[str | None] | None:
+        """Hand a publication to the broker, on the hub's own thread."""
+        loop = self._loop
+        if loop is None or self._thread == threading.get_ident():
+            return self.broker.publish(publication, record=record)
+        outcome: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+
+        async def settle(pending: Awaitable[str | None]) -> None:
+            try:
+                outcome.set_result(await pending)
+            except Exception as error:
+                outcome.set_exception(error)
+
+        def publish() -> None:
+            try:
+                cursor = self.broker.publish(publication, record=record)
+            except Exception as error:
+                outcome.set_exception(error)
+                return
+            if cursor is None or isinstance(cursor, str):
+                outcome.set_result(cursor)
+            else:
+                self.spawn(settle(cursor))
+
+        loop.call_soon_threadsafe(publish)
+        return outcome
+
+    def _deliver(self, publication: Publication) -> None:
+        namespace = self.namespaces.get(publication.namespace)
+        if namespace is not None:
+            namespace.deliver(publication)
+
+    # Clients.
+
+    async def admit(
+        self,
+        connection: Connection,
+        name: str,
+        handshake: Handshake,
+        codec: Codec,
+        *,
+        resume: Resume,
+        rooms: Sequence[str] = (),
+    ) -> Admission:
+        """Let a client into a namespace, or raise ConnectionRefused.
+
+        Runs the connect middlewares. Nothing is sent yet: the transport answers the client
+        and calls `open`, or `withdraw` when the client is gone by then.
+        """
+        if self.stopping:
+            raise ConnectionRefused(code="shutting_down", status=503)
+        namespace = self.find(name)
+        if namespace is None:
+            raise ConnectionRefused(code="invalid_namespace", status=404)
+        if resume.key is not None and _SESSION_KEY.fullmatch(resume.key) is None:
+            raise ConnectionRefused(
+                "Invalid session: 16 to 64 characters of A-Z a-z 0-9 . _ -",
+                code="invalid_request",
+                status=400,
+            )
+        admission = await self._resume(namespace, connection, handshake, codec, resume)
+        socket = admission.socket
+        try:
+            with _refusal("room"):
+                await socket.join(*rooms)
+            for function in namespace.registry.uses:
+                await call(function, socket)
+        except BaseException as error:
+            self.withdraw(admission)
+            if isinstance(error, ConnectionRefused) or not isinstance(error, Exception):
+                raise
+            if isinstance(error, EventError):
+                raise ConnectionRefused(
+                    error.message, code=error.code, status=error.status
+                ) from error
+            logger.exception("a connect middleware of namespace %r failed", name)
+            raise ConnectionRefused(code="internal_error", status=500) from error
+        return admission
+
+    async def _resume(
+        self,
+        namespace: Namespace,
+        connection: Connection,
+        handshake: Handshake,
+        codec: Codec,
+        resume: Resume,
+    ) -> Admission:
+        taken: Session | None = None
+        gap: str | None = None
+        catch_up: CatchUp | None = None
+        cursor = resume.cursor
+        if resume.key is not None:
+            taken = await self.broker.take_session(namespace.name, resume.key)
+            if taken is None and (cursor is not None or resume.returning):
+                gap = "session"
+            elif taken is not None and cursor is None and resume.returning:
+                cursor = taken.cursor
+        if cursor is not None:
+            hold = namespace.hold()
+            try:
+                missed = await self.broker.history(namespace.name, cursor)
+                if gap is None:
+                    catch_up = CatchUp(missed, hold)
+            except Gap as error:
+                gap = error.reason
+            finally:
+                if catch_up is None:
+                    namespace.unhold(hold)
+        if taken is not None and catch_up is not None:
+            record = Session(
+                taken.namespace, taken.key, taken.sid, set(taken.rooms), taken.data, taken.cursor
+            )
+        else:
+            # A new pid tells a Socket.IO client that it was not recovered; a key the client
+            # chose itself it will show again, whatever is answered.
+            key = None if resume.returning else resume.key
+            record = Session(
+                namespace.name,
+                key if key is not None else secrets.token_urlsafe(24),
+                new_id(),
+                set(),
+                {},
+                self.broker.head(namespace.name),
+            )
+        socket = Socket(
+            namespace,
+            connection,
+            codec,
+            handshake,
+            record,
+            recovered=taken is not None and catch_up is not None,
+        )
+        return Admission(socket, cursor, gap, catch_up, taken)
+
+    def withdraw(self, admission: Admission) -> None:
+        """Undo an admission: the client was refused, or left before its welcome."""
+        namespace = admission.socket.namespace
+        if admission.catch_up is not None:
+            namespace.release(admission.catch_up)
+        taken = admission.taken
+        if taken is not None:
+            live = namespace.live(taken.key)
+            self.broker.save_session(taken, connected=live is not None)
+        self._forget_if_empty(namespace)
+
+    def open(self, admission: Admission) -> None:
+        """Welcome an admitted client: from here on it receives, in order, all it should."""
+        socket = admission.socket
+        namespace = socket.namespace
+        # A pattern's namespace may have emptied meanwhile.
+        self.namespaces.setdefault(namespace.name, namespace)
+        catch_up = admission.catch_up
+        # The same client again, before its old connection was found dead.
+        for key in {socket.session, *([admission.taken.key] if admission.taken else [])}:
+            live = namespace.live(key)
+            if live is not None:
+                self.leave(live, "transport close", keep_session=False)
+                live.connection.end_socket(
+                    namespace.name, CloseCode.SESSION_TAKEN, "resumed elsewhere"
+                )
+        socket.connected = True
+        namespace.add(socket)
+        self.broker.save_session(socket.record, connected=True)
+        head = self.broker.head(namespace.name)
+        codec = socket.codec
+        welcome = codec.welcome(
+            namespace.name,
+            sid=socket.id,
+            session=socket.session,
+            recovered=catch_up is not None,
+            offset=admission.cursor if catch_up is not None and admission.cursor else head,
+        )
+        if welcome is not None:
+            socket.connection.push(welcome)
+        if admission.gap is not None:
+            notice = codec.gap(namespace.name, reason=admission.gap, offset=head)
+            if notice is not None:
+                socket.connection.push(notice)
+        if catch_up is not None:
+            catch_up.socket = socket
+            socket.catching = catch_up
+            if admission.taken is not None or not namespace.registry.connect:
+                namespace.advance(socket)
+            else:
+                # Without a session its rooms are those the connect handler will join.
+                timer = asyncio.get_running_loop().call_later(
+                    CONNECT_HANDLER_TIME, namespace.advance, socket
+                )
+                socket.enqueue(lambda: self._connect_then_advance(socket, timer))
+                return
+        if namespace.registry.connect:
+            socket.enqueue(lambda: namespace.connected(socket))
+
+    async def _connect_then_advance(self, socket: Socket, timer: asyncio.TimerHandle) -> None:
+        try:
+            await socket.namespace.connected(socket)
+        finally:
+            if not timer.cancelled():
+                timer.cancel()
+                socket.namespace.advance(socket)
+
+    def leave(self, socket: Socket, reason: str, *, keep_session: bool = True) -> None:
+        """Take a socket out of its namespace, and keep its session if it may come back."""
+        if not socket.connected:
+            return
+        socket.connected = False
+        namespace = socket.namespace
+        namespace.remove(socket)
+        if keep_session and reason not in FINAL_REASONS:
+            self.broker.save_session(socket.record, connected=False)
+        elif keep_session:
+            self.broker.drop_session(namespace.name, socket.session)
+        socket.left()
+        if namespace.registry.disconnect:
+            socket.enqueue(lambda: namespace.disconnected(socket, reason))
+        self._forget_if_empty(namespace)
+
+    def part(self, socket: Socket, *, close: bool) -> None:
+        """Disconnect a socket from the server's side, for good."""
+        self.leave(socket, "server namespace disconnect")
+        socket.connection.end_socket(
+            socket.namespace.name,
+            CloseCode.DISCONNECTED,
+            "server namespace disconnect",
+            close=close,
+        )
+
+    def _forget_if_empty(self, namespace: Namespace) -> None:
+        # Clients name these: none may outlive its sockets.
+        if not namespace.sockets and any(
+            namespace.registry is pattern.registry for pattern in self._patterns
+        ):
+            self.namespaces.pop(namespace.name, None)
+
+
+def _full_match(pattern: re.Pattern[str]) -> Callable[[str], bool]:
+    return lambda name: pattern.fullmatch(name) is not None
+
+
+@contextmanager
+def _refusal(what: str) -> Iterator[None]:
+    try:
+        yield
+    except EncodeError as error:
+        raise ConnectionRefused(
+            f"Invalid {what}: {error}", code="invalid_request", status=400
+        ) from None
+
+
+def _settings(base: Settings, changes: Mapping[str, Any]) -> Settings:
+    known = {item.name: item for item in msgspec.structs.fields(Settings)}
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r}")
+    try:
+        merged = msgspec.structs.replace(base, **changes)
+        # Checks the types, and takes lists for tuples and dicts for limits.
+        return msgspec.convert(
+            {name: getattr(merged, name) for name in known}, Settings, from_attributes=True
+        )
+    except msgspec.ValidationError as error:
+        raise ValueError(f"invalid setting: {error}") from None
+
+
+__all__ = ["Admission", "BaseHub", "Resume", "new_id"]

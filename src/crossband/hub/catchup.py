@@ -1,0 +1,46 @@
+"""The hand-over from recorded events to live ones, for a client that came back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from crossband.broker import Publication
+
+if TYPE_CHECKING:
+    from crossband.hub.socket import Socket
+
+
+class CatchUp:
+    """What one client still has coming before it is live, in order, once.
+
+    `hold` collects everything its namespace publishes from before the history was read, so
+    what the history has too is skipped there. The client is live at the moment both are empty.
+    """
+
+    __slots__ = ("_missed", "_seen", "hold", "socket")
+
+    def __init__(self, missed: Iterable[Publication], hold: deque[Publication]) -> None:
+        self._missed = deque(missed)
+        self._seen = {publication.cursor for publication in self._missed}
+        self.hold = hold
+        # None until opened.
+        self.socket: Socket | None = None
+
+    def next(self) -> Publication | None:
+        """Return the next publication of the namespace; None when live."""
+        if self._missed:
+            return self._missed.popleft()
+        while self.hold:
+            publication = self.hold.popleft()
+            if publication.cursor not in self._seen:
+                return publication
+        return None
+
+
+def concerns(publication: Publication, rooms: frozenset[str]) -> bool:
+    """Tell whether a publication was for a socket in these rooms."""
+    if publication.rooms and rooms.isdisjoint(publication.rooms):
+        return False
+    return rooms.isdisjoint(publication.except_)

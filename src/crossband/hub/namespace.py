@@ -1,0 +1,463 @@
+"""A namespace: its handlers, its rooms, and the fan-out of what is published in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from crossband.broker import Publication
+from crossband.codecs import PLAIN, Codec, Wire
+from crossband.errors import AckTimeout, CrossbandError, EventError
+from crossband.hub.catchup import CatchUp, concerns
+from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
+from crossband.hub.events import (
+    RECEIVED_RESERVED,
+    EventSchema,
+    Handler,
+    check_event,
+    check_name,
+    is_async,
+)
+from crossband.hub.socket import Incoming, Socket
+from crossband.protocol import payload
+from crossband.protocol.payload import Payload
+
+if TYPE_CHECKING:
+    from crossband.hub.base import BaseHub
+
+logger = logging.getLogger("crossband")
+
+F = TypeVar("F", bound=Handler)
+
+
+class Registry:
+    """The handlers of a namespace, or of all that one pattern matches."""
+
+    __slots__ = ("any", "connect", "disconnect", "event_uses", "events", "uses")
+
+    def __init__(self) -> None:
+        self.events: dict[str, EventSchema] = {}
+        self.connect: list[Handler] = []
+        self.disconnect: list[Handler] = []
+        self.any: list[Handler] = []
+        self.uses: list[Handler] = []
+        self.event_uses: list[Handler] = []
+
+
+class Handlers:
+    """The decorators that namespaces and patterns of namespaces share."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    @property
+    def events(self) -> Mapping[str, EventSchema]:
+        """The events clients may send here, by name, with their schemas."""
+        return MappingProxyType(self.registry.events)
+
+    @overload
+    def on(self, event: str) -> Callable[[F], F]: ...
+    @overload
+    def on(self, event: str, handler: F) -> F: ...
+    def on(self, event: str, handler: F | None = None) -> F | Callable[[F], F]:
+        """Handle an event: `handler(socket, *payload)`, plain or async.
+
+        The annotations of the payload arguments are the event's schema; what the handler
+        returns is the acknowledgement. `connect` handlers get the socket, once its client has
+        been welcomed; `disconnect` handlers the socket and the reason. Plain functions run on
+        the event loop and must not block. Raises ValueError when the event has a handler.
+        """
+        if handler is None:
+            return lambda function: self.on(event, function)
+        if event == "connect":
+            self.registry.connect.append(handler)
+        elif event == "disconnect":
+            self.registry.disconnect.append(handler)
+        else:
+            check_name(event, "an event name")
+            if event in RECEIVED_RESERVED:
+                raise ValueError(f"{event!r} is a reserved event name")
+            if event in self.registry.events:
+                raise ValueError(f"{event!r} has a handler already")
+            self.registry.events[event] = EventSchema(event, handler)
+        return handler
+
+    def on_any(self, handler: F) -> F:
+        """Hear every event before its handler: `handler(socket, event, args)`."""
+        self.registry.any.append(handler)
+        return handler
+
+    def use(self, middleware: F) -> F:
+        """Examine every client before it is let in: `middleware(socket)`.
+
+        Raise ConnectionRefused to refuse it.
+        """
+        self.registry.uses.append(middleware)
+        return middleware
+
+    def use_event(self, middleware: F) -> F:
+        """Examine every event before its handler: `middleware(socket, event, args)`.
+
+        Raise EventError to refuse it; the sender is answered with it.
+        """
+        self.registry.event_uses.append(middleware)
+        return middleware
+
+
+async def call(function: Handler, *args: Any) -> Any:
+    """Call a plain or async function."""
+    result = function(*args)
+    if is_async(function) or asyncio.iscoroutine(result):
+        return await result
+    return result
+
+
+class Namespace(Handlers):
+    """A channel of its own over the same connections: handlers, sockets, rooms, one order."""
+
+    def __init__(
+        self,
+        hub: BaseHub,
+        name: str,
+        *,
+        plain: bool = False,
+        registry: Registry | None = None,
+    ) -> None:
+        super().__init__(registry if registry is not None else Registry())
+        self.hub = hub
+        self.name = name
+        # The raw WebSocket door speaks bare frames here, no envelopes.
+        self.plain = plain
+        # By socket id; the room of a socket's own id is this, not an entry of _rooms.
+        self._sockets: dict[str, Socket] = {}
+        # Dicts for their order: fan-out is in order of joining.
+        self._rooms: dict[str, dict[Socket, None]] = {}
+        # By session key, connected sockets only.
+        self._by_session: dict[str, Socket] = {}
+        # Everything recorded is also given to these while somebody catches up.
+        self._holds: list[deque[Publication]] = []
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.name!r}: {len(self._sockets)} sockets>"
+
+    @property
+    def sockets(self) -> Mapping[str, Socket]:
+        """The connected sockets of this node, by id."""
+        return MappingProxyType(self._sockets)
+
+    @property
+    def rooms(self) -> Mapping[str, Collection[str]]:
+        """The rooms of this node and the ids in each; a snapshot."""
+        rooms: dict[str, Collection[str]] = {sid: frozenset((sid,)) for sid in self._sockets}
+        for room, members in self._rooms.items():
+            ids = {socket.id for socket in members}
+            rooms[room] = frozenset(ids.union(rooms.get(room, ())))
+        return rooms
+
+    @property
+    def room_count(self) -> int:
+        """The number of rooms that were joined by name."""
+        return len(self._rooms)
+
+    def to(self, *rooms: str) -> Emitter:
+        """Choose the sockets in any of these rooms (a socket's id is a room)."""
+        return Emitter(self).to(*rooms)
+
+    in_ = to
+
+    def except_(self, *rooms: str) -> Emitter:
+        """Choose everybody but the sockets in these rooms."""
+        return Emitter(self).except_(*rooms)
+
+    @property
+    def volatile(self) -> Emitter:
+        """Do not record the event, and drop it for clients that are behind."""
+        return Emitter(self, volatile=True)
+
+    def timeout(self, seconds: float) -> Emitter:
+        """Wait this long for acknowledgements."""
+        return Emitter(self, timeout=seconds)
+
+    def emit(self, event: str, *args: Any) -> Emission:
+        """Publish an event to everybody here. As `Emitter.emit`."""
+        return self.publish(event, args, (), (), False)
+
+    async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
+        """Send an event to everybody here and gather the answers. As `Emitter.emit_with_ack`."""
+        return await self.gather(event, args, (), (), timeout=ACK_TIMEOUT)
+
+    async def fetch_sockets(self) -> list[Socket]:
+        """Return all sockets."""
+        return self.match((), ())
+
+    async def sockets_join(self, *rooms: str) -> None:
+        """Make all sockets join rooms."""
+        await Emitter(self).sockets_join(*rooms)
+
+    async def sockets_leave(self, *rooms: str) -> None:
+        """Make all sockets leave rooms."""
+        await Emitter(self).sockets_leave(*rooms)
+
+    async def disconnect_sockets(self, close: bool = False) -> None:
+        """Disconnect all sockets; with `close`, their whole connections."""
+        await Emitter(self).disconnect_sockets(close)
+
+    # Fan-out.
+
+    def publish(
+        self,
+        event: str,
+        args: Sequence[Any],
+        rooms: tuple[str, ...],
+        except_: tuple[str, ...],
+        volatile: bool,
+    ) -> Emission:
+        check_event(event)
+        publication = Publication(self.name, event, payload.encode(args), rooms, except_)
+        return Emission(self.hub.post(publication, record=not volatile))
+
+    def deliver(self, publication: Publication) -> None:
+        """Give a publication to its recipients. Hot: the loop is once per recipient."""
+        recorded = publication.cursor is not None
+        if recorded:
+            for hold in self._holds:
+                hold.append(publication)
+        wires: dict[Codec, Wire] = {}
+        for socket in self.match(publication.rooms, publication.except_):
+            connection = socket.connection
+            # What a client that catches up gets is in its hold, in its place.
+            if socket.catching is not None or (not recorded and connection.behind):
+                continue
+            codec = socket.codec
+            wire = wires.get(codec)
+            if wire is None:
+                wire = wires[codec] = codec.event(
+                    publication, head=None if recorded else self.hub.broker.head(self.name)
+                )
+            connection.push(wire)
+
+    def match(self, rooms: Iterable[str], except_: Iterable[str]) -> list[Socket]:
+        """Return the sockets in any of the rooms (none: all) and in none of `except_`."""
+        if rooms:
+            chosen: dict[Socket, None] = {}
+            for room in rooms:
+                members = self._rooms.get(room)
+                if members is not None:
+                    chosen.update(members)
+                own = self._sockets.get(room)
+                if own is not None:
+                    chosen[own] = None
+            found = list(chosen)
+        else:
+            found = list(self._sockets.values())
+        if except_:
+            left_out = set(self.match(except_, ()))
+            return [socket for socket in found if socket not in left_out]
+        return found
+
+    async def gather(
+        self,
+        event: str,
+        args: Sequence[Any],
+        rooms: tuple[str, ...],
+        except_: tuple[str, ...],
+        *,
+        timeout: float,
+    ) -> list[Any]:
+        check_event(event)
+        publication = Publication(self.name, event, payload.encode(args), rooms, except_)
+        # One id for all, so that the packet is encoded once.
+        ack_id = self.hub.next_ack_id()
+        wires: dict[Codec, Wire] = {}
+        answers: list[asyncio.Future[Any]] = []
+        asked: list[Socket] = []
+        for socket in self.match(rooms, except_):
+            if socket.codec is PLAIN:
+                continue
+            try:
+                answers.append(socket.expect_ack(ack_id))
+            except CrossbandError:
+                lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                lost.cancel()
+                answers.append(lost)
+                continue
+            asked.append(socket)
+            codec = socket.codec
+            wire = wires.get(codec)
+            if wire is None:
+                wire = wires[codec] = codec.event(publication, ack_id=ack_id)
+            socket.connection.push(wire)
+        if not answers:
+            return []
+        try:
+            await asyncio.wait(answers, timeout=timeout)
+        finally:
+            for socket in asked:
+                socket.forget_ack(ack_id)
+        responses = [
+            answer.result()
+            for answer in answers
+            if answer.done() and not answer.cancelled() and answer.exception() is None
+        ]
+        if len(responses) < len(answers):
+            raise AckTimeout(
+                f"{len(responses)} of {len(answers)} clients acknowledged {event!r} "
+                f"within {timeout:g} s",
+                responses,
+            )
+        return responses
+
+    # Membership; called by the hub and by sockets.
+
+    def live(self, key: str) -> Socket | None:
+        """Return the connected socket of a session."""
+        return self._by_session.get(key)
+
+    def add(self, socket: Socket) -> None:
+        self._sockets[socket.id] = socket
+        self._by_session[socket.session] = socket
+        for room in socket.record.rooms:
+            self.enter(socket, room)
+
+    def remove(self, socket: Socket) -> None:
+        if self._sockets.get(socket.id) is socket:
+            del self._sockets[socket.id]
+        if self._by_session.get(socket.session) is socket:
+            del self._by_session[socket.session]
+        for room in socket.record.rooms:
+            self.exit(socket, room)
+        if socket.catching is not None:
+            self.release(socket.catching)
+            socket.catching = None
+
+    def enter(self, socket: Socket, room: str) -> None:
+        self._rooms.setdefault(room, {})[socket] = None
+
+    def exit(self, socket: Socket, room: str) -> None:
+        members = self._rooms.get(room)
+        if members is not None:
+            members.pop(socket, None)
+            if not members:
+                del self._rooms[room]
+
+    # Catching up.
+
+    def hold(self) -> deque[Publication]:
+        """Collect all that is recorded here from now on, until released."""
+        held: deque[Publication] = deque()
+        self._holds.append(held)
+        return held
+
+    def release(self, catch_up: CatchUp) -> None:
+        self.unhold(catch_up.hold)
+
+    def unhold(self, held: deque[Publication]) -> None:
+        # By identity: two empty deques are equal.
+        self._holds = [other for other in self._holds if other is not held]
+
+    def advance(self, socket: Socket) -> None:
+        """Send a returning client the next of what it missed; at the end it is live.
+
+        Half an outbox at a time, so that even a long history fits; and without a pause in
+        between when all of it fits, so that nothing can come in between.
+        """
+        catch_up = socket.catching
+        if catch_up is None or not socket.connected:
+            return
+        connection = socket.connection
+        rooms = socket.rooms
+        while connection.queued <= connection.limit // 2:
+            publication = catch_up.next()
+            if publication is None:
+                socket.catching = None
+                self.release(catch_up)
+                return
+            if concerns(publication, rooms):
+                connection.push(socket.codec.event(publication))
+        if len(catch_up.hold) > 2 * self.hub.settings.history_size:
+            connection.overflow()
+            return
+        self.hub.spawn(self._advance_later(socket))
+
+    async def _advance_later(self, socket: Socket) -> None:
+        await socket.connection.drained()
+        self.advance(socket)
+
+    # Dispatch.
+
+    async def dispatch(self, socket: Socket, message: Incoming) -> Payload:
+        """Run an event through the middlewares and its handler; return the encoded answer.
+
+        Raises EventError for what the sender is to be told.
+        """
+        registry = self.registry
+        event = message.event
+        if event in RECEIVED_RESERVED:
+            raise EventError(
+                code="invalid_message", path="$.type", reason="Reserved event name", event=event
+            )
+        schema = registry.events.get(event)
+        if registry.event_uses or registry.any:
+            try:
+                args = message.decode()
+            except (ValueError, RecursionError) as error:
+                raise EventError(
+                    code="invalid_message", path="$", reason=str(error) or "Nested too deeply"
+                ) from None
+            for function in registry.event_uses:
+                await call(function, socket, event, args)
+            for function in registry.any:
+                await call(function, socket, event, args)
+        if schema is None:
+            if registry.any:
+                return payload.EMPTY
+            raise EventError(code="unknown_event")
+        bound = schema.bind(message.raws, message.attachments, single=message.single)
+        result = schema.handler(socket, *bound)
+        if schema.is_async or asyncio.iscoroutine(result):
+            result = await result
+        if result is None:
+            return payload.EMPTY
+        return payload.encode(result if isinstance(result, tuple) else (result,))
+
+    async def connected(self, socket: Socket) -> None:
+        """Run the connect handlers."""
+        for function in self.registry.connect:
+            await self._notify(socket, "connect", function, socket)
+
+    async def disconnected(self, socket: Socket, reason: str) -> None:
+        """Run the disconnect handlers."""
+        for function in self.registry.disconnect:
+            await self._notify(socket, "disconnect", function, socket, reason)
+
+    async def _notify(self, socket: Socket, what: str, function: Handler, *args: Any) -> None:
+        try:
+            await call(function, *args)
+        except EventError as error:
+            error.details.setdefault("event", what)
+            socket.connection.push(socket.codec.problem(self.name, error.to_dict(), None))
+        except Exception:
+            logger.exception("a %s handler of namespace %r failed", what, self.name)
+            if what == "connect":
+                problem = EventError(code="internal_error", event="connect")
+                socket.connection.push(socket.codec.problem(self.name, problem.to_dict(), None))
+
+
+class NamespacePattern(Handlers):
+    """Handlers for every namespace whose name matches; each exists while it has sockets."""
+
+    def __init__(self, hub: BaseHub, matches: Callable[[str], bool], *, plain: bool) -> None:
+        super().__init__(Registry())
+        self.hub = hub
+        self.matches = matches
+        self.plain = plain
+
+    def emit(self, event: str, *args: Any) -> None:
+        """Publish an event in each of these namespaces that has sockets now."""
+        for namespace in list(self.hub.namespaces.values()):
+            if namespace.registry is self.registry:
+                namespace.emit(event, *args)

@@ -1,0 +1,335 @@
+"""One client in one namespace: its rooms, its ordered inbox, its acknowledgements."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from crossband.broker import Publication, Session
+from crossband.codecs import PLAIN, Codec
+from crossband.errors import (
+    AckTimeout,
+    CrossbandError,
+    Disconnected,
+    EventError,
+)
+from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
+from crossband.hub.events import check_event, check_name
+from crossband.protocol import payload
+from crossband.protocol.payload import Payload
+from crossband.session import Acks, Connection, Handshake
+
+if TYPE_CHECKING:
+    from crossband.hub.catchup import CatchUp
+    from crossband.hub.namespace import Namespace
+
+logger = logging.getLogger("crossband")
+
+# Reasons after which the client is not expected back: its session is dropped.
+FINAL_REASONS = frozenset({"client namespace disconnect", "server namespace disconnect"})
+
+
+class Incoming:
+    """An event a client sent, undecoded.
+
+    Its answer goes to `reply` where there is one (the SSE back-channel), else to the
+    socket's connection, under `ack_id`.
+    """
+
+    __slots__ = ("ack_id", "attachments", "event", "raws", "reply", "single")
+
+    def __init__(
+        self,
+        event: str,
+        raws: Sequence[msgspec.Raw],
+        attachments: Sequence[bytes] = (),
+        ack_id: int | None = None,
+        reply: Callable[[Payload | EventError], None] | None = None,
+        single: bool = False,
+    ) -> None:
+        self.event = event
+        self.raws = raws
+        self.attachments = attachments
+        self.ack_id = ack_id
+        self.reply = reply
+        # The door carries one value: an array may stand for several arguments.
+        self.single = single
+
+    def decode(self) -> list[Any]:
+        """Return the arguments as builtins, for listeners without a schema."""
+        args = [msgspec.json.decode(raw) for raw in self.raws]
+        if self.attachments:
+            args = payload.reconstruct(args, self.attachments)
+        return args
+
+
+class Socket:
+    """A client in a namespace, on whatever transport.
+
+    `id` is public (20 characters); `session` is the client's secret for coming back. `data`
+    is the application's own, and survives a recovery, as the rooms do.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_acks",
+        "_inbox",
+        "_space",
+        "_worker",
+        "catching",
+        "codec",
+        "connected",
+        "connection",
+        "handshake",
+        "namespace",
+        "record",
+        "recovered",
+    )
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        connection: Connection,
+        codec: Codec,
+        handshake: Handshake,
+        record: Session,
+        *,
+        recovered: bool,
+    ) -> None:
+        self.namespace = namespace
+        self.connection = connection
+        self.codec = codec
+        self.handshake = handshake
+        # What the broker keeps of this client; the rooms and data here are the live ones.
+        self.record = record
+        # The client came back as itself: same id, rooms and data, nothing lost.
+        self.recovered = recovered
+        self.connected = False
+        # None unless the client still has recorded events coming before live ones.
+        self.catching: CatchUp | None = None
+        # None until the first emit_with_ack.
+        self._acks: Acks | None = None
+        # None until the first event; what waits for the worker.
+        self._inbox: deque[Incoming | Callable[[], Awaitable[None]]] | None = None
+        # None while nothing of this socket is being handled.
+        self._worker: asyncio.Task[None] | None = None
+        # None unless the transport waits for the inbox to empty.
+        self._space: asyncio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<Socket {self.id} in {self.namespace.name!r} over {self.transport}>"
+
+    @property
+    def id(self) -> str:
+        return self.record.sid
+
+    @property
+    def session(self) -> str:
+        return self.record.key
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.record.data
+
+    @property
+    def rooms(self) -> frozenset[str]:
+        """The rooms this socket is in, that of its own id included."""
+        return frozenset((self.record.sid, *self.record.rooms))
+
+    @property
+    def transport(self) -> str:
+        """The current transport: "websocket", "polling" or "sse"."""
+        return self.connection.transport
+
+    async def join(self, *rooms: str) -> None:
+        """Join rooms. Raises EventError past the limit, EncodeError for an unusable name."""
+        own = self.record.rooms
+        for room in rooms:
+            check_name(room, "a room name")
+            if room == self.id or room in own:
+                continue
+            limit = self.namespace.hub.settings.limits.rooms
+            # The room of its own id counts.
+            if len(own) + 1 >= limit:
+                raise EventError(f"A client may be in {limit} rooms", code="too_many_rooms")
+            own.add(room)
+            if self.connected:
+                self.namespace.enter(self, room)
+        if self.connected:
+            self.namespace.hub.broker.save_session(self.record, connected=True)
+
+    async def leave(self, *rooms: str) -> None:
+        """Leave rooms; nothing happens for those it is not in."""
+        for room in rooms:
+            if room in self.record.rooms:
+                self.record.rooms.discard(room)
+                self.namespace.exit(self, room)
+        if self.connected:
+            self.namespace.hub.broker.save_session(self.record, connected=True)
+
+    def emit(self, event: str, *args: Any) -> Emission:
+        """Send an event to this client. As `Emitter.emit`; recorded, so that it is resumable."""
+        return self.namespace.publish(event, args, (self.id,), (), False)
+
+    async def emit_with_ack(self, event: str, *args: Any, timeout: float = ACK_TIMEOUT) -> Any:
+        """Send an event to this client and return its acknowledgement.
+
+        One value is returned as it is, several as a list. Not recorded. Raises AckTimeout
+        after `timeout` seconds and Disconnected when the client leaves first.
+        """
+        if not self.connected:
+            raise Disconnected("the client has left")
+        check_event(event)
+        hub = self.namespace.hub
+        ack_id = hub.next_ack_id()
+        answer = self.expect_ack(ack_id)
+        publication = Publication(self.namespace.name, event, payload.encode(args))
+        self.connection.push(self.codec.event(publication, ack_id=ack_id))
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError:
+            raise AckTimeout(f"no acknowledgement of {event!r} within {timeout:g} s") from None
+        finally:
+            self.forget_ack(ack_id)
+
+    def timeout(self, seconds: float) -> Deadline:
+        """Wait this long for the acknowledgement: `socket.timeout(5).emit_with_ack(…)`."""
+        return Deadline(self, seconds)
+
+    @property
+    def volatile(self) -> Emitter:
+        """Send to this client without recording, and not at all if it is behind."""
+        return Emitter(self.namespace, (self.id,), volatile=True)
+
+    @property
+    def broadcast(self) -> Emitter:
+        """Choose everybody in the namespace but this client."""
+        return Emitter(self.namespace, except_=(self.id,))
+
+    def to(self, *rooms: str) -> Emitter:
+        """Choose the sockets in any of these rooms, but this one."""
+        return self.broadcast.to(*rooms)
+
+    in_ = to
+
+    def except_(self, *rooms: str) -> Emitter:
+        """Choose everybody but this client and those in these rooms."""
+        return self.broadcast.except_(*rooms)
+
+    async def disconnect(self, close: bool = False) -> None:
+        """Disconnect this client for good; with `close`, its whole connection.
+
+        Official clients and Crossband's do not come back by themselves after this.
+        """
+        if self.connected:
+            self.namespace.hub.part(self, close=close)
+
+    # What follows is for the transports.
+
+    def expect_ack(self, ack_id: int) -> asyncio.Future[Any]:
+        """Return the future of an answer. Raises CrossbandError where there can be none."""
+        if self.codec is PLAIN:
+            raise CrossbandError("a plain namespace has no acknowledgements")
+        if self._acks is None:
+            self._acks = Acks(limit=self.namespace.hub.settings.limits.pending_acks)
+        return self._acks.expect(ack_id)
+
+    def forget_ack(self, ack_id: int) -> None:
+        if self._acks is not None:
+            self._acks.forget(ack_id)
+
+    def acknowledge(self, ack_id: int, answer: Any) -> bool:
+        """Settle an acknowledgement the client sent; False when none was asked for."""
+        return self._acks is not None and self._acks.resolve(ack_id, answer)
+
+    def receive(self, message: Incoming) -> None:
+        """Handle an event after those this client sent before it."""
+        self.enqueue(message)
+
+    def enqueue(self, job: Incoming | Callable[[], Awaitable[None]]) -> None:
+        """Run a job after those before it."""
+        if self._inbox is None:
+            self._inbox = deque()
+        self._inbox.append(job)
+        if self._worker is None:
+            self._worker = self.namespace.hub.spawn(self._work())
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many events wait that the transport should stop reading."""
+        return (
+            self._inbox is not None and len(self._inbox) >= self.namespace.hub.settings.limits.inbox
+        )
+
+    async def caught_up(self) -> None:
+        """Wait until the inbox has room again."""
+        if self.crowded:
+            if self._space is None:
+                self._space = asyncio.Event()
+            self._space.clear()
+            await self._space.wait()
+
+    def left(self) -> None:
+        """Settle what the client leaves behind."""
+        if self._acks is not None:
+            self._acks.fail()
+
+    async def _work(self) -> None:
+        inbox = self._inbox
+        assert inbox is not None
+        try:
+            while inbox:
+                job = inbox.popleft()
+                if self._space is not None and not self.crowded:
+                    self._space.set()
+                if isinstance(job, Incoming):
+                    await self._handle(job)
+                else:
+                    await job()
+        finally:
+            self._worker = None
+
+    async def _handle(self, message: Incoming) -> None:
+        try:
+            answer = await self.namespace.dispatch(self, message)
+        except EventError as error:
+            self._refuse(message, error)
+        except Exception:
+            logger.exception(
+                "the handler of %r in namespace %r failed", message.event, self.namespace.name
+            )
+            self._refuse(message, EventError(code="internal_error"))
+        else:
+            if message.reply is not None:
+                message.reply(answer)
+            elif message.ack_id is not None:
+                self.connection.push(self.codec.ack(self.namespace.name, message.ack_id, answer))
+
+    def _refuse(self, message: Incoming, error: EventError) -> None:
+        error.details.setdefault("event", message.event)
+        if message.reply is not None:
+            message.reply(error)
+            return
+        self.connection.push(
+            self.codec.problem(self.namespace.name, error.to_dict(), message.ack_id)
+        )
+
+
+class Deadline:
+    """A socket with a time limit for its acknowledgement."""
+
+    __slots__ = ("_seconds", "_socket")
+
+    def __init__(self, socket: Socket, seconds: float) -> None:
+        self._socket = socket
+        self._seconds = seconds
+
+    async def emit_with_ack(self, event: str, *args: Any) -> Any:
+        """Send an event and return its acknowledgement; see `Socket.emit_with_ack`."""
+        return await self._socket.emit_with_ack(event, *args, timeout=self._seconds)

@@ -1,0 +1,271 @@
+"""One client as the hub sees it: its connection's bounded outbox, its acks, its handshake.
+
+Knows no namespaces and no wire formats; the transports derive from Connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from crossband.codecs import Wire
+from crossband.errors import CloseCode, CrossbandError, Disconnected
+
+logger = logging.getLogger("crossband")
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What is known of a client at connect."""
+
+    # "websocket", "polling" or "sse": how the client came; it may upgrade later.
+    transport: str
+    # Names in lower case; several lines of one name are joined by ", ".
+    headers: Mapping[str, str]
+    query: Mapping[str, list[str]]
+    # The peer's address, without port. None over a unix socket.
+    address: str | None
+    # Seconds since 1970.
+    time: float
+    path: str = "/"
+    secure: bool = False
+    # Socket.IO's auth payload; empty on the other doors.
+    auth: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Ticker:
+    """Flushes every connection that was written to, once per event-loop tick."""
+
+    __slots__ = ("_dirty", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._dirty: list[Connection] = []
+
+    def add(self, connection: Connection) -> None:
+        if not self._dirty:
+            self._loop.call_soon(self._flush)
+        self._dirty.append(connection)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for connection in dirty:
+            connection.dirty = False
+            try:
+                connection.flush()
+            except Exception:
+                logger.exception("flushing a connection failed")
+
+
+T = TypeVar("T")
+
+
+class Deadlines(Generic[T]):
+    """Calls back for each added item after one constant delay, all from one timer.
+
+    The delay is constant, so insertion order is due order: adding and discarding are O(1).
+    """
+
+    __slots__ = ("_action", "_delay", "_due", "_loop", "_timer")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, delay: float, action: Callable[[T], None]
+    ) -> None:
+        self._loop = loop
+        self._delay = delay
+        self._action = action
+        self._due: dict[T, float] = {}
+        # None while nothing is due.
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, item: T) -> None:
+        """Start the item's delay, anew if it was running."""
+        self._due.pop(item, None)
+        self._due[item] = self._loop.time() + self._delay
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._delay, self._run)
+
+    def discard(self, item: T) -> None:
+        """Forget the item; nothing happens if it is not waiting."""
+        self._due.pop(item, None)
+
+    def close(self) -> None:
+        """Forget all items."""
+        self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _run(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        ready = []
+        for item, due in self._due.items():
+            if due > now:
+                break
+            ready.append(item)
+        for item in ready:
+            del self._due[item]
+        for item in ready:
+            try:
+                self._action(item)
+            except Exception:
+                logger.exception("a deadline's action failed")
+        if self._due and self._timer is None:
+            first = next(iter(self._due.values()))
+            self._timer = self._loop.call_at(first, self._run)
+
+
+class Connection(ABC):
+    """One physical link. The hub pushes wires; the transport writes them when flushed."""
+
+    __slots__ = ("_drained", "_ticker", "closed", "dirty", "limit", "queue", "queued")
+
+    def __init__(self, ticker: Ticker, *, limit: int) -> None:
+        self._ticker = ticker
+        # Waiting to be written, oldest first.
+        self.queue: list[Wire] = []
+        # Bytes waiting, or taken by the transport and not written yet.
+        self.queued = 0
+        # Bytes; past it the client is disconnected.
+        self.limit = limit
+        # In the ticker's list.
+        self.dirty = False
+        self.closed = False
+        # None unless a replay waits for the outbox to empty.
+        self._drained: asyncio.Future[None] | None = None
+
+    def push(self, wire: Wire) -> None:
+        """Queue a message for the next tick. Hot: once per recipient."""
+        if self.closed:
+            return
+        self.queue.append(wire)
+        self.queued += wire.size
+        if self.queued > self.limit and len(self.queue) > 1:
+            self.overflow()
+        elif not self.dirty:
+            self.dirty = True
+            self._ticker.add(self)
+
+    def overflow(self) -> None:
+        """Disconnect a client that does not keep up; it resumes from its cursor."""
+        self.close(CloseCode.SLOW_CLIENT, "too slow", now=True)
+
+    def wrote(self, size: int) -> None:
+        """Account for written bytes."""
+        self.queued -= size
+        if self._drained is not None and not self.queue and self.queued <= 0:
+            self._release()
+
+    async def drained(self) -> None:
+        """Wait until everything queued was written, or the connection closed."""
+        if self.closed or not self.queued:
+            return
+        if self._drained is None:
+            self._drained = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._drained)
+
+    def discard_queue(self) -> None:
+        """Drop what waits, at the end of the connection."""
+        self.queue.clear()
+        self.queued = 0
+        self._release()
+
+    def _release(self) -> None:
+        if self._drained is not None:
+            if not self._drained.done():
+                self._drained.set_result(None)
+            self._drained = None
+
+    def end_socket(
+        self, namespace: str, code: CloseCode, reason: str, *, close: bool = False
+    ) -> None:
+        """End one socket of the connection; it is the only one, except on Socket.IO's."""
+        self.close(code, reason)
+
+    @property
+    @abstractmethod
+    def transport(self) -> str:
+        """The current transport: "websocket", "polling" or "sse"."""
+
+    @property
+    @abstractmethod
+    def behind(self) -> bool:
+        """Whether the client is not keeping up, so that volatile events skip it."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Write what is queued, or see to it that it is written."""
+
+    @abstractmethod
+    def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
+        """End the connection after what is queued was written, or `now`."""
+
+
+class Roll(Generic[T]):
+    """The connections of a door; `emptied` is set while there are none."""
+
+    __slots__ = ("_members", "emptied")
+
+    def __init__(self) -> None:
+        self._members: set[T] = set()
+        self.emptied = asyncio.Event()
+        self.emptied.set()
+
+    def add(self, member: T) -> None:
+        self._members.add(member)
+        self.emptied.clear()
+
+    def discard(self, member: T) -> None:
+        self._members.discard(member)
+        if not self._members:
+            self.emptied.set()
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(list(self._members))
+
+
+class Acks:
+    """Answers one socket owes the server."""
+
+    __slots__ = ("_limit", "_waiting")
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+
+    def expect(self, ack_id: int) -> asyncio.Future[Any]:
+        """Return the future that the answer with this id will resolve.
+
+        Raises CrossbandError when the socket owes too many already.
+        """
+        if len(self._waiting) >= self._limit:
+            raise CrossbandError(f"the client owes {self._limit} acknowledgements already")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[ack_id] = future
+        return future
+
+    def forget(self, ack_id: int) -> None:
+        self._waiting.pop(ack_id, None)
+
+    def resolve(self, ack_id: int, answer: Any) -> bool:
+        """Settle an expected answer; False when nobody waits for it."""
+        future = self._waiting.pop(ack_id, None)
+        if future is None:
+            return False
+        if not future.done():
+            future.set_result(answer)
+        return True
+
+    def fail(self) -> None:
+        """Settle all answers: the client left."""
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(Disconnected("the client left before it acknowledged"))
+                # A broadcast that already timed out reads none of these.
+                future.exception()

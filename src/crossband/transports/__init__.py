@@ -1,0 +1,1 @@
+"""The doors: the I/O of one connection each, over ASGI."""

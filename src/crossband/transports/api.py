@@ -1,0 +1,124 @@
+"""The HTTP API beside the doors: status, publishing, and the two health routes."""
+
+from __future__ import annotations
+
+import hmac
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from crossband.errors import EncodeError, EventError, InvalidMessage
+from crossband.hub.base import BaseHub
+from crossband.transports.http import ClientGone, HeaderList, Request
+
+
+class Broadcast(msgspec.Struct):
+    """The body of `POST /api/broadcast`."""
+
+    event: str
+    data: Any = msgspec.UNSET
+    room: str | None = None
+    namespace: str = "/"
+
+
+_broadcast = msgspec.json.Decoder(Broadcast)
+
+
+class Api:
+    """Answers the routes under the API's path."""
+
+    def __init__(self, hub: BaseHub, version: str) -> None:
+        self._hub = hub
+        self._version = version
+
+    async def serve(self, request: Request, route: str) -> None:
+        """Serve one request; `route` is the path below the API's."""
+        try:
+            cors = request.cors(self._hub.settings.cors_origins)
+        except EventError as error:
+            await request.refuse(error)
+            return
+        allowed = {"/status": "GET", "/broadcast": "POST"}.get(route)
+        try:
+            if allowed is None:
+                raise EventError(code="not_found")
+            if request.method == "OPTIONS":
+                await request.preflight(cors, f"{allowed}, OPTIONS")
+            elif request.method != allowed and (request.method, allowed) != ("HEAD", "GET"):
+                cors = [*cors, (b"allow", f"{allowed}, OPTIONS".encode())]
+                raise EventError(code="method_not_allowed")
+            elif route == "/status":
+                await request.respond_json(200, self.status(), cors)
+            else:
+                await self._broadcast(request, cors)
+        except EventError as error:
+            await request.refuse(error, cors)
+
+    def status(self) -> dict[str, Any]:
+        """Count clients by transport, namespaces and rooms. Uptime in seconds."""
+        hub = self._hub
+        transports: Counter[str] = Counter(websocket=0, polling=0, sse=0)
+        namespaces: dict[str, dict[str, int]] = {}
+        seen: set[int] = set()
+        for name, namespace in hub.namespaces.items():
+            namespaces[name] = {"clients": len(namespace.sockets), "rooms": namespace.room_count}
+            for socket in namespace.sockets.values():
+                # A Socket.IO connection in several namespaces is one client.
+                if id(socket.connection) not in seen:
+                    seen.add(id(socket.connection))
+                    transports[socket.transport] += 1
+        return {
+            "clients": {"total": len(seen), **transports},
+            "namespaces": namespaces,
+            "rooms": sum(counts["rooms"] for counts in namespaces.values()),
+            "uptime": round(hub.uptime, 3),
+            "version": self._version,
+        }
+
+    async def _broadcast(self, request: Request, cors: HeaderList) -> None:
+        self._check_key(request)
+        try:
+            body = await request.body(self._hub.settings.limits.message_size)
+        except ClientGone:
+            return
+        try:
+            message = _broadcast.decode(body)
+        except msgspec.ValidationError as error:
+            reason, _, path = str(error).partition(" - at `")
+            raise InvalidMessage(reason, path=path.rstrip("`") or "$") from None
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise InvalidMessage(f"Not JSON: {error}") from None
+        if not message.namespace.startswith("/"):
+            raise InvalidMessage("Expected a name that starts with `/`", path="$.namespace")
+        namespace = self._hub.find(message.namespace)
+        if namespace is None:
+            raise EventError(code="invalid_namespace")
+        args = () if message.data is msgspec.UNSET else (message.data,)
+        try:
+            target = namespace.to(message.room) if message.room is not None else namespace
+            rooms = () if message.room is None else (message.room,)
+            clients = len(namespace.match(rooms, ()))
+            offset = await target.emit(message.event, *args)
+        except EncodeError as error:
+            raise InvalidMessage(str(error)) from None
+        await request.respond_json(
+            200, {"success": True, "clients": clients, "offset": offset}, cors
+        )
+
+    def _check_key(self, request: Request) -> None:
+        keys = self._hub.settings.api_keys
+        if not keys:
+            raise EventError(
+                "Publishing over HTTP is off: set api_keys (CROSSBAND_API_KEYS)", code="refused"
+            )
+        shown = request.headers.get("x-api-key", "")
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            shown = token.strip()
+        # Every key is compared, each in constant time.
+        matches = [hmac.compare_digest(shown.encode(), key.encode()) for key in keys]
+        if not any(matches):
+            raise EventError(
+                "Show an API key: Authorization: Bearer <key>, or X-API-Key", code="unauthorized"
+            )

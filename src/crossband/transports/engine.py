@@ -1,0 +1,650 @@
+"""The Socket.IO door: Engine.IO sessions over polling and WebSocket, and the packets in them.
+
+`transports/README.md` has the states of a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from enum import Enum
+from typing import Any, Final
+
+import msgspec
+
+from crossband.codecs import SOCKETIO, SOCKETIO_PLAIN, Wire
+from crossband.errors import (
+    CloseCode,
+    ConnectionRefused,
+    EventError,
+    MessageTooLarge,
+    ProtocolError,
+)
+from crossband.hub.base import BaseHub, Resume
+from crossband.hub.socket import Incoming, Socket
+from crossband.protocol import engineio, socketio
+from crossband.protocol.engineio import PacketType as Engine
+from crossband.protocol.socketio import PacketType
+from crossband.session import Connection, Deadlines, Handshake, Roll
+from crossband.transports.http import ClientGone, HeaderList, Request
+from crossband.transports.websocket import CLOSE_TIME, Writer
+
+# Seconds a WebSocket may take from its probe to the upgrade packet; as Node.
+UPGRADE_TIME: Final = 10.0
+# Seconds an ended polling session waits for the poll that tells its client.
+LINGER_TIME: Final = 5.0
+_PING = Wire("2")
+_CLOSE = "1"
+_NOOP = "6"
+# Socket.IO's own reserved names: a client library never sends them as events.
+_RESERVED: Final = frozenset(
+    {
+        "connect",
+        "connect_error",
+        "disconnect",
+        "disconnecting",
+        "newListener",
+        "removeListener",
+    }
+)
+
+# Engine.IO's error bodies; the official client logs their message.
+BAD_REQUESTS: Final[dict[str, dict[str, Any]]] = {
+    "transport": {"code": 0, "message": "Transport unknown"},
+    "sid": {"code": 1, "message": "Session ID unknown"},
+    "method": {"code": 2, "message": "Bad handshake method"},
+    "request": {"code": 3, "message": "Bad request"},
+    "forbidden": {"code": 4, "message": "Forbidden"},
+    "version": {"code": 5, "message": "Unsupported protocol version"},
+}
+
+
+class State(Enum):
+    """Where an Engine.IO session is."""
+
+    OPEN = "open"
+    # A WebSocket has probed; polls are answered at once until it takes over.
+    UPGRADING = "upgrading"
+    # What is queued is being written; nothing more is read.
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class EngineConnection(Connection):
+    """One Engine.IO session, whatever carries it now, and its sockets by namespace."""
+
+    __slots__ = (
+        "_decoder",
+        "_door",
+        "_last",
+        "_poll",
+        "_posting",
+        "_reading",
+        "_websocket",
+        "connecting",
+        "handshake",
+        "sid",
+        "sockets",
+        "state",
+    )
+
+    def __init__(self, door: EngineDoor, handshake: Handshake) -> None:
+        limits = door.hub.settings.limits
+        super().__init__(door.hub.ticker, limit=limits.outbox)
+        self._door = door
+        self.sid = secrets.token_urlsafe(15)
+        self.handshake = handshake
+        self.state = State.OPEN
+        # By namespace.
+        self.sockets: dict[str, Socket] = {}
+        # Namespaces whose CONNECT is being examined.
+        self.connecting: set[str] = set()
+        self._decoder = socketio.Decoder(
+            max_attachments=limits.attachments, max_bytes=limits.max_http_buffer_size
+        )
+        # None unless a GET waits; resolved when there is something to answer.
+        self._poll: asyncio.Future[None] | None = None
+        self._posting = False
+        # What ends the last polling payload: close, or nothing but a release.
+        self._last = _CLOSE
+        # None while polling.
+        self._websocket: Writer | None = None
+        # Ends the WebSocket's reading when our close gets no answer.
+        self._reading: asyncio.Timeout | None = None
+
+    @property
+    def transport(self) -> str:
+        return "polling" if self._websocket is None else "websocket"
+
+    @property
+    def behind(self) -> bool:
+        if self._websocket is not None:
+            return self._websocket.busy and bool(self.queue)
+        return self._poll is None and self.queued > self.limit // 4
+
+    def flush(self) -> None:
+        if self._websocket is not None:
+            self._websocket.wake()
+        elif self._poll is not None and not self._poll.done():
+            self._poll.set_result(None)
+
+    # Ending.
+
+    def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
+        """Close from the server's side; the client sees a transport close."""
+        self.end("forced close", code, reason, now=now, linger=True)
+
+    def end(
+        self,
+        reason: str,
+        code: CloseCode = CloseCode.NORMAL,
+        text: str = "",
+        *,
+        now: bool = False,
+        linger: bool = False,
+    ) -> None:
+        """End the session: its sockets leave for `reason`, its transport closes with `code`.
+
+        With `linger`, a client between two polls is still told, at its next.
+        """
+        if self.closed:
+            return
+        if now:
+            self.discard_queue()
+        self.closed = True
+        self.state = State.CLOSING
+        door = self._door
+        door.forget(self)
+        # Not while fan-out walks the sockets, which may have led here.
+        asyncio.get_running_loop().call_soon(self._leave_all, reason)
+        if self._websocket is not None:
+            self._websocket.close(code, text)
+            if self._reading is not None:
+                patience = 0.1 if now else CLOSE_TIME
+                self._reading.reschedule(asyncio.get_running_loop().time() + patience)
+        elif self._poll is not None:
+            if not self._poll.done():
+                self._poll.set_result(None)
+        elif linger:
+            door.linger(self)
+
+    def _leave_all(self, reason: str) -> None:
+        sockets, self.sockets = self.sockets, {}
+        for socket in sockets.values():
+            self._door.hub.leave(socket, reason)
+        self._release()
+
+    def end_socket(
+        self, namespace: str, code: CloseCode, reason: str, *, close: bool = False
+    ) -> None:
+        self.sockets.pop(namespace, None)
+        self.push(Wire("4" + socketio.encode_disconnect(namespace)))
+        if close or (code is CloseCode.SESSION_TAKEN and not self.sockets):
+            self.end("server namespace disconnect", CloseCode.NORMAL, reason, linger=True)
+
+    # Polling.
+
+    async def poll(self, request: Request, cors: HeaderList) -> None:
+        """Answer a GET with what is queued, as soon as something is."""
+        if self.transport == "websocket":
+            await self._door.bad_request(request, "request", cors)
+            return
+        if self._poll is not None:
+            # Two polls at once: one of them is not the client's.
+            self.end("transport error")
+            await self._door.bad_request(request, "request", cors)
+            return
+        if not self.queue and self.state is State.OPEN:
+            self._poll = asyncio.get_running_loop().create_future()
+            gone = asyncio.get_running_loop().create_task(self._watch(request, self._poll))
+            try:
+                await self._poll
+            finally:
+                self._poll = None
+                gone.cancel()
+        # Upgraded meanwhile: what is queued belongs to the WebSocket.
+        content = _NOOP if self.transport == "websocket" else self._take_payload()
+        await request.respond(
+            200,
+            content.encode(),
+            content_type="text/plain; charset=UTF-8",
+            headers=[*cors, (b"cache-control", b"no-store")],
+        )
+
+    async def _watch(self, request: Request, poll: asyncio.Future[None]) -> None:
+        with contextlib.suppress(Exception):
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+        if not poll.done():
+            self.end("transport error")
+
+    def _take_payload(self) -> str:
+        queue, self.queue = self.queue, []
+        packets = [wire.polling for wire in queue]
+        self.wrote(self.queued)
+        if self.closed:
+            packets.append(self._last)
+            self.state = State.CLOSED
+            self._door.forget(self)
+        return engineio.encode_payload(packets) if packets else _NOOP
+
+    async def post(self, request: Request, cors: HeaderList) -> None:
+        """Take a POST's packets."""
+        if self._websocket is not None or self._posting:
+            if self._posting:
+                self.end("transport error")
+            await self._door.bad_request(request, "request", cors)
+            return
+        limits = self._door.hub.settings.limits
+        self._posting = True
+        try:
+            body = await request.body(limits.max_http_buffer_size)
+            packets = engineio.decode_payload(body.decode(), max_packets=limits.packets_per_payload)
+            for packet in packets:
+                if packet.type in (Engine.OPEN, Engine.UPGRADE, Engine.NOOP, Engine.PING):
+                    raise ProtocolError(f"unexpected {packet.type.name} packet (Engine.IO 4)")
+                self.receive(packet)
+        except MessageTooLarge as error:
+            await request.refuse(error, cors)
+            return
+        except ClientGone:
+            return
+        except (ProtocolError, UnicodeDecodeError):
+            self.end("parse error", CloseCode.PROTOCOL_ERROR)
+            await self._door.bad_request(request, "request", cors)
+            return
+        finally:
+            self._posting = False
+        for socket in list(self.sockets.values()):
+            if socket.crowded:
+                await socket.caught_up()
+        await request.respond(200, b"ok", content_type="text/html", headers=cors)
+
+    # WebSocket.
+
+    async def serve(self, request: Request, *, upgrade: bool) -> None:
+        """Serve the session over a WebSocket: from its start, or after an upgrade."""
+        writer = Writer(self, request.send)
+        reader = request.receive
+        task: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        reason = "transport close"
+        try:
+            async with asyncio.timeout(UPGRADE_TIME if upgrade else None) as reading:
+                if upgrade and not await self._upgrade(request):
+                    return
+                if upgrade:
+                    reading.reschedule(None)
+                self._websocket = writer
+                self._door.carry(self)
+                self._reading = reading
+                task = loop.create_task(writer.run())
+                if self.closed:
+                    writer.close(CloseCode.NORMAL, "")
+                    reading.reschedule(loop.time() + CLOSE_TIME)
+                while True:
+                    message = await reader()
+                    if message["type"] == "websocket.disconnect":
+                        break
+                    if self.closed:
+                        continue
+                    try:
+                        await self._read(message)
+                    except ProtocolError as error:
+                        self.end("parse error", error.close_code, str(error)[:100])
+        except TimeoutError:
+            reason = "transport error"
+        finally:
+            self._reading = None
+            if task is not None:
+                self.end(reason)
+                self.state = State.CLOSED
+                self.discard_queue()
+                self._door.drop(self)
+                task.cancel()
+            elif self.state is State.UPGRADING:
+                self.state = State.OPEN
+
+    async def _read(self, message: Any) -> None:
+        limit = self._door.hub.settings.limits.max_http_buffer_size
+        text = message.get("text")
+        frame: str | bytes = text if text is not None else message["bytes"]
+        if len(frame) > limit:
+            raise ProtocolError("Message too large", close_code=CloseCode.MESSAGE_TOO_BIG)
+        if isinstance(frame, bytes):
+            self.receive(engineio.Packet(Engine.MESSAGE, frame))
+        else:
+            packet = engineio.decode_packet(frame)
+            if packet.type is Engine.PING or packet.type in (Engine.OPEN, Engine.UPGRADE):
+                raise ProtocolError(f"unexpected {packet.type.name} packet (Engine.IO 4)")
+            self.receive(packet)
+        for socket in self.sockets.values():
+            if socket.crowded:
+                await socket.caught_up()
+                break
+
+    async def _upgrade(self, request: Request) -> bool:
+        """Answer the probe and wait for the upgrade packet; False when it does not come."""
+        receive, send = request.receive, request.send
+        message = await receive()
+        if message.get("text") != "2probe":
+            await self._abandon(request, message)
+            return False
+        if self.closed:
+            await self._abandon(request, message)
+            return False
+        self.state = State.UPGRADING
+        await send({"type": "websocket.send", "text": "3probe"})
+        # The client pauses polling: its pending poll must end, with nothing in it.
+        if self._poll is not None and not self._poll.done():
+            self._poll.set_result(None)
+        message = await receive()
+        if message.get("text") != "5" or self.closed:
+            await self._abandon(request, message)
+            return False
+        self.state = State.OPEN
+        if self._poll is not None and not self._poll.done():
+            self._poll.set_result(None)
+        return True
+
+    async def _abandon(self, request: Request, message: Any) -> None:
+        if message["type"] != "websocket.disconnect":
+            await request.send(
+                {"type": "websocket.close", "code": CloseCode.PROTOCOL_ERROR, "reason": "probe"}
+            )
+
+    # Packets.
+
+    def receive(self, packet: engineio.Packet) -> None:
+        """Take one Engine.IO packet. Raises ProtocolError."""
+        if self.closed:
+            return
+        kind = packet.type
+        if kind is Engine.MESSAGE:
+            message = self._decoder.feed(packet.data)
+            if message is not None:
+                self._receive_message(message)
+        elif kind is Engine.PONG:
+            self._door.pong(self)
+        elif kind is Engine.CLOSE:
+            self._last = _NOOP
+            self.end("transport close")
+
+    def _receive_message(self, packet: socketio.Packet) -> None:
+        name = packet.namespace
+        kind = packet.type
+        if kind is PacketType.CONNECT:
+            self._connect(packet)
+            return
+        socket = self.sockets.get(name)
+        if socket is None:
+            if kind is PacketType.DISCONNECT:
+                return
+            raise ProtocolError("packet for a namespace that is not connected (Socket.IO 5)")
+        if kind is PacketType.EVENT or kind is PacketType.BINARY_EVENT:
+            event, raws = socketio.split_event(packet)
+            if event in _RESERVED:
+                raise ProtocolError(f"reserved event name {event!r} (Socket.IO 5)")
+            socket.receive(Incoming(event, raws, packet.attachments, packet.id))
+        elif kind is PacketType.ACK or kind is PacketType.BINARY_ACK:
+            message = Incoming("", socketio.split_ack(packet), packet.attachments)
+            try:
+                args = message.decode()
+            except (msgspec.DecodeError, RecursionError):
+                raise ProtocolError("acknowledgement cannot be decoded (Socket.IO 5)") from None
+            assert packet.id is not None
+            socket.acknowledge(packet.id, args[0] if len(args) == 1 else args or None)
+        elif kind is PacketType.DISCONNECT:
+            del self.sockets[name]
+            self._door.hub.leave(socket, "client namespace disconnect")
+        else:
+            raise ProtocolError("CONNECT_ERROR comes from servers only (Socket.IO 5)")
+
+    def _connect(self, packet: socketio.Packet) -> None:
+        name = packet.namespace
+        if name in self.sockets or name in self.connecting:
+            raise ProtocolError("namespace connected twice (Socket.IO 5)")
+        auth = socketio.connect_auth(packet)
+        limit = self._door.hub.settings.limits.namespaces
+        if len(self.sockets) + len(self.connecting) >= limit:
+            self._refuse(name, EventError(code="too_many_namespaces"))
+            return
+        self.connecting.add(name)
+        self._door.hub.spawn(self._admit(name, auth))
+
+    async def _admit(self, name: str, auth: dict[str, Any]) -> None:
+        hub = self._door.hub
+        recovery = hub.settings.recovery and auth.get("recovery") is not False
+        handshake = Handshake(
+            transport=self.transport,
+            headers=self.handshake.headers,
+            query=self.handshake.query,
+            address=self.handshake.address,
+            time=self.handshake.time,
+            path=self.handshake.path,
+            secure=self.handshake.secure,
+            auth=auth,
+        )
+        try:
+            admission = await hub.admit(
+                self,
+                name,
+                handshake,
+                SOCKETIO if recovery else SOCKETIO_PLAIN,
+                resume=_resume(auth) if hub.settings.recovery else Resume(),
+            )
+        except ConnectionRefused as error:
+            self.connecting.discard(name)
+            self._refuse(name, error)
+            return
+        self.connecting.discard(name)
+        if self.closed:
+            hub.withdraw(admission)
+            return
+        self.sockets[name] = admission.socket
+        self._door.connected(self)
+        hub.open(admission)
+
+    def _refuse(self, name: str, error: EventError) -> None:
+        data = error.data if isinstance(error, ConnectionRefused) else None
+        if data is None:
+            data = {"code": error.code}
+        # The official text; the data has the code.
+        self.push(Wire("4" + socketio.encode_connect_error(name, error.message, data)))
+
+
+def _resume(auth: dict[str, Any]) -> Resume:
+    # Official clients recover by `pid` and `offset`; those that do not recover by themselves
+    # may show a key of their own choice as `session`.
+    pid, session, offset = auth.get("pid"), auth.get("session"), auth.get("offset")
+    cursor = offset if isinstance(offset, str) and offset else None
+    if isinstance(pid, str):
+        return Resume(pid, cursor, returning=True)
+    return Resume(session if isinstance(session, str) else None, cursor)
+
+
+class EngineDoor:
+    """Engine.IO sessions by id, their handshakes and their heartbeat."""
+
+    def __init__(self, hub: BaseHub) -> None:
+        self.hub = hub
+        self.connections: dict[str, EngineConnection] = {}
+        # Those with a WebSocket that is not closed yet, or whose client is yet to hear of
+        # its end.
+        self._roll = Roll[EngineConnection]()
+        self.emptied = self._roll.emptied
+        loop = asyncio.get_running_loop()
+        settings = hub.settings
+        # One timer each, whatever the number of connections.
+        self._pings = Deadlines[EngineConnection](loop, settings.ping_interval, self._ping)
+        self._pongs = Deadlines[EngineConnection](loop, settings.ping_timeout, self._give_up)
+        self._connects = Deadlines[EngineConnection](
+            loop, settings.limits.handshake_time, lambda c: c.end("forced close")
+        )
+        # Ended sessions whose client has yet to poll once more to hear of it.
+        self._lingering: dict[str, EngineConnection] = {}
+        self._lingers = Deadlines[EngineConnection](loop, LINGER_TIME, self.forget)
+
+    # Requests.
+
+    async def serve_http(self, request: Request) -> None:
+        """Serve one request of a polling session, or start one."""
+        try:
+            cors = request.cors(self.hub.settings.cors_origins)
+        except EventError:
+            await self.bad_request(request, "forbidden", [], status=403)
+            return
+        if request.method == "OPTIONS":
+            await request.preflight(cors, "GET, POST, OPTIONS")
+            return
+        problem = self._problem(request, "polling")
+        if problem is not None:
+            await self.bad_request(request, problem, cors)
+            return
+        sid = request.first("sid")
+        if sid is None:
+            if request.method != "GET":
+                await self.bad_request(request, "method", cors)
+            elif self.hub.stopping:
+                await request.refuse(EventError(code="shutting_down"), cors)
+            else:
+                connection = self._open(request, "polling")
+                await request.respond(
+                    200,
+                    self._open_packet(connection, ["websocket"]).encode(),
+                    content_type="text/plain; charset=UTF-8",
+                    headers=[*cors, (b"cache-control", b"no-store")],
+                )
+            return
+        connection = self.connections.get(sid) or self._lingering[sid]
+        if request.method == "GET":
+            await connection.poll(request, cors)
+        else:
+            await connection.post(request, cors)
+
+    async def serve_websocket(self, request: Request) -> None:
+        """Serve a WebSocket: a session of its own, or the upgrade of a polling one."""
+        await request.receive()
+        try:
+            request.cors(self.hub.settings.cors_origins)
+        except EventError as error:
+            await request.deny(error)
+            return
+        problem = self._problem(request, "websocket")
+        if problem is not None or self.hub.stopping:
+            body = BAD_REQUESTS[problem or "request"]
+            await request.deny(
+                EventError(body["message"], code="invalid_request", engine=body["code"])
+            )
+            return
+        sid = request.first("sid")
+        if sid is None:
+            await request.send({"type": "websocket.accept"})
+            connection = self._open(request, "websocket")
+            # Before anything else may be queued.
+            connection.push(Wire(self._open_packet(connection, [])))
+            await connection.serve(request, upgrade=False)
+            return
+        connection = self.connections[sid]
+        if connection.transport == "websocket" or connection.state is not State.OPEN:
+            await request.deny(EventError("Bad request", code="invalid_request", engine=3))
+            return
+        await request.send({"type": "websocket.accept"})
+        await connection.serve(request, upgrade=True)
+
+    def _problem(self, request: Request, transport: str) -> str | None:
+        try:
+            named = request.first("transport")
+            version = request.first("EIO")
+            sid = request.first("sid")
+        except EventError:
+            return "request"
+        if named not in ("polling", "websocket"):
+            return "transport"
+        if named != transport:
+            return "request"
+        if version != "4":
+            return "version"
+        if transport == "polling" and request.method not in ("GET", "POST"):
+            return "method"
+        if sid is not None and sid not in self.connections:
+            if request.method == "GET" and sid in self._lingering and transport == "polling":
+                return None
+            return "sid"
+        return None
+
+    async def bad_request(
+        self, request: Request, problem: str, cors: HeaderList, *, status: int = 400
+    ) -> None:
+        await request.respond_json(status, BAD_REQUESTS[problem], cors)
+
+    # Sessions.
+
+    def _open(self, request: Request, transport: str) -> EngineConnection:
+        connection = EngineConnection(self, request.handshake(transport))
+        self.connections[connection.sid] = connection
+        self._pings.add(connection)
+        self._connects.add(connection)
+        return connection
+
+    def _open_packet(self, connection: EngineConnection, upgrades: list[str]) -> str:
+        settings = self.hub.settings
+        return engineio.encode_open(
+            connection.sid,
+            upgrades,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
+            max_payload=settings.limits.max_http_buffer_size,
+        )
+
+    def carry(self, connection: EngineConnection) -> None:
+        """Note that a WebSocket carries the session."""
+        self._roll.add(connection)
+
+    def drop(self, connection: EngineConnection) -> None:
+        """Note that the session's WebSocket ended."""
+        self._roll.discard(connection)
+
+    def connected(self, connection: EngineConnection) -> None:
+        """Note that a client joined its first namespace in time."""
+        self._connects.discard(connection)
+
+    def pong(self, connection: EngineConnection) -> None:
+        """Note that a client answered its ping."""
+        self._pongs.discard(connection)
+        self._pings.add(connection)
+
+    def _give_up(self, connection: EngineConnection) -> None:
+        # Its pong may wait behind events that we are slow to handle.
+        if any(socket.crowded for socket in connection.sockets.values()):
+            self.pong(connection)
+        else:
+            connection.end("ping timeout", now=True)
+
+    def _ping(self, connection: EngineConnection) -> None:
+        connection.push(_PING)
+        self._pongs.add(connection)
+
+    def forget(self, connection: EngineConnection) -> None:
+        """Drop a session: its id is unknown from here on."""
+        self.connections.pop(connection.sid, None)
+        if self._lingering.pop(connection.sid, None) is not None:
+            self._lingers.discard(connection)
+            self._roll.discard(connection)
+        self._pings.discard(connection)
+        self._pongs.discard(connection)
+        self._connects.discard(connection)
+
+    def linger(self, connection: EngineConnection) -> None:
+        """Keep an ended session for one more poll."""
+        self._roll.add(connection)
+        self._lingering[connection.sid] = connection
+        self._lingers.add(connection)
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End all sessions."""
+        for deadlines in (self._pings, self._pongs, self._connects):
+            deadlines.close()
+        for connection in list(self.connections.values()):
+            connection.end("server shutting down", code, reason, linger=True)

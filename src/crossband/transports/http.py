@@ -1,0 +1,201 @@
+"""ASGI requests and responses as the doors need them: bounded bodies, origins, JSON errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import cached_property
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from crossband.errors import ConnectionRefused, EventError, MessageTooLarge
+from crossband.session import Handshake
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+HeaderList = list[tuple[bytes, bytes]]
+
+# Fields in a query string; more is nobody's honest request.
+MAX_QUERY_FIELDS = 64
+
+
+class ClientGone(Exception):
+    """The client closed before its request was complete."""
+
+
+class Request:
+    """One HTTP request or WebSocket handshake, and what is known of its client."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        # Below the mount point.
+        self.path = path
+
+    @property
+    def method(self) -> str:
+        return str(self.scope.get("method", "GET"))
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        for name, value in self.scope["headers"]:
+            key = name.decode("latin-1").lower()
+            text = value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        return headers
+
+    @cached_property
+    def query(self) -> dict[str, list[str]]:
+        """The query's fields. Raises EventError when it cannot be read."""
+        try:
+            return parse_qs(
+                self.scope.get("query_string", b"").decode("ascii"),
+                keep_blank_values=True,
+                max_num_fields=MAX_QUERY_FIELDS,
+                errors="strict",
+            )
+        except ValueError:
+            raise EventError("Invalid query string", code="invalid_request") from None
+
+    def first(self, name: str) -> str | None:
+        """Return a query field's first value."""
+        values = self.query.get(name)
+        return values[0] if values else None
+
+    def handshake(self, transport: str) -> Handshake:
+        client = self.scope.get("client")
+        return Handshake(
+            transport=transport,
+            headers=self.headers,
+            query=self.query,
+            address=client[0] if client else None,
+            time=time.time(),
+            path=self.path,
+            secure=self.scope.get("scheme") in ("https", "wss"),
+        )
+
+    async def body(self, limit: int) -> bytes:
+        """Read the body; refuse it as soon as it is over `limit` bytes.
+
+        Raises MessageTooLarge, ClientGone.
+        """
+        length = self.headers.get("content-length", "")
+        # Longer than any allowed number is too large, and not worth int().
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+            raise MessageTooLarge(limit)
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise MessageTooLarge(limit)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    async def respond(
+        self,
+        status: int,
+        body: bytes = b"",
+        *,
+        content_type: str = "application/json",
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Send a whole response."""
+        lines: HeaderList = [*headers]
+        if status != 204:
+            lines.append((b"content-type", content_type.encode("latin-1")))
+            lines.append((b"content-length", str(len(body)).encode()))
+        await self.send({"type": "http.response.start", "status": status, "headers": lines})
+        if self.method == "HEAD":
+            body = b""
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def respond_json(
+        self, status: int, value: Any, headers: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
+        await self.respond(status, msgspec.json.encode(value), headers=headers)
+
+    async def refuse(self, error: EventError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Answer with an error: its status, and JSON that says what is wrong."""
+        await self.respond_json(error.status, {"type": "error", **error.to_dict()}, headers)
+
+    async def deny(self, error: EventError) -> None:
+        """Refuse a WebSocket handshake over HTTP, where the server can; else close it."""
+        if "websocket.http.response" not in self.scope.get("extensions", {}):
+            await self.send({"type": "websocket.close", "code": 4000 + error.status})
+            return
+        body = msgspec.json.encode({"type": "error", **error.to_dict()})
+        await self.send(
+            {
+                "type": "websocket.http.response.start",
+                "status": error.status,
+                "headers": [
+                    (b"content-type", b"application/json"),
+                    (b"content-length", str(len(body)).encode()),
+                ],
+            }
+        )
+        await self.send({"type": "websocket.http.response.body", "body": body})
+
+    def cors(self, allowed: tuple[str, ...]) -> HeaderList:
+        """Return the CORS headers of the answer.
+
+        Raises ConnectionRefused for a browser origin that is neither ours nor in `allowed`. A
+        request without Origin is not a browser's cross-site request, and passes.
+        """
+        origin = self.headers.get("origin")
+        if origin is None:
+            return []
+        if origin in allowed:
+            return [
+                (b"access-control-allow-origin", origin.encode("latin-1")),
+                (b"access-control-allow-credentials", b"true"),
+                (b"vary", b"Origin"),
+            ]
+        if self._same_origin(origin):
+            return [(b"vary", b"Origin")]
+        if "*" in allowed:
+            return [(b"access-control-allow-origin", b"*")]
+        raise ConnectionRefused(
+            f"Origin not allowed: {origin[:128]}", code="origin_not_allowed", status=403
+        )
+
+    def _same_origin(self, origin: str) -> bool:
+        # The scheme is not compared: behind a proxy that ends TLS it is not known here.
+        try:
+            parts = urlsplit(origin)
+            port = parts.port
+        except ValueError:
+            return False
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            return False
+        default = 443 if parts.scheme == "https" else 80
+        try:
+            host = urlsplit("//" + self.headers.get("host", ""))
+            host_port = host.port
+        except ValueError:
+            return False
+        return parts.hostname == host.hostname and (port or default) == (host_port or default)
+
+    async def preflight(self, cors: HeaderList, methods: str) -> None:
+        """Answer OPTIONS."""
+        wanted = self.headers.get("access-control-request-headers", "")
+        headers = [
+            *cors,
+            (b"access-control-allow-methods", methods.encode("ascii")),
+            (b"access-control-max-age", b"600"),
+        ]
+        if wanted and all(c.isalnum() or c in "-_, " for c in wanted) and wanted.isascii():
+            headers.append((b"access-control-allow-headers", wanted.encode("ascii")))
+        await self.respond(204, headers=headers)

@@ -1,0 +1,250 @@
+"""The Server-Sent Events door: a stream per client, and its back-channel by POST."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from crossband.codecs import SSE, Wire
+from crossband.errors import CloseCode, EventError
+from crossband.hub.base import BaseHub, Resume
+from crossband.protocol import envelope, payload, sse
+from crossband.protocol.payload import Payload
+from crossband.session import Connection, Deadlines, Roll, Ticker
+from crossband.transports.http import ClientGone, HeaderList, Request
+from crossband.transports.websocket import answer_envelope
+
+if TYPE_CHECKING:
+    from crossband.hub.socket import Socket
+
+_KEEPALIVE = Wire(sse.encode_comment())
+# A client the server disconnected for good is answered 204, which stops EventSource, this
+# often remembered; the oldest is forgotten first.
+MAX_ENDED = 10_000
+
+
+class StreamConnection(Connection):
+    """One event stream and its one socket."""
+
+    __slots__ = ("_closing", "_door", "_idle", "_request", "socket")
+
+    def __init__(self, ticker: Ticker, door: StreamDoor, request: Request, *, limit: int) -> None:
+        super().__init__(ticker, limit=limit)
+        self._door = door
+        self._request = request
+        # None while writing; else what flush() resolves.
+        self._idle: asyncio.Future[None] | None = None
+        self._closing = False
+        # None until opened.
+        self.socket: Socket | None = None
+
+    @property
+    def transport(self) -> str:
+        return "sse"
+
+    @property
+    def behind(self) -> bool:
+        return self._idle is None and bool(self.queue)
+
+    def flush(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._closing = True
+        if now:
+            self.discard_queue()
+        self.flush()
+
+    def end_socket(
+        self, namespace: str, code: CloseCode, reason: str, *, close: bool = False
+    ) -> None:
+        if code is CloseCode.DISCONNECTED and self.socket is not None:
+            self._door.forbid(namespace, self.socket.session)
+        self.close(code, reason)
+
+    async def run(self, headers: HeaderList, preamble: bytes) -> None:
+        """Write until the client goes or the stream is closed."""
+        send = self._request.send
+        loop = asyncio.get_running_loop()
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": preamble, "more_body": True})
+        while True:
+            queue = self.queue
+            if queue:
+                self.queue = []
+                parts: list[Any] = [part for wire in queue for part in wire.messages]
+                body = parts[0] if len(parts) == 1 else b"".join(parts)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                self.wrote(sum([wire.size for wire in queue]))
+            elif self._closing:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
+            else:
+                self._idle = loop.create_future()
+                await self._idle
+                self._idle = None
+
+
+class StreamDoor:
+    """Admits event streams, and takes what their clients post."""
+
+    def __init__(self, hub: BaseHub) -> None:
+        self._hub = hub
+        self._roll = Roll[StreamConnection]()
+        self.emptied = self._roll.emptied
+        # By socket id, for what clients post.
+        self._by_id: dict[str, StreamConnection] = {}
+        self._keepalive = Deadlines[StreamConnection](
+            asyncio.get_running_loop(), hub.settings.keepalive_interval, self._keep_alive
+        )
+        # Sessions the server ended: (namespace, key), oldest first.
+        self._ended: dict[tuple[str, str], None] = {}
+
+    async def serve(self, request: Request, rest: str) -> None:
+        """Serve a request: `rest` is the path below the door, a namespace or a client id."""
+        try:
+            cors = request.cors(self._hub.settings.cors_origins)
+        except EventError as error:
+            await request.refuse(error)
+            return
+        try:
+            if request.method in ("GET", "HEAD"):
+                await self._stream(request, rest or "/", cors)
+            elif request.method == "POST":
+                await self._post(request, rest.removeprefix("/"), cors)
+            elif request.method == "OPTIONS":
+                await request.preflight(cors, "GET, POST, OPTIONS")
+            else:
+                raise EventError(code="method_not_allowed")
+        except EventError as error:
+            if error.status == 405:
+                cors = [*cors, (b"allow", b"GET, HEAD, POST, OPTIONS")]
+            await request.refuse(error, cors)
+
+    async def _stream(self, request: Request, name: str, cors: HeaderList) -> None:
+        hub = self._hub
+        settings = hub.settings
+        headers = [
+            *cors,
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        key = request.first("session")
+        if request.method == "HEAD":
+            if hub.find(name) is None:
+                raise EventError(code="invalid_namespace")
+            await request.send({"type": "http.response.start", "status": 200, "headers": headers})
+            await request.send({"type": "http.response.body", "body": b""})
+            return
+        if key is not None and (name, key) in self._ended:
+            await request.respond(204, headers=cors)
+            return
+        # EventSource sends the header when it comes back by itself; it is newer.
+        cursor = _utf8(request.headers.get("last-event-id", "")) or request.first("lastEventId")
+        connection = StreamConnection(hub.ticker, self, request, limit=settings.limits.outbox)
+        admission = await hub.admit(
+            connection,
+            name,
+            request.handshake("sse"),
+            SSE,
+            resume=Resume(key, cursor or None),
+            rooms=request.query.get("room", ()),
+        )
+        socket = connection.socket = admission.socket
+        self._roll.add(connection)
+        self._by_id[socket.id] = connection
+        hub.open(admission)
+        self._keepalive.add(connection)
+        # A comment at once, so that headers leave every proxy's buffer.
+        preamble = sse.encode_comment("ok") + sse.encode_retry(round(settings.retry * 1000))
+        watcher = asyncio.get_running_loop().create_task(self._watch(request, connection))
+        try:
+            # The server raises when the client is gone.
+            with contextlib.suppress(OSError):
+                await connection.run(headers, preamble)
+        finally:
+            connection.closed = True
+            connection.discard_queue()
+            watcher.cancel()
+            self._keepalive.discard(connection)
+            self._roll.discard(connection)
+            if self._by_id.get(socket.id) is connection:
+                del self._by_id[socket.id]
+            hub.leave(socket, "transport close")
+
+    async def _watch(self, request: Request, connection: StreamConnection) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        connection.close(CloseCode.NORMAL, "client left", now=True)
+
+    async def _post(self, request: Request, sid: str, cors: HeaderList) -> None:
+        connection = self._by_id.get(sid)
+        if connection is None or connection.socket is None:
+            raise EventError(code="unknown_client")
+        socket = connection.socket
+        key = request.headers.get("x-crossband-session") or request.first("session") or ""
+        # The id is public; only the client itself knows its session.
+        if not hmac.compare_digest(key.encode(), socket.session.encode()):
+            raise EventError(
+                "Show the client's session, from its welcome, as ?session= or X-Crossband-Session",
+                code="unauthorized",
+            )
+        try:
+            body = await request.body(self._hub.settings.limits.message_size)
+        except ClientGone:
+            return
+        message = envelope.decode(body)
+        outcome: asyncio.Future[Payload | EventError] = asyncio.get_running_loop().create_future()
+
+        def settle(answer: Payload | EventError) -> None:
+            if not outcome.done():
+                outcome.set_result(answer)
+
+        if socket.crowded:
+            await socket.caught_up()
+        settled = answer_envelope(socket, message, settle)
+        answer = payload.EMPTY if settled else await outcome
+        if isinstance(answer, EventError):
+            error = {"type": "error", **answer.to_dict()}
+            if message.id is not None:
+                error["id"] = message.id
+            await request.respond_json(answer.status, error, cors)
+            return
+        result: dict[str, Any] = {"type": "ack"}
+        if message.id is not None:
+            result["id"] = message.id
+        result["data"] = msgspec.Raw(payload.to_data(answer))
+        await request.respond_json(200, result, cors)
+
+    def _keep_alive(self, connection: StreamConnection) -> None:
+        connection.push(_KEEPALIVE)
+        self._keepalive.add(connection)
+
+    def forbid(self, namespace: str, key: str) -> None:
+        """Answer 204 when this session's EventSource comes back."""
+        self._ended[(namespace, key)] = None
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End all streams."""
+        self._keepalive.close()
+        for connection in self._roll:
+            connection.close(code, reason)
+
+
+def _utf8(header: str) -> str:
+    # Header values arrive as latin-1; browsers send this one as UTF-8.
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header

@@ -1,0 +1,270 @@
+"""The raw WebSocket door: JSON envelopes, or bare frames in plain namespaces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from crossband.codecs import ENVELOPE, PLAIN, Codec
+from crossband.errors import (
+    CloseCode,
+    EventError,
+    InvalidMessage,
+    MessageTooLarge,
+)
+from crossband.hub.base import BaseHub, Resume
+from crossband.hub.socket import Incoming, Socket
+from crossband.protocol import envelope
+from crossband.session import Connection, Roll, Ticker
+from crossband.transports.http import Request, Send
+
+if TYPE_CHECKING:
+    from crossband.session import Handshake
+
+# Seconds for the other side to answer our close frame.
+CLOSE_TIME = 2.0
+# A binary frame of a plain namespace, as an argument whose value is attached.
+_ATTACHED = msgspec.Raw(b'{"_placeholder":true,"num":0}')
+
+
+class Writer:
+    """Drains a connection's queue into an ASGI WebSocket, in one task."""
+
+    __slots__ = ("_connection", "_idle", "_send", "closing")
+
+    def __init__(self, connection: Connection, send: Send) -> None:
+        self._connection = connection
+        self._send = send
+        # None while writing; else what wake() resolves.
+        self._idle: asyncio.Future[None] | None = None
+        # Set once, to end the WebSocket after what is queued.
+        self.closing: tuple[int, str] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the peer does not take what was written: between ticks, else idle."""
+        return self._idle is None
+
+    def wake(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def close(self, code: int, reason: str) -> None:
+        if self.closing is None:
+            self.closing = (code, reason)
+            self.wake()
+
+    async def run(self) -> None:
+        connection = self._connection
+        loop = asyncio.get_running_loop()
+        send = self._send
+        # The server raises when the peer is gone; the reader sees that too, and cleans up.
+        with contextlib.suppress(Exception):
+            while True:
+                queue = connection.queue
+                if queue:
+                    connection.queue = []
+                    for wire in queue:
+                        for part in wire.messages:
+                            kind = "text" if isinstance(part, str) else "bytes"
+                            await send({"type": "websocket.send", kind: part})
+                        connection.wrote(wire.size)
+                elif self.closing is not None:
+                    code, reason = self.closing
+                    await send({"type": "websocket.close", "code": code, "reason": reason})
+                    return
+                else:
+                    self._idle = loop.create_future()
+                    await self._idle
+                    self._idle = None
+
+
+class WebSocketConnection(Connection):
+    """One raw WebSocket and its one socket."""
+
+    __slots__ = ("_reading", "_request", "_writer", "socket")
+
+    def __init__(self, ticker: Ticker, request: Request, *, limit: int) -> None:
+        super().__init__(ticker, limit=limit)
+        self._request = request
+        self._writer = Writer(self, request.send)
+        # None until the handshake is complete: ends the reading when a close gets no answer.
+        self._reading: asyncio.Timeout | None = None
+        # None until opened.
+        self.socket: Socket | None = None
+
+    @property
+    def transport(self) -> str:
+        return "websocket"
+
+    @property
+    def behind(self) -> bool:
+        return self._writer.busy and bool(self.queue)
+
+    def flush(self) -> None:
+        self._writer.wake()
+
+    def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if now:
+            self.discard_queue()
+        self._writer.close(code, reason)
+        if self._reading is not None:
+            patience = 0.1 if now else CLOSE_TIME
+            self._reading.reschedule(asyncio.get_running_loop().time() + patience)
+
+    async def run(self, receive_frame: Callable[[str | bytes], None]) -> str:
+        """Serve until the WebSocket ends; return the disconnect reason."""
+        receive = self._request.receive
+        writer = asyncio.get_running_loop().create_task(self._writer.run())
+        reason = "transport close"
+        try:
+            async with asyncio.timeout(None) as self._reading:
+                if self.closed:
+                    self._reading.reschedule(asyncio.get_running_loop().time() + CLOSE_TIME)
+                while True:
+                    message = await receive()
+                    if message["type"] == "websocket.disconnect":
+                        # 1011: the server's own keep-alive gave up (uvicorn, hypercorn).
+                        break
+                    if self.closed:
+                        continue
+                    frame = message.get("text")
+                    receive_frame(frame if frame is not None else message["bytes"])
+                    socket = self.socket
+                    if socket is not None and socket.crowded:
+                        await socket.caught_up()
+        except TimeoutError:
+            reason = "forced close"
+        finally:
+            self.closed = True
+            self.discard_queue()
+            writer.cancel()
+        return reason
+
+
+class WebSocketDoor:
+    """Admits raw WebSocket clients and reads their frames."""
+
+    def __init__(self, hub: BaseHub) -> None:
+        self._hub = hub
+        self._roll = Roll[WebSocketConnection]()
+        self.emptied = self._roll.emptied
+
+    async def serve(self, request: Request, namespace_name: str) -> None:
+        """Serve one WebSocket from handshake to end."""
+        hub = self._hub
+        await request.receive()
+        limits = hub.settings.limits
+        connection = WebSocketConnection(hub.ticker, request, limit=limits.outbox)
+        try:
+            request.cors(hub.settings.cors_origins)
+            namespace = hub.find(namespace_name)
+            codec: Codec = PLAIN if namespace is not None and namespace.plain else ENVELOPE
+            resume = Resume()
+            if codec is ENVELOPE:
+                cursor = request.first("lastEventId") or None
+                resume = Resume(request.first("session"), cursor)
+            handshake: Handshake = request.handshake("websocket")
+            admission = await hub.admit(
+                connection,
+                namespace_name,
+                handshake,
+                codec,
+                resume=resume,
+                rooms=request.query.get("room", ()),
+            )
+        except EventError as error:
+            await request.deny(error)
+            return
+        try:
+            await request.send({"type": "websocket.accept"})
+        except BaseException:
+            hub.withdraw(admission)
+            raise
+        socket = connection.socket = admission.socket
+        self._roll.add(connection)
+        hub.open(admission)
+        reader = self._read_plain if codec is PLAIN else self._read_envelope
+        reason = "transport error"
+        try:
+            reason = await connection.run(lambda frame: reader(connection, socket, frame))
+        finally:
+            self._roll.discard(connection)
+            hub.leave(socket, reason)
+
+    def _read_envelope(
+        self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
+    ) -> None:
+        if self._too_large(connection, socket, frame):
+            return
+        name = socket.namespace.name
+        try:
+            if isinstance(frame, bytes):
+                raise InvalidMessage("Expected a text frame with JSON, got a binary frame")
+            message = envelope.decode(frame)
+            answer_envelope(socket, message)
+        except EventError as error:
+            ack_id = error.details.pop("id", None)
+            connection.push(socket.codec.problem(name, error.to_dict(), ack_id))
+
+    def _read_plain(
+        self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
+    ) -> None:
+        if self._too_large(connection, socket, frame):
+            return
+        if isinstance(frame, bytes):
+            socket.receive(Incoming("message", [_ATTACHED], [frame]))
+        else:
+            socket.receive(Incoming("message", [msgspec.Raw(msgspec.json.encode(frame))]))
+
+    def _too_large(
+        self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
+    ) -> bool:
+        limit = self._hub.settings.limits.message_size
+        size = len(frame)
+        # A character is one to four bytes: only in between they need counting.
+        if size <= limit // 4:
+            return False
+        if isinstance(frame, str) and size <= limit and not frame.isascii():
+            size = len(frame.encode())
+        if size <= limit:
+            return False
+        error = MessageTooLarge(limit)
+        connection.push(socket.codec.problem(socket.namespace.name, error.to_dict(), None))
+        connection.close(CloseCode.MESSAGE_TOO_BIG, error.message)
+        return True
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End all connections."""
+        for connection in self._roll:
+            connection.close(code, reason)
+
+
+def answer_envelope(
+    socket: Socket, message: envelope.Message, reply: Callable[[Any], None] | None = None
+) -> bool:
+    """Hand an envelope to its socket; True when it was an acknowledgement, settled already.
+
+    Raises EventError for one that cannot be.
+    """
+    data = message.data
+    raws = [] if isinstance(data, msgspec.UnsetType) else [data]
+    if message.type != "ack":
+        socket.receive(Incoming(message.type, raws, (), message.id, reply, single=True))
+        return False
+    if message.id is None:
+        raise InvalidMessage("An acknowledgement needs its id", path="$.id")
+    try:
+        answer = msgspec.json.decode(raws[0]) if raws else None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidMessage("Nested too deeply", path="$.data") from None
+    if not socket.acknowledge(message.id, answer):
+        raise EventError(code="unknown_ack", id=message.id)
+    return True

@@ -23,8 +23,7 @@ from crossband.protocol.engineio import (
     encode_packet,
     encode_payload,
 )
-
-from .strategies import any_text, hostile_text
+from tests.protocol.strategies import any_text, hostile_text
 
 wire_text = st.text(st.characters(codec="utf-8", exclude_characters=SEPARATOR))
 text_packets = st.builds(Packet, st.sampled_from(PacketType), wire_text)

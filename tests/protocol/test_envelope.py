@@ -22,8 +22,7 @@ from crossband.protocol.envelope import (
     encode_shutdown,
     encode_welcome,
 )
-
-from .strategies import any_text, cursors, hostile_text, ids, json_values, names
+from tests.protocol.strategies import any_text, cursors, hostile_text, ids, json_values, names
 
 
 def refusal(text: str | bytes) -> InvalidMessage:

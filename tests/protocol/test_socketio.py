@@ -29,8 +29,7 @@ from crossband.protocol.socketio import (
     split_ack,
     split_event,
 )
-
-from .strategies import (
+from tests.protocol.strategies import (
     any_text,
     binary_values,
     cursors,
@@ -280,15 +279,15 @@ def test_id_where_there_is_none_is_refused(text: str) -> None:
 
 
 # fmt: off
-@pytest.mark.parametrize(
-    "text",
-    [
-        "2", "2/x", "2/x,", "21", "31", "50-", "60-1", "4", "4/x,",
-        '2"a"', "2{}", "2null", "2true", '31{"a":1}', "0[]", '0"a"', "0null", "1{}", "4[]",
-        '2admin,["a"]', '0admin,{"a":1}', "1x", '2 ["a"]', '2\x00["a"]', '2\ufeff["a"]',
-    ],
-)
+MISPLACED_DATA = [
+    "2", "2/x", "2/x,", "21", "31", "50-", "60-1", "4", "4/x,",
+    '2"a"', "2{}", "2null", "2true", '31{"a":1}', "0[]", '0"a"', "0null", "1{}", "4[]",
+    '2admin,["a"]', '0admin,{"a":1}', "1x", '2 ["a"]', '2\x00["a"]', '2\ufeff["a"]',
+]
 # fmt: on
+
+
+@pytest.mark.parametrize("text", MISPLACED_DATA)
 def test_data_of_the_wrong_kind_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError, match=r"takes .* as data, and a namespace starts with '/'"):
         decoder().feed(text)

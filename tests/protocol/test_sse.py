@@ -19,8 +19,7 @@ from crossband.protocol.sse import (
     encode_event,
     encode_retry,
 )
-
-from .strategies import any_text, cursors, json_values, names, text
+from tests.protocol.strategies import any_text, cursors, json_values, names, text
 
 # Every character Python takes for a line break, of which the format knows three.
 breaks = st.sampled_from(

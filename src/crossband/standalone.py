@@ -68,7 +68,8 @@ def create_hub(**settings: Any) -> Hub:
         if name != socket.id and name in hub.sockets:
             raise EventError("A client's own room cannot be joined", room=name)
         await socket.join(name)
-        return {"status": "joined", "room": name, "members": len(hub.rooms.get(name, ()))}
+        members = await hub.to(name).fetch_sockets()
+        return {"status": "joined", "room": name, "members": len(members)}
 
     @hub.on("room:leave")
     async def leave(socket: Socket, room: Name | RoomRef) -> dict[str, Any]:
@@ -178,7 +179,7 @@ _NOT_BUILT: Final = """<!doctype html>
 
 
 class _Pages(StaticFiles):
-    """The page's files, revalidated by ETag at every load so that a new build is seen."""
+    """The page's files; those without a hash in their name are revalidated by ETag."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         # The directory may appear while the server runs.
@@ -192,6 +193,9 @@ class _Pages(StaticFiles):
         if path == "." and scope["method"] in ("GET", "HEAD") and not self._index.is_file():
             return HTMLResponse(_NOT_BUILT, status_code=404, headers={"Cache-Control": "no-store"})
         response = await super().get_response(path, scope)
-        response.headers.setdefault("Cache-Control", "no-cache")
+        # Names under assets/ carry a hash of their content (Vite).
+        forever = path.startswith("assets") and response.status_code != 404
+        cache = "public, max-age=31536000, immutable" if forever else "no-cache"
+        response.headers.setdefault("Cache-Control", cache)
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         return response

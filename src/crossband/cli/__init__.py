@@ -103,7 +103,7 @@ def serve(
         from crossband.standalone import create_hub
 
         if not hub_settings.get("api_keys"):
-            generated = secrets.token_urlsafe(24)
+            generated = secrets.token_hex(16)
             hub_settings["api_keys"] = (generated,)
         hub = create_hub()
         title = "serves the standalone hub"
@@ -119,7 +119,7 @@ def demo(
     """Serve a page that shows the three doors side by side."""
     from crossband.standalone import create_demo
 
-    key = secrets.token_urlsafe(24)
+    key = secrets.token_hex(16)
     demo_app = create_demo(api_keys=(key,))
     where = settings.Listen(host=host, port=port)
     _run(demo_app, demo_app.settings, where, "serves the demo", generated_key=key, page=True)
@@ -183,7 +183,8 @@ def listen_(
     try:
         asyncio.run(listen.follow(listener, output, limit=count))
     except KeyboardInterrupt:
-        output.notice("end", f"\n{_plural(output.count, 'event')}")
+        # Below the terminal's own ^C.
+        typer.echo(f"\n{_plural(output.count, 'event')}", err=True)
     except (listen.Refused, listen.Lost) as exc:
         _fail(f"{address}: {exc}")
     except BrokenPipeError:

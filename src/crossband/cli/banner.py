@@ -29,7 +29,7 @@ def show(
         _unix(console, server.uds, settings)
     else:
         _doors(console, server.url, settings, page=page)
-        _publish(console, server.url, settings, generated_key)
+        _publish(console, server.url, settings, generated_key, page=page)
     if server.uds is None and server.host in ("0.0.0.0", "::", ""):
         console.print("  Listening on every address of this machine.\n", style="dim")
     console.print("  Ctrl-C stops it.\n", style="dim")
@@ -50,14 +50,16 @@ def _doors(console: Console, url: str, settings: Settings, *, page: bool) -> Non
     _entry(console, "HTTP API", f"{url}{settings.api_path}", f"curl {status}")
 
 
-def _publish(console: Console, url: str, settings: Settings, generated_key: str | None) -> None:
-    command = f'crossband publish {url} greeting \'{{"hello": "world"}}\''
+def _publish(
+    console: Console, url: str, settings: Settings, generated_key: str | None, *, page: bool
+) -> None:
+    api = "" if settings.api_path == "/api" else f"{settings.api_path}/broadcast"
+    command = f'crossband publish {url}{api} chat:message \'{{"from": "me", "content": "hi"}}\''
     if generated_key is not None:
         _entry(console, "API key", generated_key, f"{command} --api-key {generated_key}")
-        console.print(
-            "             made for this run; set your own with --api-keys or CROSSBAND_API_KEYS\n",
-            style="dim",
-        )
+        if not page:
+            own = "made for this run; --api-keys or CROSSBAND_API_KEYS sets your own"
+            console.print(Text(f"{'':13}{own}\n", "dim"))
     elif settings.api_keys:
         _entry(console, "Publish", f"{command} --api-key …", None)
     else:

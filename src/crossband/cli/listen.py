@@ -419,7 +419,7 @@ def reason_of(exc: BaseException) -> str:
     seen: BaseException | None = exc
     while seen is not None:
         if isinstance(seen, ConnectionRefusedError):
-            return "connection refused; is the server running?"
+            return "connection refused"
         if isinstance(seen, ssl.SSLCertVerificationError):
             return f"the certificate is not trusted ({seen.verify_message}); see --insecure"
         if isinstance(seen, ssl.SSLError):
@@ -432,7 +432,7 @@ def reason_of(exc: BaseException) -> str:
         seen = seen.__cause__ or seen.__context__
     text = str(exc) or type(exc).__name__
     if "Connect call failed" in text or "All connection attempts failed" in text:
-        return "connection refused; is the server running?"
+        return "connection refused"
     return text
 
 
@@ -541,6 +541,8 @@ async def follow(listener: Listener, output: Output, *, limit: int | None = None
     Raises Refused, and Lost when not even the first attempt connected.
     """
     ever = False
+    # Of the last failure, so that an outage is told once and not at every attempt.
+    told = ""
     delay = FIRST_DELAY
     while True:
         try:
@@ -550,6 +552,7 @@ async def follow(listener: Listener, output: Output, *, limit: int | None = None
                         output.notice(item.kind, item.text)
                         if item.kind in ("connected", "resumed"):
                             ever = True
+                            told = ""
                             delay = FIRST_DELAY
                         continue
                     output.event(item)
@@ -558,7 +561,9 @@ async def follow(listener: Listener, output: Output, *, limit: int | None = None
         except Lost as exc:
             if not ever:
                 raise
-            output.notice("lost", f"{exc}; reconnecting…")
+            if str(exc) != told:
+                told = str(exc)
+                output.notice("lost", f"{told}; reconnecting…")
         # Spread over half the delay: a restarted server's clients do not all come at once.
         await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
         delay = min(delay * 2, MAX_DELAY)

@@ -74,25 +74,22 @@ class _Answer(msgspec.Struct):
 
 
 class _Error(msgspec.Struct):
-    error: str = ""
+    error: str
     reason: str | None = None
     path: str | None = None
 
 
 def _refusal(response: httpx.Response, api_key: str | None) -> str:
-    status = response.status_code
+    said = f"HTTP {response.status_code} from {response.url}"
+    if response.status_code == 401 and api_key is None:
+        return f"{said}: the server wants an API key: --api-key, or CROSSBAND_API_KEY"
+    if response.status_code == 401:
+        return f"{said}: the server does not accept this API key"
     try:
         error = msgspec.json.decode(response.content, type=_Error)
     except msgspec.DecodeError:
-        error = _Error()
-    said = error.error
+        return f"{said}: is this a Crossband server?"
+    reason = ""
     if error.reason:
-        said += f": {error.reason}" + (f" at {error.path}" if error.path else "")
-    said = f"HTTP {status}" + (f", {said}" if said else "")
-    if status == 401 and api_key is None:
-        return f"{said}: give an API key with --api-key or CROSSBAND_API_KEY"
-    if status in (401, 403):
-        return f"{said}: the server does not accept this API key"
-    if status == 404:
-        return f"{said}: {response.url} is not the API of a Crossband server"
-    return said
+        reason = f" ({error.reason}" + (f" at {error.path})" if error.path else ")")
+    return f"{said}: {error.error}{reason}"

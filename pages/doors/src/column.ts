@@ -54,7 +54,6 @@ export class Column {
     title.id = `${door}-name`;
     this.root.setAttribute("aria-labelledby", title.id);
     this.part("via").textContent = via;
-    this.part("cut-door").textContent = `: ${name}`;
     this.part("tape").setAttribute("aria-label", `Messages heard over ${name}`);
     this.part("pre").setAttribute("aria-label", `Code of the ${name} door`);
     this.part("label").textContent = `Message to send over ${name}`;
@@ -83,8 +82,10 @@ export class Column {
   setState(state: DoorState): void {
     this.root.dataset["state"] = state;
     this.part("state").textContent = STATES[state];
-    this.part("cut-label").textContent =
+    const action =
       state === "cut" ? "Restore this door" : state === "refused" ? "Try again" : "Cut this door";
+    this.part("cut-label").textContent = action;
+    this.part("cut").setAttribute("aria-label", `${action}: ${COPY[this.door].name}`);
     this.part("send").setAttribute("aria-disabled", String(state !== "connected"));
   }
 
@@ -222,7 +223,7 @@ export class Column {
 export function gapText(reason: string): string {
   switch (reason) {
     case "unknown":
-      return "the server does not know this cursor; it may have restarted.";
+      return "the server does not know this cursor (a restart?).";
     case "expired":
       return "this cursor is older than the server’s history.";
     case "session":

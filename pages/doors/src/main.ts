@@ -99,8 +99,8 @@ function listenerOf(name: DoorName): DoorListener {
       const lost = ledger.gap(name);
       setCursor(desks[name], gap.offset);
       column.tellGap(gap, lost);
-      const count = lost.length === 0 ? "" : ` ${plural(lost.length)} not replayed.`;
-      column.setNote(`Back, but with a gap.${count} Listening from here on.`, "gap");
+      const count = lost.length === 0 ? "" : ` ${plural(lost.length)} will not be replayed.`;
+      column.setNote(`Back, with a gap.${count}`, "gap");
       announcer.say(`${COPY[name].name}: gap, ${gapText(gap.reason)}${count}`);
       scale.update();
     },

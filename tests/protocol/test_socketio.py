@@ -293,9 +293,10 @@ def test_data_of_the_wrong_kind_is_refused(text: str) -> None:
         decoder().feed(text)
 
 
-def test_lone_surrogate_is_refused() -> None:
+@pytest.mark.parametrize("text", ['2["\ud800"]', "0/\ud800,", '2/a\udc00,["a"]'])
+def test_lone_surrogate_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError, match="lone surrogate"):
-        decoder().feed('2["\ud800"]')
+        decoder().feed(text)
 
 
 @pytest.mark.parametrize("text", ["2" + "," * 999_999, "2/" + "," * 999_998, "5" + "-" * 999_999])
@@ -594,6 +595,8 @@ def test_any_messages_decode_or_are_refused(messages: list[str | bytes]) -> None
         assert len(packet.attachments) <= 2
         assert len(packet.data) + sum(map(len, packet.attachments)) <= 60
         assert packet.namespace.startswith("/")
+        # A client can always be answered, whatever it called its namespace.
+        encode_connect_error(packet.namespace, "Invalid namespace")
         for split in (split_event, split_ack, connect_auth):
             try:
                 split(packet)

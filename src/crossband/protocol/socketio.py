@@ -197,6 +197,8 @@ def _parse(text: str, max_attachments: int) -> tuple[Packet, int]:
     if text[at : at + 1] not in _DATA_STARTS[kind]:
         raise _bad_data(kind)
     try:
+        if not namespace.isascii():
+            namespace.encode()  # so that an answer can name it
         return Packet(kind, namespace, id, text[at:].encode()), awaited
     except UnicodeEncodeError:
         raise ProtocolError("lone surrogate (Socket.IO 5, packet encoding)") from None

@@ -10,9 +10,9 @@ from typing import Final
 
 from crossband.errors import EncodeError
 
-# C0, DEL and C1: CR, LF and NUL break the stream, the rest never belongs in a name.
-# Surrogates have no UTF-8.
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# CR, LF and NUL break the stream, the other control characters never belong in a name, and
+# surrogates have no UTF-8. C1 passes, as it does in the hub's names: it means nothing here.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 # 2^31 - 1 ms, about 25 days: the longest timer a browser can set.
 MAX_RETRY: Final = 2**31 - 1
 

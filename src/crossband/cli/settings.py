@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 import math
+import reprlib
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -125,16 +126,17 @@ class Setting:
             if get_origin(self.type) is tuple:
                 value = value.split(",")
             elif self.type is bool:
-                value = _WORDS.get(value.strip().lower(), value)
+                value = _WORDS.get(value.strip().lower(), value.strip())
         if get_origin(self.type) is tuple and isinstance(value, (list, tuple)):
             value = [item.strip() if isinstance(item, str) else item for item in value]
             value = [item for item in value if item != ""]
+        problem = SettingError(f"{source}: expected {self.expected}, not {reprlib.repr(value)}")
         try:
             converted = msgspec.convert(value, self.type, strict=False)
         except msgspec.ValidationError:
-            raise SettingError(f"{source}: expected {self.expected}, not {value!r}") from None
+            raise problem from None
         if self.type in (int, float) and not (math.isfinite(converted) and converted >= 0):
-            raise SettingError(f"{source}: expected {self.expected}, not {value!r}")
+            raise problem
         return converted
 
 

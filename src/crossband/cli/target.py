@@ -95,7 +95,8 @@ def _no_hub(found: object, target: str) -> str:
     elif isinstance(found, type):
         what = "a class"
     else:
-        what = f"a {kind.__module__.partition('.')[0]} {kind.__qualname__}"
+        module = kind.__module__.partition(".")[0]
+        what = f"of type {kind.__qualname__ if module == 'builtins' else f'{module}.{kind.__qualname__}'}"
     hint = ""
     if hasattr(found, "routes"):
         hint = f"; name the hub it mounts, or run the whole application with `uvicorn {target}`"

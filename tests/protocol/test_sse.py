@@ -90,9 +90,7 @@ def test_id_persists_over_events_without_one() -> None:
     assert [event.id for event in received] == ["7", "7"]
 
 
-@pytest.mark.parametrize(
-    "character", ["\n", "\r", "\r\n", "\0", "\t", "\x1b", "\x7f", "\ud800"]
-)
+@pytest.mark.parametrize("character", ["\n", "\r", "\r\n", "\0", "\t", "\x1b", "\x7f", "\ud800"])
 def test_control_characters_in_event_and_id_are_refused(character: str) -> None:
     with pytest.raises(EncodeError, match=r"event holds .* at character 1"):
         encode_event("", event=f"a{character}b")

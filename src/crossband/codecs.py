@@ -84,8 +84,9 @@ class SocketIOCodec(Codec):
         offset = None
         if self._recovery and ack_id is None:
             offset = publication.cursor
-            # The client takes any trailing string for an offset once it has a pid.
-            if offset is None and publication.payload.json.endswith(b'"]'):
+            # The client takes any trailing string for an offset once it has a pid: the last
+            # argument, or the event's own name where there is none.
+            if offset is None and publication.payload.json.endswith((b'"]', b"[]")):
                 offset = head
         text = socketio.encode_event(
             publication.namespace, publication.event, publication.payload, id=ack_id, offset=offset
@@ -112,7 +113,9 @@ class SocketIOCodec(Codec):
 
     def gap(self, namespace: str, *, reason: str, offset: str) -> Wire | None:
         data = payload.encode([{"reason": reason, "offset": offset}])
-        return Wire("4" + socketio.encode_event(namespace, "gap", data))
+        # Trailing too: the client must not show its lost offset again.
+        trailing = offset if self._recovery else None
+        return Wire("4" + socketio.encode_event(namespace, "gap", data, offset=trailing))
 
     def shutdown(self, namespace: str, message: str) -> Wire | None:
         data = payload.encode([{"message": message}])

@@ -95,7 +95,9 @@ class BaseHub(Namespace):
         self._thread: int | None = None
         self._ticker: Ticker | None = None
         self._started_at = 0.0
+        # Somebody stops the hub; for who else does meanwhile, until it is done.
         self.stopping = False
+        self._stopped = asyncio.Event()
 
     # Set-up.
 
@@ -195,9 +197,13 @@ class BaseHub(Namespace):
 
         Returns within `shutdown_timeout` seconds; what still runs then is cancelled.
         """
-        if self._loop is None or self.stopping:
+        if self._loop is None:
+            return
+        if self.stopping:
+            await self._stopped.wait()
             return
         self.stopping = True
+        self._stopped = asyncio.Event()
         for namespace in list(self.namespaces.values()):
             for socket in list(namespace.sockets.values()):
                 farewell = socket.codec.shutdown(namespace.name, "Server shutting down")
@@ -219,6 +225,7 @@ class BaseHub(Namespace):
         await self.broker.stop()
         self._loop = None
         self._thread = None
+        self._stopped.set()
 
     def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start what the doors need; the ASGI hub has them."""
@@ -340,7 +347,14 @@ class BaseHub(Namespace):
         if cursor is not None:
             hold = namespace.hold()
             try:
-                missed = await self.broker.history(namespace.name, cursor)
+                try:
+                    missed = await self.broker.history(namespace.name, cursor)
+                except Gap as error:
+                    if taken is None or not resume.returning or error.reason != "unknown":
+                        raise
+                    # A known pid with a cursor from before it: nothing came since it started.
+                    cursor = taken.cursor
+                    missed = await self.broker.history(namespace.name, cursor)
                 if gap is None:
                     catch_up = CatchUp(missed, hold)
             except Gap as error:

@@ -23,6 +23,9 @@ class Payload(NamedTuple):
 
 EMPTY: Final = Payload(b"[]")
 
+# The official clients' parser refuses a packet with more, and closes the connection.
+MAX_ATTACHMENTS: Final = 10
+
 _SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _BINARY: Final = (bytes, bytearray, memoryview)
 _raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -32,7 +35,7 @@ def encode(args: Sequence[Any]) -> Payload:
     """Encode arguments to JSON with the binary values set apart.
 
     Takes what msgspec takes (builtins, `Struct`, dataclasses, datetime, UUID, enums) and
-    pydantic models. Raises EncodeError for anything else.
+    pydantic models. Raises EncodeError for anything else, and for more than 10 binary values.
     """
     try:
         if _is_plain(args):
@@ -41,11 +44,16 @@ def encode(args: Sequence[Any]) -> Payload:
             list(args), builtin_types=_BINARY, str_keys=True, enc_hook=_encode_model
         )
         attachments: list[bytes] = []
-        return Payload(_encode_json(_deconstruct(built, attachments)), tuple(attachments))
+        text = _encode_json(_deconstruct(built, attachments))
     except RecursionError:
         raise EncodeError("cannot encode the event's data: nested too deeply") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise EncodeError(f"cannot encode the event's data: {error}") from error
+    if len(attachments) > MAX_ATTACHMENTS:
+        raise EncodeError(
+            f"an event carries at most {MAX_ATTACHMENTS} binary values, not {len(attachments)}"
+        )
+    return Payload(text, tuple(attachments))
 
 
 def decode(payload: Payload) -> list[Any]:

@@ -123,6 +123,8 @@ function changeState(name: DoorName, state: DoorState, detail?: string): void {
     if (detail === undefined) desk.column.setNote("Opening the door…");
     else desk.column.setNote(`No answer yet. Still trying (${detail}).`, "error");
   } else if (state === "connected") {
+    // What was said of the connection that is gone.
+    desk.column.acknowledge("", "sent");
     announcer.say(`${COPY[name].name} connected.`);
   } else {
     clearTimeout(desk.quietTimer);

@@ -49,6 +49,7 @@ export class SocketIODoor implements Door {
       listener.onMessage(data, offset ?? "");
     });
     socket.on("gap", (gap: Gap) => listener.onGap(gap));
+    socket.on("server:shutdown", ({ message }: { message: string }) => listener.onError(message));
     socket.on("error", (error: unknown) => listener.onError(errorText(error)));
   }
 

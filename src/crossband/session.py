@@ -101,7 +101,7 @@ class Deadlines(Generic[T]):
             self._timer = None
 
     def _run(self) -> None:
-        self._timer = None
+        # Not None meanwhile: an action that adds its item again must not put off the others.
         now = self._loop.time()
         ready = []
         for item, due in self._due.items():
@@ -115,7 +115,8 @@ class Deadlines(Generic[T]):
                 self._action(item)
             except Exception:
                 logger.exception("a deadline's action failed")
-        if self._due and self._timer is None:
+        self._timer = None
+        if self._due:
             first = next(iter(self._due.values()))
             self._timer = self._loop.call_at(first, self._run)
 

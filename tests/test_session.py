@@ -1,0 +1,141 @@
+"""Deadlines, outboxes and acknowledgements, without a network."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from crossband.codecs import Wire
+from crossband.errors import CloseCode, CrossbandError, Disconnected
+from crossband.session import Acks, Connection, Deadlines, Ticker
+
+
+class Link(Connection):
+    """A connection whose peer takes what is written when the test says so."""
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(Ticker(asyncio.get_running_loop()), limit=limit)
+        self.code: CloseCode | None = None
+        self.flushed = asyncio.Event()
+
+    @property
+    def transport(self) -> str:
+        return "websocket"
+
+    @property
+    def behind(self) -> bool:
+        return bool(self.queue)
+
+    def flush(self) -> None:
+        self.flushed.set()
+
+    def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
+        self.closed = True
+        self.code = code
+        if now:
+            self.discard_queue()
+
+    def take(self) -> None:
+        queue, self.queue = self.queue, []
+        for wire in queue:
+            self.wrote(wire.size)
+
+
+async def test_deadline_that_starts_anew_does_not_delay_the_others() -> None:
+    loop = asyncio.get_running_loop()
+    fired: list[tuple[str, float]] = []
+    both = asyncio.Event()
+
+    def action(item: str) -> None:
+        fired.append((item, loop.time()))
+        if item == "first":
+            deadlines.add(item)
+        else:
+            both.set()
+
+    deadlines = Deadlines[str](loop, 0.2, action)
+    deadlines.add("first")
+    loop.call_later(0.1, deadlines.add, "second")
+    started = loop.time()
+    async with asyncio.timeout(2):
+        await both.wait()
+    deadlines.close()
+    assert [item for item, _ in fired] == ["first", "second"]
+    # 0.1 + 0.2; put off by the first one's new delay it was 0.4.
+    assert fired[1][1] - started < 0.39
+
+
+async def test_deadline_added_again_starts_anew() -> None:
+    loop = asyncio.get_running_loop()
+    fired = asyncio.Event()
+    deadlines = Deadlines[str](loop, 0.1, lambda _: fired.set())
+    deadlines.add("item")
+    loop.call_later(0.05, deadlines.add, "item")
+    started = loop.time()
+    async with asyncio.timeout(2):
+        await fired.wait()
+    assert loop.time() - started >= 0.149
+
+
+async def test_failing_deadline_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    fired = asyncio.Event()
+
+    def action(item: str) -> None:
+        if item == "bad":
+            raise RuntimeError("boom")
+        fired.set()
+
+    deadlines = Deadlines[str](asyncio.get_running_loop(), 0.01, action)
+    deadlines.add("bad")
+    deadlines.add("good")
+    async with asyncio.timeout(2):
+        await fired.wait()
+    assert "a deadline's action failed" in caplog.text
+
+
+async def test_one_message_over_the_outbox_limit_is_sent() -> None:
+    link = Link(limit=10)
+    link.push(Wire("x" * 11))
+    await link.flushed.wait()
+    assert not link.closed
+
+
+async def test_full_outbox_closes_the_connection() -> None:
+    link = Link(limit=10)
+    link.push(Wire("x" * 8))
+    link.push(Wire("x" * 8))
+    assert link.code is CloseCode.SLOW_CLIENT
+    assert not link.queue
+    link.push(Wire("x"))
+    assert not link.queue
+
+
+async def test_drained_waits_until_all_is_written_or_closed() -> None:
+    link = Link(limit=100)
+    link.push(Wire("x" * 8))
+    waiting = asyncio.create_task(link.drained())
+    await link.flushed.wait()
+    assert not waiting.done()
+    link.take()
+    async with asyncio.timeout(1):
+        await waiting
+    link.push(Wire("y"))
+    waiting = asyncio.create_task(link.drained())
+    link.flushed.clear()
+    await link.flushed.wait()
+    link.close(CloseCode.NORMAL, "", now=True)
+    async with asyncio.timeout(1):
+        await waiting
+        await link.drained()
+
+
+async def test_acks_are_bounded_and_fail_when_the_client_leaves() -> None:
+    acks = Acks(limit=1)
+    answer = acks.expect(1)
+    with pytest.raises(CrossbandError, match="owes 1 acknowledgement"):
+        acks.expect(2)
+    acks.fail()
+    with pytest.raises(Disconnected):
+        await answer
+    assert not acks.resolve(1, "late")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
+import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from crossband.broker import Broker
 from crossband.errors import CloseCode, EventError
@@ -27,6 +29,10 @@ try:
     __version__ = version("crossband")
 except PackageNotFoundError:
     __version__ = "0"
+
+# Seconds a signal waits for the hub to tell its clients before the server hears it too.
+FAREWELL_TIME: Final = 1.0
+SignalHandler = Callable[[int, FrameType | None], Any]
 
 
 class Hub(BaseHub):
@@ -45,17 +51,25 @@ class Hub(BaseHub):
         self._websockets: WebSocketDoor | None = None
         self._streams: StreamDoor | None = None
         self._api = Api(self, __version__)
-        # Guards against two first requests starting the hub.
+        # The event loop of the requests so far; None before the first.
+        self._serving: asyncio.AbstractEventLoop | None = None
+        # Shared by first requests that come together.
         self._starting: asyncio.Task[None] | None = None
-        self._signals: dict[int, Any] = {}
+        # By signal: our handler and the one before it.
+        self._signals: dict[int, tuple[SignalHandler, SignalHandler]] = {}
+        # Passes on the signal that waits for the farewell; None when none does.
+        self._pass_on: Callable[[], None] | None = None
+        # What nobody awaits: held, or the event loop may forget it.
+        self._background: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "lifespan":
             await self._serve_lifespan(receive, send)
             return
-        if not self.started:
-            await self._start_late()
+        loop = asyncio.get_running_loop()
+        if self._serving is not loop:
+            await self._begin_serving(loop)
         request = Request(scope, receive, send, _path_below_mount(scope))
         if kind == "websocket":
             await self._serve_websocket(request)
@@ -67,6 +81,10 @@ class Hub(BaseHub):
         assert self._websockets is not None
         settings = self.settings
         path = request.path
+        if not self.started:
+            await request.receive()
+            await request.deny(EventError(code="shutting_down"))
+            return
         if path.rstrip("/") == settings.socketio_path:
             await self._engine.serve_websocket(request)
             return
@@ -82,6 +100,9 @@ class Hub(BaseHub):
         assert self._streams is not None
         settings = self.settings
         path = request.path
+        if not self.started and path not in ("/healthz", "/readyz"):
+            await request.refuse(EventError(code="shutting_down"))
+            return
         if path.rstrip("/") == settings.socketio_path:
             await self._engine.serve_http(request)
             return
@@ -139,10 +160,13 @@ class Hub(BaseHub):
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.
 
-        Returns within `shutdown_timeout` seconds; what still runs then is cancelled.
+        Returns within `shutdown_timeout` seconds; what still runs then is cancelled. A
+        second call waits for the first. A stopped hub answers 503 until it is started again.
         """
-        await super().stop()
-        self._unchain_signals()
+        try:
+            await super().stop()
+        finally:
+            self._unchain_signals()
 
     def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
         self._engine = EngineDoor(self)
@@ -162,16 +186,27 @@ class Hub(BaseHub):
                 for door in doors:
                     await door.emptied.wait()
 
-    async def _start_late(self) -> None:
-        if self._starting is None or self._starting.done():
-            self._starting = asyncio.get_running_loop().create_task(self.start())
-        await asyncio.shield(self._starting)
+    async def _begin_serving(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start with the first request where there was no lifespan."""
+        if self._starting is None or self._starting.get_loop() is not loop:
+            self._starting = loop.create_task(self.start())
+        starting = self._starting
+        try:
+            await asyncio.shield(starting)
+        finally:
+            # A start that failed is tried again by the next request.
+            if self._starting is starting and starting.done():
+                self._starting = None
+        if self._serving is not loop:
+            self._serving = loop
+            self._watch_hypercorn(loop)
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
             await self.start()
         except Exception as error:
+            logger.exception("the hub could not start")
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
@@ -179,32 +214,68 @@ class Hub(BaseHub):
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
+    # Servers wait for open streams before they tell an application to shut down, and event
+    # streams do not end by themselves: so the hub listens for the server's end too.
+
     def _chain_signals(self) -> None:
-        # Servers wait for open streams before they tell an application to shut down, and
-        # event streams do not end by themselves: so the hub hears the signal too. The
-        # server's own handling follows, unchanged.
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
             previous = signal.getsignal(number)
             # SIG_DFL: nobody serves here who wants to stop gently.
             if callable(previous) and number not in self._signals:
-                self._signals[number] = previous
-                signal.signal(number, self._on_signal)
+                handler = functools.partial(self._on_signal, previous)
+                self._signals[number] = handler, previous
+                signal.signal(number, handler)
 
     def _unchain_signals(self) -> None:
-        for number, previous in self._signals.items():
-            if signal.getsignal(number) == self._on_signal:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, (handler, previous) in self._signals.items():
+            # Another one may have been put over ours: then ours only passes on.
+            if signal.getsignal(number) is handler:
                 signal.signal(number, previous)
         self._signals.clear()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, previous: SignalHandler, number: int, frame: FrameType | None) -> None:
         loop = self._loop
-        previous = self._signals.get(number)
-        if loop is not None and not loop.is_closed() and not self.stopping:
-            loop.call_soon_threadsafe(lambda: loop.create_task(self.stop()))
-        if callable(previous):
+        if loop is None or loop.is_closed() or (self.stopping and self._pass_on is None):
             previous(number, frame)
+            return
+        if self._pass_on is not None:
+            # The second signal: no more patience.
+            pass_on, self._pass_on = self._pass_on, None
+            pass_on()
+            previous(number, frame)
+            return
+        # uvicorn would close WebSockets before we could say why: it hears the signal after us.
+        self._pass_on = functools.partial(previous, number, None)
+        loop.call_soon_threadsafe(lambda: self._spawn(self._stop_then_pass_on()))
+
+    async def _stop_then_pass_on(self) -> None:
+        stopping = self._spawn(self.stop())
+        await asyncio.wait({stopping}, timeout=FAREWELL_TIME)
+        pass_on, self._pass_on = self._pass_on, None
+        if pass_on is not None:
+            asyncio.get_running_loop().call_soon(pass_on)
+
+    def _watch_hypercorn(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Its worker processes get no signal, and cut streams after `graceful_timeout` without
+        # a word. What ends there first is its `raise_shutdown` task, whatever the trigger.
+        utils = sys.modules.get("hypercorn.utils")
+        code = getattr(getattr(utils, "raise_shutdown", None), "__code__", None)
+        if code is None:
+            return
+        for task in asyncio.all_tasks(loop):
+            if getattr(task.get_coro(), "cr_code", None) is code:
+                task.add_done_callback(lambda _: self._spawn(self.stop()))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        # Not `spawn`: stop() waits for those.
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
 
 def _path_below_mount(scope: Scope) -> str:

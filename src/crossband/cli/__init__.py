@@ -218,6 +218,10 @@ def publish_(
     ] = False,
 ) -> None:
     """Publish an event to the clients of a server."""
+    try:
+        publishing.locate(url)
+    except ValueError as exc:
+        _fail(str(exc), code=2)
     if data == "-":
         data = sys.stdin.read()
     body: dict[str, Any] = {"event": event, "data": _payload(data, text=text)}
@@ -303,7 +307,7 @@ def _run(
             )
         )
     except StartError as exc:
-        hint = f" (--port {where.port + 1}?)" if "already in use" in str(exc) else ""
+        hint = f": --port {where.port + 1}" if "already in use" in str(exc) else ""
         _fail(f"{exc}{hint}")
 
 

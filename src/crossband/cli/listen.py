@@ -92,14 +92,15 @@ class Listener:
 
     def welcomed(self, welcome: dict[str, Any]) -> Notice:
         """Take in the first message of the WebSocket and SSE doors."""
+        notice = self.connected(bool(welcome.get("recovered")))
         self.session = welcome.get("session") or self.session
         # A cursor of our own stays: missed events are still to come.
         if self.offset is None:
             self.offset = welcome.get("offset")
-        return self.connected(bool(welcome.get("recovered")))
+        return notice
 
     def connected(self, recovered: bool) -> Notice:
-        if recovered:
+        if recovered and self.session is not None:
             return Notice("resumed", "resumed where it was cut")
         where = f"{self.url}, namespace {self.namespace}" if self.namespace != "/" else self.url
         return Notice("connected", f"connected to {where}")
@@ -312,8 +313,9 @@ async def _socketio(listener: Listener) -> AsyncIterator[Event | Notice]:
             if packet.type is socketio.PacketType.CONNECT:
                 pid = _object(packet.data).get("pid")
                 recovered = pid is not None and pid == listener.session
+                notice = listener.connected(recovered)
                 listener.session = pid
-                yield listener.connected(recovered)
+                yield notice
                 for number, room in enumerate(listener.rooms if not recovered else ()):
                     payload = Payload(msgspec.json.encode([room]))
                     await connection.send(
@@ -344,10 +346,12 @@ def _socketio_event(listener: Listener, packet: socketio.Packet) -> Event | Noti
     if name == "server:shutdown":
         return Notice("shutdown", f"the server is stopping: {first.get('message')}")
     offset = None
-    # As the official client: with a pid, a string at the end is the offset.
+    # As the official client: with a pid, a string at the end is the offset. An event that
+    # is not recorded repeats the one before.
     if listener.session is not None and packet.id is None and args and isinstance(args[-1], str):
-        offset = args.pop()
-        listener.offset = offset
+        cursor = args.pop()
+        offset = cursor if cursor != listener.offset else None
+        listener.offset = cursor
     data = None if not args else args[0] if len(args) == 1 else args
     return Event(name, _encode(data), offset)
 
@@ -395,8 +399,6 @@ async def _messages(connection: ClientConnection) -> AsyncIterator[str | bytes]:
         if close.code in (1002, 1003, 1007, 1008, 1009, 4000, 4001, 4403):
             raise Refused(text) from exc
         raise Lost(text) from exc
-    except ProtocolError as exc:
-        raise Refused(f"not what this door speaks: {exc}") from exc
 
 
 def _status_error(status: int, body: bytes | bytearray, url: str) -> Refused | Lost:
@@ -558,6 +560,8 @@ async def follow(listener: Listener, output: Output, *, limit: int | None = None
                     output.event(item)
                     if limit is not None and output.count >= limit:
                         return
+        except ProtocolError as exc:
+            raise Refused(f"not what this door speaks: {exc}") from exc
         except Lost as exc:
             if not ever:
                 raise

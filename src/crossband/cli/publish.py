@@ -32,7 +32,10 @@ def publish(
     api_key: str | None,
     verify: bool = True,
 ) -> Published:
-    """Post `{event, data, room?, namespace?}` to a server. Raises PublishError."""
+    """Post `{event, data, room?, namespace?}` to a server.
+
+    Raises PublishError, and ValueError when `url` is no URL.
+    """
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     try:
         response = httpx.post(
@@ -42,7 +45,7 @@ def publish(
             timeout=TIMEOUT,
             verify=verify,
         )
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as exc:
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise PublishError(str(exc)) from exc
     except httpx.TimeoutException as exc:
         raise PublishError(f"{url}: no answer within {TIMEOUT:g} s") from exc

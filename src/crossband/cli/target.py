@@ -95,8 +95,8 @@ def _no_hub(found: object, target: str) -> str:
     elif isinstance(found, type):
         what = "a class"
     else:
-        module = kind.__module__.partition(".")[0]
-        what = f"of type {kind.__qualname__ if module == 'builtins' else f'{module}.{kind.__qualname__}'}"
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+        what = f"of type {module}{kind.__qualname__}"
     hint = ""
     if hasattr(found, "routes"):
         hint = f"; name the hub it mounts, or run the whole application with `uvicorn {target}`"

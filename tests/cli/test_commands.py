@@ -1,0 +1,467 @@
+"""The commands as a user types them: processes, their output and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from crossband import Hub, __version__
+from crossband.cli import app
+from crossband.server import Server
+from crossband.standalone import create_hub
+from tests.conftest import Serve
+
+TLS = Path(__file__).parents[1] / "tls"
+# Variables of whoever runs the tests are not the tests'.
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CROSSBAND_")}
+
+HUB = """
+from crossband import Hub
+
+hub = Hub(websocket_path="/live", history_size=5, limits=Hub().settings.limits)
+
+@hub.on("size")
+def size(socket):
+    return hub.settings.history_size, hub.settings.limits.rooms
+"""
+
+
+class Command:
+    """A running `crossband` with its output."""
+
+    def __init__(self, arguments: Sequence[str], cwd: Path, env: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "crossband", *arguments],
+            cwd=cwd,
+            env={**CLEAN, **env, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.banner = ""
+
+    @property
+    def stdout(self) -> Any:
+        return self.process.stdout
+
+    @property
+    def stderr(self) -> Any:
+        return self.process.stderr
+
+    def started(self) -> str:
+        """Read the banner; return the server's URL."""
+        for line in self.stdout:
+            self.banner += line
+            if "Ctrl-C" in line:
+                found = re.search(r"https?://[^/\s]+", self.banner)
+                return found.group() if found else ""
+        raise AssertionError(f"no banner:\n{self.banner}{self.stderr.read()}")
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
+        """Send a signal; return the exit code and the rest of the output."""
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
+
+
+Run = Callable[..., Command]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Start a `crossband` process in a directory that holds `my_hub.py`."""
+    (tmp_path / "my_hub.py").write_text(HUB)
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **env: str) -> Command:
+            command = Command(arguments, tmp_path, env)
+            stack.callback(command.process.communicate)
+            stack.callback(command.process.kill)
+            return command
+
+        yield start
+
+
+def invoke(*arguments: str, env: dict[str, str | None] | None = None, **options: Any) -> Result:
+    """Run a command that ends by itself, in this process."""
+    return CliRunner(env={"CROSSBAND_API_KEY": None, **(env or {})}).invoke(
+        app, list(arguments), **options
+    )
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+# serve.
+
+
+def test_standalone_hub_is_served(run: Run) -> None:
+    command = run("serve", "--port", "0")
+    url = command.started()
+    port = url.rpartition(":")[2]
+    for line in (
+        f"Crossband {__version__}  serves the standalone hub",
+        f"ws://127.0.0.1:{port}/ws",
+        f"crossband listen ws://127.0.0.1:{port}/ws",
+        f"{url}/socket.io/",
+        f'io("{url}")',
+        f"curl -N {url}/events",
+        f"curl {url}/api/status",
+    ):
+        assert line in command.banner
+    assert httpx.get(f"{url}/api/status").json()["clients"]["total"] == 0
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    # The banner's key is good for publishing, as its line says.
+    found = re.search(r"crossband (publish .*) --api-key (\w+)", command.banner)
+    assert found is not None
+    key = found.group(2)
+    published = run("publish", url, "chat:message", '{"content": "hi"}', "--api-key", key)
+    assert published.process.wait(20) == 0
+    assert command.end() == (0, "", "")
+
+
+def test_each_run_has_a_key_of_its_own(run: Run) -> None:
+    keys = set()
+    for command in [run("serve", "--port", "0") for _ in range(2)]:
+        command.started()
+        found = re.search(r"API key +(\w{20,})", command.banner)
+        assert found is not None
+        keys.add(found.group(1))
+    assert len(keys) == 2
+
+
+def test_given_key_is_not_printed(run: Run) -> None:
+    command = run("serve", "--port", "0", CROSSBAND_API_KEYS="topsecret")
+    url = command.started()
+    assert "topsecret" not in command.banner
+    headers = {"X-API-Key": "topsecret"}
+    answer = httpx.post(f"{url}/api/broadcast", json={"event": "e", "data": 1}, headers=headers)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_it_while_clients_are_connected(run: Run, number: signal.Signals) -> None:
+    command = run("serve", "--port", "0")
+    url = command.started()
+    with httpx.stream("GET", f"{url}/events") as response:
+        lines = response.iter_lines()
+        while next(lines) != "event: welcome":
+            pass
+        command.process.send_signal(number)
+        assert "event: server:shutdown" in list(lines)
+    assert command.process.wait(20) == 0
+    assert command.stderr.read() == ""
+
+
+def test_own_hub_keeps_its_settings_unless_overridden(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "crossband.toml").write_text(
+        "port = 0\nevents_path = '/from-file'\napi_path = '/from-file-api'\n[limits]\nrooms = 3"
+    )
+    command = run(
+        "serve",
+        "my_hub:hub",
+        "--config",
+        "crossband.toml",
+        "--events-path",
+        "/from-option",
+        CROSSBAND_EVENTS_PATH="/from-environment",
+        CROSSBAND_API_PATH="/from-environment-api",
+    )
+    url = command.started()
+    assert "serves my_hub:hub" in command.banner
+    assert f"{url.replace('http', 'ws')}/live" in command.banner
+    assert f"{url}/from-option" in command.banner
+    assert f"{url}/from-environment-api" in command.banner
+    # It has no API key, and is not given one behind its back.
+    assert "nobody can publish over HTTP" in command.banner
+    assert httpx.post(f"{url}/from-environment-api/broadcast", json={}).status_code == 403
+    with httpx.stream("GET", f"{url}/from-option") as response:
+        lines = response.iter_lines()
+        welcome = next(line for line in lines if line.startswith("data: "))
+        client = json.loads(welcome.removeprefix("data: "))
+        answer = httpx.post(
+            f"{url}/from-option/{client['sid']}",
+            params={"session": client["session"]},
+            json={"type": "size"},
+        ).json()
+    assert answer.get("data") == [5, 3], answer
+
+
+def test_config_file_from_the_environment(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "crossband.toml").write_text("port = 0\nwebsocket_path = '/from-file'")
+    command = run("serve", CROSSBAND_CONFIG="crossband.toml")
+    assert command.started()
+    assert "/from-file" in command.banner
+
+
+def test_module_in_another_directory(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/their_hub.py").write_text(HUB)
+    command = run("serve", "their_hub:hub", "--app-dir", "deep", "--port", "0")
+    assert command.started()
+
+
+def test_unix_socket(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "hub.sock"
+    command = run("serve", "--uds", str(path))
+    command.started()
+    assert f"curl --unix-socket {path}" in command.banner
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+        assert client.get("http://hub/readyz").status_code == 200
+    assert command.end()[0] == 0
+    assert not path.exists()
+
+
+def test_tls(run: Run) -> None:
+    files = ("--ssl-certfile", f"{TLS}/certificate.pem", "--ssl-keyfile", f"{TLS}/key.pem")
+    server = run("serve", "--port", "0", "--api-keys", "key", *files)
+    url = server.started()
+    assert url.startswith("https://")
+    assert "wss://" in server.banner
+    publish = ("publish", url, "news", "1", "--api-key", "key")
+    assert invoke(*publish, "--insecure").exit_code == 0
+    distrusting = invoke(*publish)
+    assert distrusting.exit_code == 1
+    assert "the certificate is not trusted (self-signed certificate)" in distrusting.stderr
+
+
+def test_busy_port_is_told_in_one_line(run: Run) -> None:
+    with taken_port() as port:
+        command = run("serve", "--port", str(port))
+        assert command.process.wait(20) == 1
+    (line,) = command.stderr.read().splitlines()
+    assert line == (
+        f"error: port {port} on 127.0.0.1 is already in use; choose another port"
+        f" (0 takes a free one): --port {port + 1}"
+    )
+    assert command.stdout.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "http"], "--port: expected a whole number, 0 or more, not 'http'"),
+        (["--ping-interval=-1"], "--ping-interval: expected a number of seconds, 0 or more"),
+        (["--config", "/no/such.toml"], "cannot read /no/such.toml: No such file"),
+        (["no_such_module:hub"], "there is no module 'no_such_module'"),
+        (["hub"], "expected module:hub, such as hub:hub"),
+        (["crossband:Socket"], "crossband:Socket is a class, not a crossband.Hub"),
+    ],
+)
+def test_what_cannot_be_served_is_told(arguments: list[str], message: str) -> None:
+    result = invoke("serve", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "65536"], "port 65536 does not exist"),
+        (["--host", "no.such.host.invalid"], "cannot listen on 'no.such.host.invalid'"),
+        (["--ssl-certfile", "/no/such.pem"], "cannot read the TLS certificate from /no/such.pem"),
+        (["--ssl-keyfile", "/no/such.pem"], "without its certificate"),
+        (["--uds", "/no/such/directory/s"], "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_listened_on_is_told(arguments: list[str], message: str) -> None:
+    result = invoke("serve", *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_bad_variable_is_told() -> None:
+    result = invoke("serve", env={"CROSSBAND_LIMITS_ROOMS": "many"})
+    assert result.exit_code == 2
+    assert "CROSSBAND_LIMITS_ROOMS: expected a whole number, 0 or more, not 'many'" in result.stderr
+
+
+def test_misspelt_variable_is_warned_about(run: Run) -> None:
+    command = run("serve", "--port", "0", CROSSBAND_PING_INTERVL="1")
+    command.started()
+    assert "did you mean CROSSBAND_PING_INTERVAL?" in command.end()[2]
+
+
+def test_help_tells_of_every_setting() -> None:
+    text = " ".join(invoke("serve", "--help", env={"COLUMNS": "80"}).stdout.split())
+    for option in ("--host", "--ping-interval", "--limits-outbox", "--no-recovery", "--app-dir"):
+        assert option in text
+    assert "Between heartbeats. (default: 25)" in text
+
+
+def test_version() -> None:
+    assert invoke("--version").stdout == f"crossband {__version__}\n"
+
+
+# demo.
+
+
+def test_demo_is_served(run: Run) -> None:
+    command = run("demo", "--port", "0")
+    url = command.started()
+    assert f"Page       {url}/" in command.banner
+    assert "html" in httpx.get(url).text
+    assert httpx.get(f"{url}/api/status").status_code == 200
+    assert command.end() == (0, "", "")
+
+
+def test_demo_on_a_busy_port() -> None:
+    with taken_port() as port:
+        result = invoke("demo", "--port", str(port))
+    assert result.exit_code == 1
+    assert f"port {port} on 127.0.0.1 is already in use" in result.stderr
+
+
+# listen and publish.
+
+
+@pytest.fixture
+async def server(serve: Serve) -> Server:
+    return await serve(create_hub(api_keys=("key",)))
+
+
+async def lines_of(command: Command, count: int) -> list[str]:
+    return [await asyncio.to_thread(command.stdout.readline) for _ in range(count)]
+
+
+@pytest.mark.parametrize("door", ["websocket", "sse", "socketio"])
+async def test_listen_until_interrupted(door: str, server: Server, run: Run) -> None:
+    command = run("listen", server.url, "--door", door, "--json")
+    assert "connected to" in await asyncio.to_thread(command.stderr.readline)
+    hub = server.app
+    assert isinstance(hub, Hub)
+    await hub.emit("news", "one")
+    await hub.emit("news", "two")
+    found = [json.loads(line)["data"] for line in await lines_of(command, 2)]
+    assert found == ["one", "two"]
+    code, out, err = await asyncio.to_thread(command.end, signal.SIGINT)
+    assert (code, out, err.strip()) == (0, "", "2 events")
+
+
+async def test_listen_into_a_pipe_that_closes(server: Server, run: Run) -> None:
+    command = run("listen", server.url)
+    await asyncio.to_thread(command.stderr.readline)
+    hub = server.app
+    assert isinstance(hub, Hub)
+    await hub.emit("news", "one")
+    await lines_of(command, 1)
+    command.stdout.close()
+    await hub.emit("news", "two")
+    err = await asyncio.to_thread(command.stderr.read)
+    assert await asyncio.to_thread(command.process.wait, 20) in (0, 1)
+    assert "Traceback" not in err
+    command.process.stdout = None
+
+
+async def test_publish_reaches_listeners(server: Server, run: Run) -> None:
+    command = run("listen", server.url, "--room", "news", "--count", "4", "--json")
+    await asyncio.to_thread(command.stderr.readline)
+    key = ("--api-key", "key")
+    cases: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+        (("a", '{"n": [1, null]}'), {}),
+        (("b", "bare words", "--text", "--room", "news"), {}),
+        (("c", "-"), {"input": '"from stdin"\n'}),
+        (("d",), {}),
+    )
+    for arguments, options in cases:
+        result = await asyncio.to_thread(invoke, "publish", server.url, *arguments, *key, **options)
+        assert result.exit_code == 0
+        assert re.fullmatch(r"published to 1 client, offset \S+\n", result.stdout)
+    result = await asyncio.to_thread(
+        invoke, "publish", server.url, "e", "1", "--room", "empty", env={"CROSSBAND_API_KEY": "key"}
+    )
+    assert result.stdout.startswith("published to 0 clients")
+    found = [json.loads(line) for line in await lines_of(command, 4)]
+    assert [(each["event"], each["data"]) for each in found] == [
+        ("a", {"n": [1, None]}),
+        ("b", "bare words"),
+        ("c", "from stdin"),
+        ("d", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["e", "1"], "the server wants an API key: --api-key, or CROSSBAND_API_KEY"),
+        (["e", "1", "--api-key", "wrong"], "the server does not accept this API key"),
+        (["connect", "1", "--api-key", "key"], "'connect' is a reserved event name"),
+        (["", "1", "--api-key", "key"], "Invalid message format"),
+        (["e", "1", "--api-key", "key", "--namespace", "/nowhere"], "Invalid namespace"),
+        (["e", f'"{"x" * 70_000}"', "--api-key", "key"], "Message too large"),
+    ],
+)
+async def test_refused_publication_is_told(
+    arguments: list[str], message: str, server: Server
+) -> None:
+    result = await asyncio.to_thread(invoke, "publish", server.url, *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+async def test_publish_to_what_is_no_hub(server: Server, serve: Serve) -> None:
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"<html>"})
+
+    other = await serve(page)
+    result = await asyncio.to_thread(invoke, "publish", other.url, "e", "1")
+    assert result.exit_code == 1
+    assert "answered something else than a Crossband server" in result.stderr
+    result = await asyncio.to_thread(invoke, "publish", f"{server.url}/elsewhere", "e", "1")
+    assert result.exit_code == 1
+    assert "Nothing at /elsewhere/api/broadcast" in result.stderr
+
+
+async def test_nobody_there() -> None:
+    async with Server(Hub()) as server:
+        pass
+    for command in (("publish", server.url, "e"), ("listen", server.url)):
+        result = await asyncio.to_thread(invoke, *command)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "connection refused" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["publish", "http://127.0.0.1", "e", "{"], "DATA is not JSON"),
+        (["publish", "http://127.0.0.1", "e", "plain"], "--text sends it as text"),
+        (["publish", "http://127.0.0.1"], "Missing argument 'EVENT'"),
+        (["publish", "ftp://127.0.0.1", "e"], "expected a URL of http, https, not ftp"),
+        (["publish", "http://127.0.0.1:0", "e"], "expected a port of 1 to 65535"),
+        (["listen"], "Missing argument 'URL'"),
+        (["listen", "ftp://127.0.0.1"], "expected a URL of http, https, ws, wss, not ftp"),
+        (["listen", "http://127.0.0.1", "--count", "0"], "--count"),
+        (["listen", "http://127.0.0.1", "--door", "back"], "--door"),
+        (["listen", "http://127.0.0.1", "--namespace", "x"], "begins with /, not 'x'"),
+        (["lisen"], "No such command 'lisen'. Did you mean 'listen'?"),
+    ],
+)
+def test_bad_usage_is_told(arguments: list[str], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

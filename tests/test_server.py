@@ -332,13 +332,21 @@ async def test_mounted_hub_is_found_and_stopped() -> None:
         assert await anext(chunks) == "last"
 
 
-async def test_session_keys_and_tokens_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "uvicorn")
-    async with Server(greeter, log_level="info") as server:
+async def test_credentials_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "uvicorn")
+    async with Server(greeter, log_level="debug", access_log=True) as server:
+        headers = {"Authorization": "Bearer secret", "Cookie": "a=secret", "X-API-Key": "secret"}
         url = f"{server.url.replace('http', 'ws')}/ws?token=secret"
-        async with websockets.connect(url):
+        async with websockets.connect(url, additional_headers=headers):
             pass
     assert '"WebSocket /ws" [accepted]' in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_access_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with Server(greeter, access_log=True) as server:
+        await get(f"{server.url}/page?token=secret")
+    assert '"GET /page HTTP/1.1" 200' in caplog.text
     assert "secret" not in caplog.text
 
 

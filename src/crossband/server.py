@@ -1,7 +1,7 @@
 """The server: an ASGI app, a hub as a rule, on uvicorn with uvloop and httptools.
 
 It binds its own socket, so that port 0 works and a busy port is told plainly, and it stops
-in an order uvicorn alone cannot know: listeners, then hubs (which end their streams), then
+in an order uvicorn alone cannot know: hubs (which end their streams), then listeners, then
 whatever is left.
 """
 
@@ -61,8 +61,9 @@ class Server:
     """Run an ASGI app, in the current event loop or blocking.
 
     `async with Server(hub) as server` binds, starts and leaves a server that answers at
-    `server.url`; leaving the block stops it: no new connections, `hub.stop()` (clients are
-    told and closed with 1001), then what is left is given `shutdown_timeout` seconds.
+    `server.url`; leaving the block stops it: `hub.stop()` (clients are told and closed
+    with 1001, newcomers refused), no new connections, then what is left is given
+    `shutdown_timeout` seconds.
     `server.run()` is the same for a process of its own, with signals.
 
     A `Hub`, or a Starlette or FastAPI app that mounts one, sets the WebSocket pings, the
@@ -178,9 +179,15 @@ class Server:
                 signal.signal(number, lambda number, _: os._exit(128 + number))
             loop.call_soon_threadsafe(stop.set)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, on_signal)
+        def listen_for_signals() -> None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, on_signal)
+
+        listen_for_signals()
         async with self:
+            # Again: a hub that started has put its own handling over ours, for servers that
+            # do not stop hubs first.
+            listen_for_signals()
             if on_start is not None:
                 on_start(self)
             assert self._task is not None
@@ -217,8 +224,11 @@ class Server:
             server_header=False,
             **{"timeout_graceful_shutdown": Settings().shutdown_timeout, **options},
         )
+        if self._access_log:
+            # It is logged at "info", whatever the level of the rest.
+            logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         for name in ("uvicorn.access", "uvicorn.error"):
-            logging.getLogger(name).addFilter(_without_query)
+            logging.getLogger(name).addFilter(_without_secrets)
         if self._ssl_keyfile is not None and self._ssl_certfile is None:
             raise StartError("a TLS key was given without its certificate (ssl_certfile)")
         try:
@@ -296,25 +306,31 @@ class _Uvicorn(uvicorn.Server):
                 await asyncio.wait_for(self._wake.wait(), 1.0)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        for sock in sockets or ():
-            sock.close()
         try:
             async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                # Before the listeners close: a client between two polls opens a connection
+                # to hear of it. Newcomers are refused with 503 meanwhile.
                 for hub in self._hubs:
                     await hub.stop()
+                self._close_listeners(sockets)
                 await self._drain()
         except TimeoutError:
             logging.getLogger("crossband").warning(
                 "%d connections did not end in time and are cut",
                 len(self.server_state.connections),
             )
+        self._close_listeners(sockets)
         for task in list(self.server_state.tasks):
             task.cancel()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await self.lifespan.shutdown()
+
+    def _close_listeners(self, sockets: list[socket.socket] | None) -> None:
+        for server in self.servers:
+            server.close()
+        for sock in sockets or ():
+            sock.close()
 
     async def _drain(self) -> None:
         """Wait until every connection has ended, having asked it to."""
@@ -422,13 +438,21 @@ def _bind_error(exc: OSError, host: str, port: int) -> StartError:
     return StartError(f"cannot listen on {host}, port {port}: {exc.strerror or exc}")
 
 
-def _without_query(record: logging.LogRecord) -> bool:
-    """Drop query strings from uvicorn's log lines: they carry tokens and session keys."""
+# Headers that carry what only the client and we may know.
+_SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "x-api-key"})
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Drop query strings and credentials from uvicorn's and websockets' log lines."""
     if isinstance(record.args, tuple):
-        record.args = tuple(
+        args = [
             arg.partition("?")[0] if isinstance(arg, str) and arg.startswith("/") else arg
             for arg in record.args
-        )
+        ]
+        # At "debug", websockets logs each header as "< %s: %s".
+        if len(args) == 2 and str(args[0]).lower() in _SECRET_HEADERS:
+            args[1] = "…"
+        record.args = tuple(args)
     return True
 
 

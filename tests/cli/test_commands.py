@@ -30,9 +30,15 @@ TLS = Path(__file__).parents[1] / "tls"
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CROSSBAND_")}
 
 HUB = """
+import asyncio
 from crossband import Hub
 
 hub = Hub(websocket_path="/live", history_size=5, limits=Hub().settings.limits)
+
+@hub.on("disconnect")
+async def hang(socket, reason):
+    print("hanging", flush=True)
+    await asyncio.Event().wait()
 
 @hub.on("size")
 def size(socket):
@@ -169,6 +175,21 @@ def test_signal_stops_it_while_clients_are_connected(run: Run, number: signal.Si
         assert "event: server:shutdown" in list(lines)
     assert command.process.wait(20) == 0
     assert command.stderr.read() == ""
+
+
+def test_second_signal_does_not_wait_for_handlers(run: Run) -> None:
+    command = run("serve", "my_hub:hub", "--port", "0", "--shutdown-timeout", "60")
+    url = command.started()
+    with httpx.stream("GET", f"{url}/events") as response:
+        lines = response.iter_lines()
+        while next(lines) != "event: welcome":
+            pass
+        command.process.send_signal(signal.SIGTERM)
+        assert "event: server:shutdown" in list(lines)
+    assert command.stdout.readline() == "\n"
+    assert command.stdout.readline() == "hanging\n"
+    command.process.send_signal(signal.SIGTERM)
+    assert command.process.wait(20) == 128 + signal.SIGTERM
 
 
 def test_own_hub_keeps_its_settings_unless_overridden(run: Run, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import msgspec
 import typer
@@ -23,7 +23,7 @@ from crossband.server import Server, StartError
 
 if TYPE_CHECKING:
     from crossband.asgi import Hub
-    from crossband.server import ASGIApp
+    from crossband.server import ASGIApp, LogLevel
     from crossband.settings import Settings
 
 app = typer.Typer(
@@ -34,6 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+_SERVER_LEVELS: Final[dict[str, LogLevel]] = {"info": "warning", "debug": "info"}
 
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -292,8 +294,9 @@ def _run(
         host=where.host,
         port=where.port,
         uds=where.uds,
-        # uvicorn tells at "info" what the banner tells better.
-        log_level="warning" if where.log_level == "info" else where.log_level,
+        # uvicorn tells at "info" what the banner tells better, and at "debug" every
+        # message, with the tokens and session keys inside.
+        log_level=_SERVER_LEVELS.get(where.log_level, where.log_level),
         ssl_certfile=where.ssl_certfile,
         ssl_keyfile=where.ssl_keyfile,
         root_path=where.root_path,

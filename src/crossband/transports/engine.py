@@ -78,6 +78,7 @@ class EngineConnection(Connection):
         "_decoder",
         "_door",
         "_last",
+        "_lingers",
         "_poll",
         "_posting",
         "_reading",
@@ -108,6 +109,8 @@ class EngineConnection(Connection):
         self._posting = False
         # What ends the last polling payload: close, or nothing but a release.
         self._last = _CLOSE
+        # Ended, and its client is to hear of it at its next poll.
+        self._lingers = False
         # None while polling.
         self._websocket: Writer | None = None
         # Ends the WebSocket's reading when our close gets no answer.
@@ -163,11 +166,12 @@ class EngineConnection(Connection):
             if self._reading is not None:
                 patience = 0.1 if now else CLOSE_TIME
                 self._reading.reschedule(asyncio.get_running_loop().time() + patience)
-        elif self._poll is not None:
-            if not self._poll.done():
-                self._poll.set_result(None)
-        elif linger:
+            return
+        self._lingers = linger
+        if linger:
             door.linger(self)
+        if self._poll is not None and not self._poll.done():
+            self._poll.set_result(None)
 
     def _leave_all(self, reason: str) -> None:
         sockets, self.sockets = self.sockets, {}
@@ -224,9 +228,12 @@ class EngineConnection(Connection):
         packets = [wire.polling for wire in queue]
         self.wrote(self.queued)
         if self.closed:
-            packets.append(self._last)
-            self.state = State.CLOSED
-            self._door.forget(self)
+            # A close goes alone: the official client holds back what comes with it until it
+            # has reconnected.
+            if not packets or not self._lingers:
+                packets.append(self._last)
+                self.state = State.CLOSED
+                self._door.forget(self)
         return engineio.encode_payload(packets) if packets else _NOOP
 
     async def post(self, request: Request, cors: HeaderList) -> None:

@@ -8,38 +8,12 @@ import pytest
 
 from crossband.codecs import Wire
 from crossband.errors import CloseCode, CrossbandError, Disconnected
-from crossband.session import Acks, Connection, Deadlines, Ticker
+from crossband.session import Acks, Deadlines, Ticker
+from tests.link import Link
 
 
-class Link(Connection):
-    """A connection whose peer takes what is written when the test says so."""
-
-    def __init__(self, *, limit: int) -> None:
-        super().__init__(Ticker(asyncio.get_running_loop()), limit=limit)
-        self.code: CloseCode | None = None
-        self.flushed = asyncio.Event()
-
-    @property
-    def transport(self) -> str:
-        return "websocket"
-
-    @property
-    def behind(self) -> bool:
-        return bool(self.queue)
-
-    def flush(self) -> None:
-        self.flushed.set()
-
-    def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
-        self.closed = True
-        self.code = code
-        if now:
-            self.discard_queue()
-
-    def take(self) -> None:
-        queue, self.queue = self.queue, []
-        for wire in queue:
-            self.wrote(wire.size)
+def link(limit: int) -> Link:
+    return Link(Ticker(asyncio.get_running_loop()), limit=limit)
 
 
 async def test_deadline_that_starts_anew_does_not_delay_the_others() -> None:
@@ -95,39 +69,39 @@ async def test_failing_deadline_harms_no_other(caplog: pytest.LogCaptureFixture)
 
 
 async def test_one_message_over_the_outbox_limit_is_sent() -> None:
-    link = Link(limit=10)
-    link.push(Wire("x" * 11))
-    await link.flushed.wait()
-    assert not link.closed
+    peer = link(10)
+    peer.push(Wire("x" * 11))
+    await peer.flushed.wait()
+    assert not peer.closed
 
 
 async def test_full_outbox_closes_the_connection() -> None:
-    link = Link(limit=10)
-    link.push(Wire("x" * 8))
-    link.push(Wire("x" * 8))
-    assert link.code is CloseCode.SLOW_CLIENT
-    assert not link.queue
-    link.push(Wire("x"))
-    assert not link.queue
+    peer = link(10)
+    peer.push(Wire("x" * 8))
+    peer.push(Wire("x" * 8))
+    assert peer.code is CloseCode.SLOW_CLIENT
+    assert not peer.queue
+    peer.push(Wire("x"))
+    assert not peer.queue
 
 
 async def test_drained_waits_until_all_is_written_or_closed() -> None:
-    link = Link(limit=100)
-    link.push(Wire("x" * 8))
-    waiting = asyncio.create_task(link.drained())
-    await link.flushed.wait()
+    peer = link(100)
+    peer.push(Wire("x" * 8))
+    waiting = asyncio.create_task(peer.drained())
+    await peer.flushed.wait()
     assert not waiting.done()
-    link.take()
+    peer.take()
     async with asyncio.timeout(1):
         await waiting
-    link.push(Wire("y"))
-    waiting = asyncio.create_task(link.drained())
-    link.flushed.clear()
-    await link.flushed.wait()
-    link.close(CloseCode.NORMAL, "", now=True)
+    peer.push(Wire("y"))
+    waiting = asyncio.create_task(peer.drained())
+    peer.flushed.clear()
+    await peer.flushed.wait()
+    peer.close(CloseCode.NORMAL, "", now=True)
     async with asyncio.timeout(1):
         await waiting
-        await link.drained()
+        await peer.drained()
 
 
 async def test_acks_are_bounded_and_fail_when_the_client_leaves() -> None:

@@ -239,6 +239,11 @@ class Acks:
         self._limit = limit
         self._waiting: dict[int, asyncio.Future[Any]] = {}
 
+    @property
+    def owed(self) -> int:
+        """The number of answers that are waited for."""
+        return len(self._waiting)
+
     def expect(self, ack_id: int) -> asyncio.Future[Any]:
         """Return the future that the answer with this id will resolve.
 

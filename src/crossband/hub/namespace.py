@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from crossband.broker import Publication
 from crossband.codecs import PLAIN, Codec, Wire
-from crossband.errors import AckTimeout, CrossbandError, EventError
+from crossband.errors import AckTimeout, CrossbandError, EncodeError, EventError, InvalidMessage
 from crossband.hub.catchup import CatchUp, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.events import (
@@ -401,6 +401,11 @@ class Namespace(Handlers):
                 code="invalid_message", path="$.type", reason="Reserved event name", event=event
             )
         schema = registry.events.get(event)
+        if schema is None:
+            try:
+                check_name(event, "an event name")
+            except EncodeError as error:
+                raise InvalidMessage(str(error), path="$.type") from None
         if registry.event_uses or registry.any:
             try:
                 args = message.decode()
@@ -438,13 +443,13 @@ class Namespace(Handlers):
         try:
             await call(function, *args)
         except EventError as error:
-            error.details.setdefault("event", what)
-            socket.connection.push(socket.codec.problem(self.name, error.to_dict(), None))
+            # At a disconnect there is nobody left to tell.
+            if what == "connect":
+                socket.tell(error, what)
         except Exception:
             logger.exception("a %s handler of namespace %r failed", what, self.name)
             if what == "connect":
-                problem = EventError(code="internal_error", event="connect")
-                socket.connection.push(socket.codec.problem(self.name, problem.to_dict(), None))
+                socket.tell(EventError(code="internal_error"), what)
 
 
 class NamespacePattern(Handlers):

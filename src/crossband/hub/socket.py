@@ -16,10 +16,11 @@ from crossband.errors import (
     AckTimeout,
     CrossbandError,
     Disconnected,
+    EncodeError,
     EventError,
 )
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
-from crossband.hub.events import check_event, check_name
+from crossband.hub.events import NAME_LENGTH, check_event, check_name
 from crossband.protocol import payload
 from crossband.protocol.payload import Payload
 from crossband.session import Acks, Connection, Handshake
@@ -32,6 +33,9 @@ logger = logging.getLogger("crossband")
 
 # Reasons after which the client is not expected back: its session is dropped.
 FINAL_REASONS = frozenset({"client namespace disconnect", "server namespace disconnect"})
+# How many times its inbox a client may fill while it owes an acknowledgement: a handler may
+# wait for the answer, and that stands behind the events the client sent before it.
+ACK_INBOX = 8
 
 
 class Incoming:
@@ -187,9 +191,10 @@ class Socket:
         check_event(event)
         hub = self.namespace.hub
         ack_id = hub.next_ack_id()
-        answer = self.expect_ack(ack_id)
         publication = Publication(self.namespace.name, event, payload.encode(args))
-        self.connection.push(self.codec.event(publication, ack_id=ack_id))
+        wire = self.codec.event(publication, ack_id=ack_id)
+        answer = self.expect_ack(ack_id)
+        self.connection.push(wire)
         try:
             async with asyncio.timeout(timeout):
                 return await answer
@@ -238,7 +243,10 @@ class Socket:
             raise CrossbandError("a plain namespace has no acknowledgements")
         if self._acks is None:
             self._acks = Acks(limit=self.namespace.hub.settings.limits.pending_acks)
-        return self._acks.expect(ack_id)
+        answer = self._acks.expect(ack_id)
+        if self._space is not None and not self.crowded:
+            self._space.set()
+        return answer
 
     def forget_ack(self, ack_id: int) -> None:
         if self._acks is not None:
@@ -261,15 +269,28 @@ class Socket:
             self._worker = self.namespace.hub.spawn(self._work())
 
     @property
+    def owed(self) -> int:
+        """The number of acknowledgements this client owes the server."""
+        return self._acks.owed if self._acks is not None else 0
+
+    @property
+    def waiting(self) -> int:
+        """The number of events that wait to be handled."""
+        return len(self._inbox) if self._inbox is not None else 0
+
+    @property
     def crowded(self) -> bool:
         """Whether so many events wait that the transport should stop reading."""
-        return (
-            self._inbox is not None and len(self._inbox) >= self.namespace.hub.settings.limits.inbox
-        )
+        if self._inbox is None:
+            return False
+        room = self.namespace.hub.settings.limits.inbox
+        if self.owed:
+            room *= ACK_INBOX
+        return len(self._inbox) >= room
 
     async def caught_up(self) -> None:
         """Wait until the inbox has room again."""
-        if self.crowded:
+        while self.crowded and self._worker is not None:
             if self._space is None:
                 self._space = asyncio.Event()
             self._space.clear()
@@ -288,19 +309,33 @@ class Socket:
                 job = inbox.popleft()
                 if self._space is not None and not self.crowded:
                     self._space.set()
-                if isinstance(job, Incoming):
-                    await self._handle(job)
-                else:
-                    await job()
+                try:
+                    if isinstance(job, Incoming):
+                        await self._handle(job)
+                    else:
+                        await job()
+                except asyncio.CancelledError:
+                    if _cancelling():
+                        raise
+                    logger.exception("a handler of namespace %r failed", self.namespace.name)
+                except Exception:
+                    logger.exception("a handler of namespace %r failed", self.namespace.name)
         finally:
             self._worker = None
+            if self._space is not None:
+                self._space.set()
 
     async def _handle(self, message: Incoming) -> None:
         try:
             answer = await self.namespace.dispatch(self, message)
         except EventError as error:
             self._refuse(message, error)
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            # Cancelled is also a handler that awaited something that was.
+            if isinstance(error, asyncio.CancelledError) and _cancelling():
+                if message.reply is not None:
+                    message.reply(EventError(code="shutting_down"))
+                raise
             logger.exception(
                 "the handler of %r in namespace %r failed", message.event, self.namespace.name
             )
@@ -312,13 +347,34 @@ class Socket:
                 self.connection.push(self.codec.ack(self.namespace.name, message.ack_id, answer))
 
     def _refuse(self, message: Incoming, error: EventError) -> None:
-        error.details.setdefault("event", message.event)
-        if message.reply is not None:
-            message.reply(error)
-            return
-        self.connection.push(
-            self.codec.problem(self.namespace.name, error.to_dict(), message.ack_id)
-        )
+        self.tell(error, message.event, message.ack_id, message.reply)
+
+    def tell(
+        self,
+        error: EventError,
+        event: str,
+        ack_id: int | None = None,
+        reply: Callable[[Payload | EventError], None] | None = None,
+    ) -> None:
+        """Tell the client what became of an event."""
+        event = event[:NAME_LENGTH]
+        error.details.setdefault("event", event)
+        try:
+            wire = self.codec.problem(self.namespace.name, error.to_dict(), ack_id)
+        except (EncodeError, TypeError, ValueError):
+            logger.exception("the details of the error that answers %r have no JSON form", event)
+            error = EventError(code="internal_error", event=event)
+            wire = self.codec.problem(self.namespace.name, error.to_dict(), ack_id)
+        if reply is not None:
+            reply(error)
+        else:
+            self.connection.push(wire)
+
+
+def _cancelling() -> bool:
+    """Tell whether it is this task that is being cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Deadline:

@@ -1,0 +1,217 @@
+"""One socket's inbox, its acknowledgements, and what its handlers may get wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from crossband.codecs import SOCKETIO
+from crossband.errors import EncodeError, EventError
+from crossband.hub.base import BaseHub
+from crossband.hub.socket import ACK_INBOX, Incoming, Socket
+from crossband.limits import Limits
+from crossband.protocol.payload import Payload
+from tests.link import Link, join
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[BaseHub]:
+    hub = BaseHub(limits=Limits(inbox=4))
+    await hub.start()
+    yield hub
+    await hub.stop()
+
+
+def event(name: str, data: str = "null", ack_id: int | None = None) -> Incoming:
+    return Incoming(name, [msgspec.Raw(data.encode())], (), ack_id, single=True)
+
+
+async def test_handler_that_awaited_a_cancelled_task_answers_an_error(hub: BaseHub) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    @hub.on("bad")
+    async def bad(socket: Socket) -> None:
+        task = asyncio.create_task(never())
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    hub.on("good", lambda socket: "fine")
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link)
+    socket.receive(event("bad", ack_id=1))
+    socket.receive(event("good", ack_id=2))
+    _, failed, answer = await link.messages(3)
+    assert (failed["code"], failed["id"]) == ("internal_error", 1)
+    assert answer == {"type": "ack", "id": 2, "data": "fine"}
+
+
+@pytest.mark.parametrize("ack_id", [None, 1])
+async def test_error_details_without_json_form_become_an_internal_error(
+    ack_id: int | None, hub: BaseHub
+) -> None:
+    @hub.on("bad")
+    def bad(socket: Socket) -> None:
+        raise EventError("no", code="refused", when=object())
+
+    hub.on("good", lambda socket: "fine")
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link)
+    socket.receive(event("bad", ack_id=ack_id))
+    socket.receive(event("good", ack_id=2))
+    _, failed, answer = await link.messages(3)
+    assert failed["code"] == "internal_error"
+    assert failed["event"] == "bad"
+    assert answer["data"] == "fine"
+
+
+async def test_failing_disconnect_handler_lets_the_next_run(hub: BaseHub) -> None:
+    ran = asyncio.Event()
+
+    @hub.on("disconnect")
+    def first(socket: Socket, reason: str) -> None:
+        raise EventError("no", when=object())
+
+    @hub.on("disconnect")
+    async def second(socket: Socket, reason: str) -> None:
+        ran.set()
+
+    socket = await join(hub, Link(hub.ticker))
+    hub.leave(socket, "transport close")
+    async with asyncio.timeout(1):
+        await ran.wait()
+
+
+async def test_event_name_in_an_error_is_bounded(hub: BaseHub) -> None:
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link)
+    socket.receive(event("x" * 60_000))
+    _, failed = await link.messages(2)
+    assert failed["code"] == "invalid_message"
+    assert failed["path"] == "$.type"
+    assert len(link.taken[-1]) < 1_000
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "line\nbreak", "", "x" * 257])
+async def test_event_names_of_clients_follow_the_same_rules(name: str, hub: BaseHub) -> None:
+    heard: list[str] = []
+    hub.on_any(lambda socket, event, args: heard.append(event))
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link)
+    socket.receive(event(name, ack_id=1))
+    _, failed = await link.messages(2)
+    assert failed["code"] == "invalid_message"
+    assert not heard
+
+
+async def test_unencodable_acknowledged_event_leaves_nothing_owed(hub: BaseHub) -> None:
+    socket = await join(hub, Link(hub.ticker))
+    with pytest.raises(EncodeError):
+        await socket.emit_with_ack("question", object())
+    assert socket.owed == 0
+
+
+async def test_handler_that_waits_for_its_own_client_does_not_stop_the_reading(
+    hub: BaseHub,
+) -> None:
+    """The answer stands behind more events than the inbox holds."""
+    answered = asyncio.Event()
+
+    @hub.on("ask")
+    async def ask(socket: Socket) -> None:
+        assert await socket.emit_with_ack("question", timeout=5) == "yes"
+        answered.set()
+
+    hub.on("filler", lambda socket: None)
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link)
+
+    async def read() -> None:
+        # As the doors do it: the client's first event, many more, then its answer.
+        for message in [event("ask"), *[event("filler") for _ in range(4 * ACK_INBOX - 1)]]:
+            socket.receive(message)
+            if socket.crowded:
+                await socket.caught_up()
+        _, question = await link.messages(2)
+        assert socket.acknowledge(question["id"], "yes")
+
+    reading = asyncio.create_task(read())
+    async with asyncio.timeout(2):
+        await answered.wait()
+        await reading
+
+
+async def test_inbox_stays_bounded_while_an_answer_is_owed(hub: BaseHub) -> None:
+    hub.on("ask", lambda socket: socket.emit_with_ack("question", timeout=5))
+    socket = await join(hub, Link(hub.ticker))
+    socket.receive(event("ask"))
+    room = 0
+    while not socket.crowded:
+        socket.receive(event("ask"))
+        room += 1
+        if room == 1:
+            link = socket.connection
+            assert isinstance(link, Link)
+            await link.flushed.wait()
+        assert room < 1_000
+    assert room <= 4 * ACK_INBOX + 1
+
+
+async def test_crowd_at_the_back_channel_enters_one_by_one(hub: BaseHub) -> None:
+    gate = asyncio.Event()
+    longest = 0
+
+    @hub.on("slow")
+    async def slow(socket: Socket) -> None:
+        await gate.wait()
+
+    socket = await join(hub, Link(hub.ticker))
+
+    async def post() -> None:
+        nonlocal longest
+        if socket.crowded:
+            await socket.caught_up()
+        socket.receive(event("slow"))
+        longest = max(longest, socket.waiting)
+
+    posts = [asyncio.create_task(post()) for _ in range(40)]
+    gate.set()
+    async with asyncio.timeout(2):
+        await asyncio.gather(*posts)
+    assert longest <= 4
+
+
+async def test_poster_is_answered_when_the_hub_stops_its_handler(hub: BaseHub) -> None:
+    outcome: list[Payload | EventError] = []
+
+    @hub.on("hang")
+    async def hang(socket: Socket) -> None:
+        await asyncio.Event().wait()
+
+    socket = await join(hub, Link(hub.ticker))
+    socket.receive(Incoming("hang", [], reply=outcome.append))
+    hub.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=0.05)
+    await hub.stop()
+    (answer,) = outcome
+    assert isinstance(answer, EventError)
+    assert answer.code == "shutting_down"
+
+
+async def test_acknowledgement_without_json_form_is_an_internal_error(hub: BaseHub) -> None:
+    def bad(socket: Socket) -> Any:
+        return {"when": object()}
+
+    hub.on("bad", bad)
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link, codec=SOCKETIO)
+    link.taken.clear()
+    socket.receive(Incoming("bad", [], (), 7))
+    async with asyncio.timeout(1):
+        while not any(str(message).startswith("437") for message in link.taken):
+            link.flushed.clear()
+            await link.flushed.wait()
+    assert "internal_error" in str(link.taken[-1])

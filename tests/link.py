@@ -1,0 +1,80 @@
+"""A connection without a wire: what the hub pushes stays in a list."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+from crossband.codecs import ENVELOPE, Codec
+from crossband.errors import CloseCode
+from crossband.hub.base import BaseHub, Resume
+from crossband.hub.socket import Socket
+from crossband.session import Connection, Handshake, Ticker
+
+
+class Link(Connection):
+    """A connection whose peer takes what is written when the test says so, or at once."""
+
+    def __init__(self, ticker: Ticker, *, limit: int = 1_048_576, stalled: bool = True) -> None:
+        super().__init__(ticker, limit=limit)
+        self.stalled = stalled
+        self.code: CloseCode | None = None
+        self.flushed = asyncio.Event()
+        # All that the peer took.
+        self.taken: list[str | bytes] = []
+
+    @property
+    def transport(self) -> str:
+        return "websocket"
+
+    @property
+    def behind(self) -> bool:
+        return self.stalled and bool(self.queue)
+
+    def flush(self) -> None:
+        if not self.stalled:
+            self.take()
+        self.flushed.set()
+
+    def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
+        self.closed = True
+        self.code = code
+        if now:
+            self.discard_queue()
+
+    def take(self) -> None:
+        """Let the peer take all that waits."""
+        queue, self.queue = self.queue, []
+        for wire in queue:
+            self.taken.extend(wire.messages)
+            self.wrote(wire.size)
+
+    async def messages(self, count: int) -> list[dict[str, Any]]:
+        """Wait until the peer took this many envelopes; return them all."""
+        async with asyncio.timeout(5):
+            while len(self.taken) < count:
+                self.flushed.clear()
+                await self.flushed.wait()
+        return [json.loads(message) for message in self.taken]
+
+
+def handshake() -> Handshake:
+    return Handshake("websocket", {}, {}, "127.0.0.1", time.time())
+
+
+async def join(
+    hub: BaseHub,
+    connection: Connection,
+    namespace: str = "/",
+    *,
+    codec: Codec = ENVELOPE,
+    resume: Resume | None = None,
+) -> Socket:
+    """Let a client in, as a door does."""
+    admission = await hub.admit(
+        connection, namespace, handshake(), codec, resume=resume or Resume()
+    )
+    hub.open(admission)
+    return admission.socket

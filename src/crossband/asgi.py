@@ -21,7 +21,7 @@ from crossband.transports.api import Api
 from crossband.transports.engine import EngineDoor
 from crossband.transports.http import Receive, Request, Scope, Send
 from crossband.transports.sse import StreamDoor
-from crossband.transports.websocket import WebSocketDoor
+from crossband.transports.websocket import CLOSE_TIME, WebSocketDoor
 
 logger = logging.getLogger("crossband")
 
@@ -180,9 +180,11 @@ class Hub(BaseHub):
         doors = (self._engine, self._websockets, self._streams)
         for door in doors:
             door.close(CloseCode.GOING_AWAY, "Server shutting down")
-        # Until all are closed: each door tells when its last connection has gone.
+        # Until each door's last connection has gone. After CLOSE_TIME no close frame is
+        # waited for any more; slow streams the server goes on writing by itself.
+        patience = min(CLOSE_TIME, self.settings.shutdown_timeout / 2)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.shutdown_timeout / 2):
+            async with asyncio.timeout(patience):
                 for door in doors:
                     await door.emptied.wait()
 

@@ -11,16 +11,20 @@ import re
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import aiohttp
 import httpx
 import pytest
 import socketio
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from crossband import Hub, MemoryBroker
+from crossband.broker import Deliver
 from tests.clients import (
     Client,
     EventFailed,
@@ -30,6 +34,7 @@ from tests.clients import (
     WebSocketClient,
 )
 from tests.clients.base import WAIT
+from tests.conftest import Serve
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -217,3 +222,255 @@ async def test_mounted_hub_from_first_client_to_sigterm(
         assert websocket.connection is not None
         assert websocket.connection.close_code == 1001
     assert "Traceback" not in "".join(program.output)
+
+
+# Start.
+
+
+def mounted(hub: Hub) -> Starlette:
+    """Mount a hub in a Starlette application that does not forward the lifespan."""
+    return Starlette(routes=[Mount("/outer", routes=[Mount("/inner", hub)])])
+
+
+def client_of(app: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://hub")
+
+
+class SlowBroker(MemoryBroker):
+    """Starts when it is allowed to, and fails as often as it is told to."""
+
+    def __init__(self, *, failures: int = 0) -> None:
+        super().__init__()
+        self.starts = 0
+        self.starting = asyncio.Event()
+        self.allowed = asyncio.Event()
+        self._failures = failures
+
+    async def start(self, deliver: Deliver) -> None:
+        self.starts += 1
+        self.starting.set()
+        await self.allowed.wait()
+        if self._failures:
+            self._failures -= 1
+            raise ConnectionError("no broker")
+        await super().start(deliver)
+
+
+async def test_first_request_starts_the_hub() -> None:
+    hub = Hub()
+    async with client_of(mounted(hub)) as http:
+        response = await http.get("/outer/inner/api/status")
+        assert response.json()["clients"]["total"] == 0
+    assert hub.started
+    await hub.stop()
+
+
+async def test_first_requests_at_once_start_the_hub_once() -> None:
+    broker = SlowBroker()
+    hub = Hub(broker)
+    async with client_of(hub) as http, asyncio.TaskGroup() as group:
+        answers = [group.create_task(http.get("/readyz")) for _ in range(3)]
+        await broker.starting.wait()
+        broker.allowed.set()
+    assert [answer.result().status_code for answer in answers] == [200] * 3
+    assert broker.starts == 1
+    await hub.stop()
+
+
+async def test_lifespan_starts_and_stops_the_hub() -> None:
+    hub = Hub()
+    received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    sent: asyncio.Queue[Any] = asyncio.Queue()
+    task = asyncio.create_task(hub({"type": "lifespan"}, received.get, sent.put))
+    received.put_nowait({"type": "lifespan.startup"})
+    assert (await sent.get())["type"] == "lifespan.startup.complete"
+    assert hub.started
+    received.put_nowait({"type": "lifespan.shutdown"})
+    assert (await sent.get())["type"] == "lifespan.shutdown.complete"
+    await task
+    assert not hub.started
+
+
+async def test_lifespan_tells_why_the_hub_cannot_start() -> None:
+    broker = SlowBroker(failures=1)
+    broker.allowed.set()
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Hub(broker)({"type": "lifespan"}, receive, send)
+    assert sent == [{"type": "lifespan.startup.failed", "message": "no broker"}]
+
+
+def test_hub_serves_one_event_loop_after_another() -> None:
+    hub = Hub()
+
+    async def serve_once(*, forwarded: bool) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            if forwarded:
+                await stack.enter_async_context(hub.lifespan())
+            http = await stack.enter_async_context(client_of(hub))
+            assert (await http.get("/api/status")).status_code == 200
+            await hub.emit("news")
+
+    asyncio.run(serve_once(forwarded=True))
+    # A test client that forgets the lifespan, and never stops the hub.
+    asyncio.run(serve_once(forwarded=False))
+    asyncio.run(serve_once(forwarded=False))
+    asyncio.run(serve_once(forwarded=True))
+
+
+# Stop.
+
+
+async def test_stopped_hub_answers_503_until_it_is_started_again() -> None:
+    hub = Hub()
+    async with client_of(hub) as http:
+        assert (await http.get("/api/status")).status_code == 200
+        await hub.stop()
+        response = await http.get("/api/status")
+        assert (response.status_code, response.json()["code"]) == (503, "shutting_down")
+        assert (await http.get("/readyz")).status_code == 503
+        assert (await http.get("/healthz")).status_code == 200
+        await hub.start()
+        assert (await http.get("/api/status")).status_code == 200
+    await hub.stop()
+
+
+class Ear:
+    """The server's own handler of SIGTERM."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self._called = asyncio.Event()
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.calls.append(number)
+        self._called.set()
+
+    async def called(self) -> None:
+        async with asyncio.timeout(WAIT):
+            await self._called.wait()
+
+
+@pytest.fixture
+def ear() -> Iterator[Ear]:
+    """Be the server that hears SIGTERM."""
+    ear = Ear()
+    before = signal.signal(signal.SIGTERM, ear)
+    yield ear
+    signal.signal(signal.SIGTERM, before)
+
+
+async def test_server_hears_a_signal_after_the_clients(ear: Ear, serve: Serve) -> None:
+    hub = Hub()
+    server = await serve(mounted(hub))
+    client = WebSocketClient()
+    await client.connect(f"{server.url}/outer/inner")
+    signal.raise_signal(signal.SIGTERM)
+    assert not ear.calls
+    await client.next_event("server:shutdown")
+    await ear.called()
+    assert ear.calls == [signal.SIGTERM]
+    await client.gone.wait()
+    await client.close()
+    # The handler is as it was.
+    signal.raise_signal(signal.SIGTERM)
+    assert ear.calls == [signal.SIGTERM] * 2
+
+
+async def test_second_signal_reaches_the_server_at_once(ear: Ear) -> None:
+    hub = Hub()
+    waiting = asyncio.Event()
+    await hub.start()
+    hub.spawn(stubborn(waiting))
+    signal.raise_signal(signal.SIGTERM)
+    assert not ear.calls
+    signal.raise_signal(signal.SIGTERM)
+    assert ear.calls == [signal.SIGTERM] * 2
+    waiting.set()
+    await hub.stop()
+    assert ear.calls == [signal.SIGTERM] * 2
+
+
+async def stubborn(until: asyncio.Event) -> None:
+    await until.wait()
+
+
+async def test_signal_does_not_wait_long_for_what_is_being_handled(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.asgi.FAREWELL_TIME", 0.01)
+    hub = Hub()
+    waiting = asyncio.Event()
+    await hub.start()
+    hub.spawn(stubborn(waiting))
+    signal.raise_signal(signal.SIGTERM)
+    await ear.called()
+    assert hub.started
+    waiting.set()
+    await hub.stop()
+    assert not hub.started
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_signal_stops_every_hub_of_an_application(ear: Ear, order: int) -> None:
+    hubs = [Hub(), Hub()]
+    for hub in hubs:
+        await hub.start()
+    signal.raise_signal(signal.SIGTERM)
+    await ear.called()
+    assert ear.calls == [signal.SIGTERM]
+    assert not any(hub.started for hub in hubs)
+    # Stopped in any order, they leave the server's handler in its place.
+    for hub in hubs:
+        await hub.start()
+    for hub in hubs[::order]:
+        await hub.stop()
+    signal.raise_signal(signal.SIGTERM)
+    assert ear.calls == [signal.SIGTERM] * 2
+
+
+# Paths.
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/outer/inner/nothing", 404, "not_found"),
+        ("/outer/inner/", 404, "not_found"),
+        ("/outer/inner/wsx", 404, "not_found"),
+        ("/outer/inner/ws", 400, "invalid_request"),
+        ("/outer/inner/events/nowhere", 404, "invalid_namespace"),
+    ],
+)
+async def test_wrong_path_is_told_where_the_doors_are(path: str, status: int, code: str) -> None:
+    hub = Hub()
+    async with client_of(mounted(hub)) as http:
+        response = await http.get(path)
+        assert (response.status_code, response.json()["code"]) == (status, code)
+        if code == "not_found":
+            assert "/outer/inner/socket.io/, /outer/inner/ws" in response.json()["error"]
+    await hub.stop()
+
+
+async def test_websocket_to_a_wrong_path_is_refused(serve: Serve) -> None:
+    server = await serve(mounted(Hub()))
+    client = WebSocketClient()
+    with pytest.raises(Refused, match="/outer/inner/ws") as refused:
+        await client.connect(f"{server.url}/outer/inner/nothing")
+    assert refused.value.status == 404
+
+
+async def test_paths_of_the_doors_can_be_set() -> None:
+    hub = Hub(events_path="/stream", api_path="/v1/api", websocket_path="/socket")
+    async with client_of(mounted(hub)) as http:
+        assert (await http.get("/outer/inner/v1/api/status")).status_code == 200
+        assert (await http.get("/outer/inner/api/status")).status_code == 404
+        assert (await http.head("/outer/inner/stream")).status_code == 200
+        assert (await http.get("/outer/inner/socket/x")).json()["code"] == "invalid_request"
+    await hub.stop()

@@ -20,12 +20,16 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from crossband.errors import CrossbandError
 from crossband.settings import Settings
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
 
 ASGIApp = Callable[
     [
@@ -211,7 +215,7 @@ class Server:
             self.app,
             loop="none",
             http="httptools",
-            ws="websockets-sansio",
+            ws=_WebSocketProtocol,
             interface="asgi3",
             # Logging belongs to the program: the CLI, or the application around the server.
             log_config=None,
@@ -272,6 +276,32 @@ class Server:
             raise _bind_error(failure, self.host, self.port) from failure
         self.port = sockets[0].getsockname()[1]
         return sockets
+
+
+class _WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol, where it leaves a refused handshake unfinished."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Not HTTP, or past the header limits of `websockets` (128 lines of 8 KiB): uvicorn
+        # looks at the frames' errors only, and would keep such a connection for ever.
+        if self.conn.handshake_exc is not None and not self.transport.is_closing():
+            self.transport.write(
+                b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            )
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        if self.conn.handshake_exc is not None:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        # An application that refused has answered: uvicorn logs an error otherwise.
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True
 
 
 class _Uvicorn(uvicorn.Server):
@@ -367,7 +397,9 @@ def _hubs_of(app: object) -> list[_Hub]:
 
 
 def _bind_tcp(family: int, address: tuple[Any, ...]) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, the
+    # two writes of a response wait 40 ms for the client's delayed acknowledgement.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # A restart need not wait for the old connections' TIME_WAIT. On Windows the
         # option would let two servers share the port.

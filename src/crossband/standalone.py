@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 from crossband.asgi import Hub
 from crossband.errors import EventError
+from crossband.hub.base import is_socket_id
 from crossband.hub.socket import Socket
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def create_hub(**settings: Any) -> Hub:
         """Join a room, given as its name or as `{"room": name}`."""
         name = room if isinstance(room, str) else room.room
         # Every socket is in the room of its own id, which its messages show to others.
-        if name != socket.id and name in hub.sockets:
+        if name != socket.id and is_socket_id(name):
             raise EventError("A client's own room cannot be joined", room=name)
         await socket.join(name)
         members = await hub.to(name).fetch_sockets()

@@ -8,7 +8,7 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 from typing import get_type_hints as typing_hints
 
 import msgspec
@@ -92,8 +92,17 @@ class EventSchema:
     `*args` when the handler has them, else None.
     """
 
-    __slots__ = ("_decoders", "doc", "handler", "is_async", "name", "parameters", "returns",
-                 "variadic")  # fmt: skip
+    __slots__ = (
+        "_decoders",
+        "_kinds",
+        "doc",
+        "handler",
+        "is_async",
+        "name",
+        "parameters",
+        "returns",
+        "variadic",
+    )
 
     def __init__(self, name: str, handler: Handler) -> None:
         self.name = name
@@ -126,6 +135,8 @@ class EventSchema:
         kinds = [item.type for item in parameters]
         if self.variadic is not None:
             kinds.append(self.variadic)
+        kinds = [_without_bytes(kind) for kind in kinds]
+        self._kinds = kinds
         try:
             self._decoders = [msgspec.json.Decoder(kind, dec_hook=_decode_model) for kind in kinds]
         except TypeError as error:
@@ -186,7 +197,10 @@ class EventSchema:
             if not attachments:
                 return self._decoders[decoder].decode(raw)
             value = payload.reconstruct(msgspec.json.decode(raw), attachments)
-            kind = (*(item.type for item in self.parameters), self.variadic)[decoder]
+            kind = self._kinds[decoder]
+            declared = (*(item.type for item in self.parameters), self.variadic)[decoder]
+            if isinstance(value, bytes) and kind is not declared:
+                return value
             return msgspec.convert(value, kind, dec_hook=_decode_model)
         except InvalidMessage:
             raise
@@ -223,6 +237,17 @@ def is_async(function: Handler) -> bool:
         return True
     call = getattr(function, "__call__", None)  # noqa: B004 - the method itself is wanted
     return inspect.iscoroutinefunction(call)
+
+
+def _without_bytes(kind: Any) -> Any:
+    # `str | bytes`, what a plain namespace carries. JSON has no bytes, and msgspec will not
+    # tell them from a string: they come as attachments, and pass as they are.
+    if get_origin(kind) not in (Union, types.UnionType):
+        return kind
+    members = get_args(kind)
+    if str not in members or bytes not in members:
+        return kind
+    return Union[tuple(member for member in members if member is not bytes)]  # noqa: UP007
 
 
 def _type_hints(handler: Handler) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ from crossband.transports.websocket import CLOSE_TIME, Writer
 UPGRADE_TIME: Final = 10.0
 # Seconds an ended polling session waits for the poll that tells its client.
 LINGER_TIME: Final = 5.0
+LINGER_TIME_AT_STOP: Final = 1.0
 _PING = Wire("2")
 _CLOSE = "1"
 _NOOP = "6"
@@ -227,13 +228,12 @@ class EngineConnection(Connection):
         queue, self.queue = self.queue, []
         packets = [wire.polling for wire in queue]
         self.wrote(self.queued)
-        if self.closed:
-            # A close goes alone: the official client holds back what comes with it until it
-            # has reconnected.
-            if not packets or not self._lingers:
-                packets.append(self._last)
-                self.state = State.CLOSED
-                self._door.forget(self)
+        # A close goes alone: the official client holds back what comes with it until it has
+        # reconnected.
+        if self.closed and not (packets and self._lingers):
+            packets.append(self._last)
+            self.state = State.CLOSED
+            self._door.forget(self)
         return engineio.encode_payload(packets) if packets else _NOOP
 
     async def post(self, request: Request, cors: HeaderList) -> None:
@@ -372,6 +372,8 @@ class EngineConnection(Connection):
             message = self._decoder.feed(packet.data)
             if message is not None:
                 self._receive_message(message)
+            elif not self.sockets:
+                raise ProtocolError("binary before CONNECT (Socket.IO 5)")
         elif kind is Engine.PONG:
             self._door.pong(self)
         elif kind is Engine.CLOSE:
@@ -455,9 +457,6 @@ class EngineConnection(Connection):
 
     def _refuse(self, name: str, error: EventError) -> None:
         data = error.data if isinstance(error, ConnectionRefused) else None
-        if data is None:
-            data = {"code": error.code}
-        # The official text; the data has the code.
         self.push(Wire("4" + socketio.encode_connect_error(name, error.message, data)))
 
 
@@ -651,7 +650,13 @@ class EngineDoor:
 
     def close(self, code: CloseCode, reason: str) -> None:
         """End all sessions."""
-        for deadlines in (self._pings, self._pongs, self._connects):
+        for deadlines in (self._pings, self._pongs, self._connects, self._lingers):
             deadlines.close()
+        # A living client polls again within a round trip: do not stop for 5 s for a dead one.
+        self._lingers = Deadlines[EngineConnection](
+            asyncio.get_running_loop(), LINGER_TIME_AT_STOP, self.forget
+        )
+        for connection in self._lingering.values():
+            self._lingers.add(connection)
         for connection in list(self.connections.values()):
             connection.end("server shutting down", code, reason, linger=True)

@@ -179,7 +179,8 @@ class StreamDoor:
             self._roll.discard(connection)
             if self._by_id.get(socket.id) is connection:
                 del self._by_id[socket.id]
-            hub.leave(socket, "transport close")
+            # The watcher is done when it was the client that left.
+            hub.leave(socket, "transport close" if watcher.done() else "forced close")
 
     async def _watch(self, request: Request, connection: StreamConnection) -> None:
         while (await request.receive())["type"] != "http.disconnect":

@@ -131,7 +131,8 @@ class WebSocketConnection(Connection):
                 while True:
                     message = await receive()
                     if message["type"] == "websocket.disconnect":
-                        # 1011: the server's own keep-alive gave up (uvicorn, hypercorn).
+                        if self.closed:
+                            reason = "forced close"
                         break
                     if self.closed:
                         continue

@@ -1,0 +1,321 @@
+"""The contract of a broker, as tests: every broker is a parameter here and passes them all.
+
+A broker joins by an entry in `BROKERS`: a factory that takes the history's size and age and
+the clock, and gives one that is not started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from crossband import Broker, MemoryBroker, Publication, Session
+from crossband.errors import Gap
+from crossband.protocol import payload
+
+CURSOR = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Factory = Callable[[int, float, Clock], Broker]
+
+BROKERS: dict[str, Factory] = {
+    "memory": lambda size, age, clock: MemoryBroker(
+        history_size=size, history_age=age, clock=clock
+    ),
+}
+
+
+class Node:
+    """A started broker and what it delivered here."""
+
+    def __init__(self, broker: Broker, clock: Clock) -> None:
+        self.broker = broker
+        self.clock = clock
+        self.delivered: list[Publication] = []
+
+    async def publish(
+        self, number: int, namespace: str = "/", *, room: str | None = None, record: bool = True
+    ) -> str | None:
+        rooms = () if room is None else (room,)
+        publication = Publication(namespace, "number", payload.encode([number]), rooms)
+        cursor = self.broker.publish(publication, record=record)
+        if inspect.isawaitable(cursor):
+            return await cursor
+        return cursor
+
+    async def recorded(self, number: int, namespace: str = "/") -> str:
+        cursor = await self.publish(number, namespace)
+        assert cursor is not None
+        return cursor
+
+    async def missed(self, after: str, namespace: str = "/") -> list[int]:
+        return numbers(await self.broker.history(namespace, after))
+
+
+def numbers(publications: list[Publication]) -> list[int]:
+    return [payload.decode(publication.payload)[0] for publication in publications]
+
+
+def session(key: str, sid: str = "sid") -> Session:
+    return Session("/", key, sid, {"room"}, {"name": "Ada"}, "cursor-0")
+
+
+@pytest.fixture(params=BROKERS)
+async def new_node(
+    request: pytest.FixtureRequest,
+) -> AsyncIterator[Callable[[], Node]]:
+    nodes: list[Node] = []
+
+    def make(size: int = 100, age: float = 60.0) -> Node:
+        clock = Clock()
+        node = Node(BROKERS[request.param](size, age, clock), clock)
+        nodes.append(node)
+        return node
+
+    yield make
+    for node in nodes:
+        await node.broker.stop()
+
+
+@pytest.fixture
+async def node(new_node: Callable[..., Node]) -> Node:
+    made = new_node(10, 60.0)
+    await made.broker.start(made.delivered.append)
+    return made
+
+
+class TestOrder:
+    async def test_every_publication_is_delivered_in_order_with_its_cursor(
+        self, node: Node
+    ) -> None:
+        cursors = [await node.publish(number) for number in range(5)]
+        assert numbers(node.delivered) == [0, 1, 2, 3, 4]
+        assert [publication.cursor for publication in node.delivered] == cursors
+
+    async def test_cursors_are_unique_and_plain(self, node: Node) -> None:
+        cursors = [await node.recorded(number) for number in range(50)]
+        assert len(set(cursors)) == 50
+        assert all(CURSOR.fullmatch(cursor) for cursor in cursors)
+
+    async def test_head_is_the_cursor_of_the_last_one_delivered(self, node: Node) -> None:
+        before = node.broker.head("/")
+        assert CURSOR.fullmatch(before)
+        last = await node.publish(1)
+        assert node.broker.head("/") == last != before
+
+    async def test_publication_keeps_everything_it_was_given(self, node: Node) -> None:
+        given = Publication(
+            "/chat", "file", payload.encode(["a", b"\x00\xff"]), ("one", "two"), ("three",)
+        )
+        start = node.broker.head("/chat")
+        cursor = node.broker.publish(given)
+        if inspect.isawaitable(cursor):
+            cursor = await cursor
+        for seen in (*node.delivered, *await node.broker.history("/chat", start)):
+            assert seen == given.at(str(cursor))
+            assert payload.decode(seen.payload) == ["a", b"\x00\xff"]
+        assert len(node.delivered) == 1
+
+    async def test_namespaces_have_orders_of_their_own(self, node: Node) -> None:
+        one = await node.recorded(1, "/one")
+        await node.publish(2, "/two")
+        await node.publish(3, "/one")
+        assert await node.missed(one, "/one") == [3]
+        with pytest.raises(Gap, match="unknown"):
+            await node.missed(one, "/two")
+
+    async def test_unrecorded_publication_is_delivered_and_forgotten(self, node: Node) -> None:
+        first = await node.recorded(1)
+        assert await node.publish(2, record=False) is None
+        await node.publish(3)
+        assert numbers(node.delivered) == [1, 2, 3]
+        assert node.delivered[1].cursor is None
+        assert await node.missed(first) == [3]
+
+    async def test_many_publishers_at_once_share_one_order(self, node: Node) -> None:
+        start = node.broker.head("/")
+        await asyncio.gather(*(node.publish(number) for number in range(10)))
+        delivered = numbers(node.delivered)
+        assert sorted(delivered) == list(range(10))
+        assert await node.missed(start) == delivered
+
+
+class TestHistory:
+    async def test_what_came_after_a_cursor_is_returned_oldest_first(self, node: Node) -> None:
+        cursors = [await node.recorded(number) for number in range(5)]
+        assert await node.missed(cursors[1]) == [2, 3, 4]
+
+    async def test_nothing_is_missed_at_the_head(self, node: Node) -> None:
+        assert await node.missed(node.broker.head("/")) == []
+        assert await node.missed(await node.recorded(1)) == []
+
+    async def test_head_of_an_empty_log_is_a_place_to_start(self, node: Node) -> None:
+        start = node.broker.head("/")
+        await node.publish(1)
+        assert await node.missed(start) == [1]
+
+    async def test_history_contains_only_what_was_delivered(self, node: Node) -> None:
+        start = node.broker.head("/")
+        for number in range(5):
+            await node.publish(number)
+            assert await node.missed(start) == numbers(node.delivered)
+
+    async def test_history_is_bounded_by_count(self, node: Node) -> None:
+        cursors = [await node.recorded(number) for number in range(15)]
+        assert await node.missed(cursors[4]) == list(range(5, 15))
+        with pytest.raises(Gap, match="expired"):
+            await node.missed(cursors[3])
+
+    async def test_history_is_bounded_by_age(self, node: Node) -> None:
+        old = await node.recorded(1)
+        expired = await node.recorded(2)
+        node.clock.now += 61
+        young = await node.recorded(3)
+        # The cursor of the last one that expired still has everything after it.
+        assert await node.missed(expired) == [3]
+        assert await node.missed(young) == []
+        with pytest.raises(Gap, match="expired"):
+            await node.missed(old)
+
+    async def test_age_counts_without_new_publications(self, node: Node) -> None:
+        start = node.broker.head("/")
+        last = await node.recorded(1)
+        node.clock.now += 61
+        with pytest.raises(Gap, match="expired"):
+            await node.missed(start)
+        assert await node.missed(last) == []
+
+    @pytest.mark.parametrize(
+        "cursor",
+        [
+            "",
+            "-",
+            "nonsense",
+            "0-0",
+            "9" * 10_000,
+            "\u0661-\u0661",
+            "a-1\n",
+            "{epoch}",
+            "{epoch}-",
+            "{epoch}--1",
+            "{epoch}-+1",
+            "{epoch}-01",
+            "{epoch}-1 ",
+            "{epoch}-²",
+            "{epoch}-999999",
+            "{epoch}-" + "9" * 5_000,
+            " {head}",
+            "{head}\x00",
+        ],
+    )
+    async def test_cursor_it_never_gave_is_unknown(self, node: Node, cursor: str) -> None:
+        head = await node.recorded(1)
+        shown = cursor.format(epoch=head.rpartition("-")[0], head=head)
+        with pytest.raises(Gap, match="unknown"):
+            await node.broker.history("/", shown)
+
+    async def test_namespace_that_never_published_knows_no_cursor(self, node: Node) -> None:
+        with pytest.raises(Gap, match="unknown"):
+            await node.broker.history("/nobody", await node.recorded(1))
+
+    async def test_cursor_of_another_start_is_unknown(
+        self, node: Node, new_node: Callable[..., Node]
+    ) -> None:
+        old = [await node.recorded(number) for number in range(3)]
+        restarted = new_node()
+        await restarted.broker.start(restarted.delivered.append)
+        for number in range(3):
+            await restarted.publish(number)
+        for cursor in old:
+            with pytest.raises(Gap, match="unknown"):
+                await restarted.broker.history("/", cursor)
+
+
+class TestSessions:
+    async def test_session_is_taken_once(self, node: Node) -> None:
+        node.broker.save_session(session("key"), connected=False)
+        taken = await node.broker.take_session("/", "key")
+        assert taken == session("key")
+        assert await node.broker.take_session("/", "key") is None
+
+    async def test_of_many_who_take_it_one_gets_it(self, node: Node) -> None:
+        node.broker.save_session(session("key"), connected=False)
+        taken = await asyncio.gather(*(node.broker.take_session("/", "key") for _ in range(10)))
+        assert sum(one is not None for one in taken) == 1
+
+    async def test_session_belongs_to_its_namespace(self, node: Node) -> None:
+        node.broker.save_session(session("key"), connected=False)
+        assert await node.broker.take_session("/other", "key") is None
+        assert await node.broker.take_session("/", "key") is not None
+
+    async def test_connected_session_can_be_taken(self, node: Node) -> None:
+        node.broker.save_session(session("key"), connected=True)
+        assert await node.broker.take_session("/", "key") == session("key")
+
+    async def test_session_expires_with_the_history(self, node: Node) -> None:
+        node.broker.save_session(session("early"), connected=False)
+        node.clock.now += 30
+        node.broker.save_session(session("late"), connected=False)
+        node.clock.now += 31
+        assert await node.broker.take_session("/", "early") is None
+        assert await node.broker.take_session("/", "late") is not None
+
+    async def test_connected_session_does_not_expire(self, node: Node) -> None:
+        node.broker.save_session(session("key"), connected=True)
+        node.clock.now += 10_000
+        assert await node.broker.take_session("/", "key") is not None
+
+    async def test_expiry_starts_anew_at_each_disconnect(self, node: Node) -> None:
+        node.broker.save_session(session("key"), connected=False)
+        node.clock.now += 50
+        node.broker.save_session(session("key"), connected=True)
+        node.clock.now += 50
+        node.broker.save_session(session("key"), connected=False)
+        node.clock.now += 50
+        assert await node.broker.take_session("/", "key") is not None
+
+    async def test_later_state_replaces_the_earlier(self, node: Node) -> None:
+        node.broker.save_session(session("key", "old"), connected=False)
+        node.broker.save_session(session("key", "new"), connected=False)
+        taken = await node.broker.take_session("/", "key")
+        assert taken is not None
+        assert taken.sid == "new"
+
+    @pytest.mark.parametrize("connected", [True, False])
+    async def test_dropped_session_is_gone(self, node: Node, connected: bool) -> None:
+        node.broker.save_session(session("key"), connected=connected)
+        node.broker.drop_session("/", "key")
+        assert await node.broker.take_session("/", "key") is None
+        node.broker.drop_session("/", "key")
+
+
+class TestLife:
+    async def test_publishing_after_stop_reaches_nobody(self, node: Node) -> None:
+        await node.broker.stop()
+        await node.publish(1)
+        assert node.delivered == []
+
+    async def test_stopping_twice_is_harmless(self, node: Node) -> None:
+        await node.broker.stop()
+        await node.broker.stop()
+
+    async def test_publishing_before_start_is_recorded(self, new_node: Callable[..., Node]) -> None:
+        node = new_node()
+        start = node.broker.head("/")
+        await node.publish(1)
+        await node.broker.start(node.delivered.append)
+        assert await node.missed(start) == [1]

@@ -60,8 +60,8 @@ class Link(Connection):
         return [json.loads(message) for message in self.taken]
 
 
-def handshake() -> Handshake:
-    return Handshake("websocket", {}, {}, "127.0.0.1", time.time())
+def handshake(**query: list[str]) -> Handshake:
+    return Handshake("websocket", {}, query, "127.0.0.1", time.time())
 
 
 async def join(

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -25,7 +26,7 @@ from crossband.errors import CloseCode, ConnectionRefused, EncodeError, EventErr
 from crossband.hub.catchup import CatchUp
 from crossband.hub.events import check_name
 from crossband.hub.namespace import Namespace, NamespacePattern, call
-from crossband.hub.socket import FINAL_REASONS, Socket
+from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
 from crossband.session import Connection, Handshake, Ticker
 from crossband.settings import Settings
 
@@ -42,7 +43,15 @@ CONNECT_HANDLER_TIME = 1.0
 
 def new_id() -> str:
     """Return a fresh public id of 20 characters."""
-    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(SID_LENGTH))
+    return "_" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(SID_LENGTH - 1))
+
+
+def is_socket_id(room: str) -> bool:
+    """Tell whether a room is the own one of some socket, connected now or not.
+
+    A client must never join one by its name: it would hear what is sent to that socket.
+    """
+    return len(room) == SID_LENGTH and room[0] == "_" and room[1:].isascii() and room[1:].isalnum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,8 @@ class Admission:
     catch_up: CatchUp | None
     # The session that was taken from the broker, to be put back if the client goes away.
     taken: Session | None
+    # The rooms of that session, as it was taken.
+    rooms: frozenset[str]
 
 
 class BaseHub(Namespace):
@@ -86,7 +97,10 @@ class BaseHub(Namespace):
         # False when the hub makes its own from the settings.
         self._own_broker = broker is None
         self._broker: Broker | None = broker
+        # Declared ones, and those of patterns while they have sockets.
         self.namespaces: dict[str, Namespace] = {"/": self}
+        # Those of patterns: clients name them, so none outlives its clients.
+        self._matched: WeakValueDictionary[str, Namespace] = WeakValueDictionary()
         self._patterns: list[NamespacePattern] = []
         self._ack_ids = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,15 +165,27 @@ class BaseHub(Namespace):
 
     def find(self, name: str) -> Namespace | None:
         """Return a declared namespace, making it if a pattern matches; else None."""
-        namespace = self.namespaces.get(name)
-        if namespace is not None:
+        namespace = self._known(name)
+        if namespace is not None or not self._patterns:
             return namespace
+        try:
+            check_name(name, "a namespace name")
+        except EncodeError:
+            return None
         for pattern in self._patterns:
-            if pattern.matches(name):
+            try:
+                matches = pattern.matches(name)
+            except Exception:
+                logger.exception("a pattern of namespaces failed on %r", name)
+                continue
+            if matches:
                 namespace = Namespace(self, name, plain=pattern.plain, registry=pattern.registry)
-                self.namespaces[name] = namespace
+                self._matched[name] = namespace
                 return namespace
         return None
+
+    def _known(self, name: str) -> Namespace | None:
+        return self.namespaces.get(name) or self._matched.get(name)
 
     # Life.
 
@@ -184,13 +210,13 @@ class BaseHub(Namespace):
             return
         if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError("the hub runs on another event loop: stop it there first")
+        await self.broker.start(self._deliver)
         self._loop = loop
         self._thread = threading.get_ident()
         self._ticker = Ticker(loop)
         self._started_at = time.monotonic()
         self.stopping = False
         self._start_doors(loop)
-        await self.broker.start(self._deliver)
 
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.
@@ -204,28 +230,31 @@ class BaseHub(Namespace):
             return
         self.stopping = True
         self._stopped = asyncio.Event()
-        for namespace in list(self.namespaces.values()):
-            for socket in list(namespace.sockets.values()):
-                farewell = socket.codec.shutdown(namespace.name, "Server shutting down")
-                if farewell is not None:
-                    socket.connection.push(farewell)
-        await self._stop_doors()
-        for namespace in list(self.namespaces.values()):
-            for socket in list(namespace.sockets.values()):
-                self.leave(socket, "server shutting down")
-        if self._tasks:
-            current = asyncio.current_task()
-            waiting = {task for task in self._tasks if task is not current}
-            if waiting:
-                _, pending = await asyncio.wait(waiting, timeout=self.settings.shutdown_timeout)
-                for task in pending:
-                    task.cancel()
-                if pending:
-                    await asyncio.wait(pending, timeout=1.0)
-        await self.broker.stop()
-        self._loop = None
-        self._thread = None
-        self._stopped.set()
+        try:
+            for namespace in list(self.namespaces.values()):
+                for socket in list(namespace.sockets.values()):
+                    farewell = socket.codec.shutdown(namespace.name, "Server shutting down")
+                    if farewell is not None:
+                        socket.connection.push(farewell)
+                    self.leave(socket, "server shutting down")
+            await self._stop_doors()
+            await self._finish_tasks()
+        finally:
+            try:
+                await self.broker.stop()
+            finally:
+                self._loop = None
+                self._thread = None
+                self._stopped.set()
+
+    async def _finish_tasks(self) -> None:
+        waiting = self._tasks - {asyncio.current_task()}
+        if waiting:
+            _, pending = await asyncio.wait(waiting, timeout=self.settings.shutdown_timeout)
+            for task in pending:
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending, timeout=1.0)
 
     def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start what the doors need; the ASGI hub has them."""
@@ -237,8 +266,13 @@ class BaseHub(Namespace):
         """Run a task that `stop` waits for."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
         return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of the hub failed", exc_info=error)
 
     def next_ack_id(self) -> int:
         return next(self._ack_ids)
@@ -261,10 +295,15 @@ class BaseHub(Namespace):
                 outcome.set_exception(error)
 
         def publish() -> None:
+            # Who waited for the cursor may have given up; the event is published all the same.
+            wanted = outcome.set_running_or_notify_cancel()
             try:
                 cursor = self.broker.publish(publication, record=record)
             except Exception as error:
-                outcome.set_exception(error)
+                if wanted:
+                    outcome.set_exception(error)
+                return
+            if not wanted:
                 return
             if cursor is None or isinstance(cursor, str):
                 outcome.set_result(cursor)
@@ -275,7 +314,7 @@ class BaseHub(Namespace):
         return outcome
 
     def _deliver(self, publication: Publication) -> None:
-        namespace = self.namespaces.get(publication.namespace)
+        namespace = self._known(publication.namespace)
         if namespace is not None:
             namespace.deliver(publication)
 
@@ -311,12 +350,21 @@ class BaseHub(Namespace):
         socket = admission.socket
         try:
             with _refusal("room"):
+                for room in rooms:
+                    if is_socket_id(room) and room != socket.id:
+                        raise EncodeError("it belongs to another client")
                 await socket.join(*rooms)
             for function in namespace.registry.uses:
                 await call(function, socket)
+            if self.stopping:
+                raise ConnectionRefused(code="shutting_down", status=503)
         except BaseException as error:
             self.withdraw(admission)
-            if isinstance(error, ConnectionRefused) or not isinstance(error, Exception):
+            if isinstance(error, ConnectionRefused):
+                raise
+            # Cancelled is also a middleware that awaited something that was.
+            failed = isinstance(error, asyncio.CancelledError) and not cancelling()
+            if not failed and not isinstance(error, Exception):
                 raise
             if isinstance(error, EventError):
                 raise ConnectionRefused(
@@ -335,6 +383,7 @@ class BaseHub(Namespace):
         resume: Resume,
     ) -> Admission:
         taken: Session | None = None
+        rooms: frozenset[str] = frozenset()
         gap: str | None = None
         catch_up: CatchUp | None = None
         cursor = resume.cursor
@@ -342,10 +391,12 @@ class BaseHub(Namespace):
             taken = await self.broker.take_session(namespace.name, resume.key)
             if taken is None and (cursor is not None or resume.returning):
                 gap = "session"
-            elif taken is not None and cursor is None and resume.returning:
-                cursor = taken.cursor
+            elif taken is not None:
+                rooms = frozenset(taken.rooms)
+                if cursor is None and resume.returning:
+                    cursor = taken.cursor
         if cursor is not None:
-            hold = namespace.hold()
+            hold = namespace.hold(connection)
             try:
                 try:
                     missed = await self.broker.history(namespace.name, cursor)
@@ -359,12 +410,15 @@ class BaseHub(Namespace):
                     catch_up = CatchUp(missed, hold)
             except Gap as error:
                 gap = error.reason
+            except BaseException:
+                self._put_back(namespace, taken)
+                raise
             finally:
                 if catch_up is None:
                     namespace.unhold(hold)
         if taken is not None and catch_up is not None:
             record = Session(
-                taken.namespace, taken.key, taken.sid, set(taken.rooms), taken.data, taken.cursor
+                taken.namespace, taken.key, taken.sid, set(rooms), taken.data, taken.cursor
             )
         else:
             # A new pid tells a Socket.IO client that it was not recovered; a key the client
@@ -386,34 +440,43 @@ class BaseHub(Namespace):
             record,
             recovered=taken is not None and catch_up is not None,
         )
-        return Admission(socket, cursor, gap, catch_up, taken)
+        return Admission(socket, cursor, gap, catch_up, taken, rooms)
 
     def withdraw(self, admission: Admission) -> None:
         """Undo an admission: the client was refused, or left before its welcome."""
         namespace = admission.socket.namespace
         if admission.catch_up is not None:
             namespace.release(admission.catch_up)
-        taken = admission.taken
+        self._put_back(namespace, admission.taken)
+
+    def _put_back(self, namespace: Namespace, taken: Session | None) -> None:
         if taken is not None:
             live = namespace.live(taken.key)
-            self.broker.save_session(taken, connected=live is not None)
-        self._forget_if_empty(namespace)
+            # Somebody else may have taken up the key since.
+            self.broker.save_session(
+                taken if live is None else live.record, connected=live is not None
+            )
 
     def open(self, admission: Admission) -> None:
         """Welcome an admitted client: from here on it receives, in order, all it should."""
         socket = admission.socket
         namespace = socket.namespace
-        # A pattern's namespace may have emptied meanwhile.
-        self.namespaces.setdefault(namespace.name, namespace)
         catch_up = admission.catch_up
         # The same client again, before its old connection was found dead.
         for key in {socket.session, *([admission.taken.key] if admission.taken else [])}:
             live = namespace.live(key)
             if live is not None:
+                if socket.recovered:
+                    # It may have joined and left rooms since the session was taken.
+                    now = live.record.rooms
+                    socket.record.rooms.difference_update(admission.rooms - now)
+                    socket.record.rooms.update(now - admission.rooms)
                 self.leave(live, "transport close", keep_session=False)
                 live.connection.end_socket(
                     namespace.name, CloseCode.SESSION_TAKEN, "resumed elsewhere"
                 )
+        # A pattern's namespace may have emptied meanwhile, also just now.
+        self.namespaces[namespace.name] = namespace
         socket.connected = True
         namespace.add(socket)
         self.broker.save_session(socket.record, connected=True)
@@ -443,17 +506,18 @@ class BaseHub(Namespace):
                     CONNECT_HANDLER_TIME, namespace.advance, socket
                 )
                 socket.enqueue(lambda: self._connect_then_advance(socket, timer))
-                return
-        if namespace.registry.connect:
+        if namespace.registry.connect and (catch_up is None or admission.taken is not None):
             socket.enqueue(lambda: namespace.connected(socket))
+        if self.stopping:
+            # Let in before the hub stopped, and answered since: nobody else closes it.
+            socket.connection.close(CloseCode.GOING_AWAY, "Server shutting down")
 
     async def _connect_then_advance(self, socket: Socket, timer: asyncio.TimerHandle) -> None:
         try:
             await socket.namespace.connected(socket)
         finally:
-            if not timer.cancelled():
-                timer.cancel()
-                socket.namespace.advance(socket)
+            timer.cancel()
+            socket.namespace.advance(socket)
 
     def leave(self, socket: Socket, reason: str, *, keep_session: bool = True) -> None:
         """Take a socket out of its namespace, and keep its session if it may come back."""
@@ -464,12 +528,13 @@ class BaseHub(Namespace):
         namespace.remove(socket)
         if keep_session and reason not in FINAL_REASONS:
             self.broker.save_session(socket.record, connected=False)
-        elif keep_session:
+        else:
             self.broker.drop_session(namespace.name, socket.session)
         socket.left()
         if namespace.registry.disconnect:
             socket.enqueue(lambda: namespace.disconnected(socket, reason))
-        self._forget_if_empty(namespace)
+        if not namespace.sockets and self._matched.get(namespace.name) is namespace:
+            self.namespaces.pop(namespace.name, None)
 
     def part(self, socket: Socket, *, close: bool) -> None:
         """Disconnect a socket from the server's side, for good."""
@@ -480,13 +545,6 @@ class BaseHub(Namespace):
             "server namespace disconnect",
             close=close,
         )
-
-    def _forget_if_empty(self, namespace: Namespace) -> None:
-        # Clients name these: none may outlive its sockets.
-        if not namespace.sockets and any(
-            namespace.registry is pattern.registry for pattern in self._patterns
-        ):
-            self.namespaces.pop(namespace.name, None)
 
 
 def _full_match(pattern: re.Pattern[str]) -> Callable[[str], bool]:
@@ -508,14 +566,12 @@ def _settings(base: Settings, changes: Mapping[str, Any]) -> Settings:
     for name in changes:
         if name not in known:
             raise ValueError(f"unknown setting {name!r}")
+    values = {name: changes.get(name, getattr(base, name)) for name in known}
     try:
-        merged = msgspec.structs.replace(base, **changes)
         # Checks the types, and takes lists for tuples and dicts for limits.
-        return msgspec.convert(
-            {name: getattr(merged, name) for name in known}, Settings, from_attributes=True
-        )
+        return msgspec.convert(values, Settings, from_attributes=True)
     except msgspec.ValidationError as error:
         raise ValueError(f"invalid setting: {error}") from None
 
 
-__all__ = ["Admission", "BaseHub", "Resume", "new_id"]
+__all__ = ["Admission", "BaseHub", "Resume", "is_socket_id", "new_id"]

@@ -10,23 +10,44 @@ from crossband.broker import Publication
 
 if TYPE_CHECKING:
     from crossband.hub.socket import Socket
+    from crossband.session import Connection
+
+
+class Hold(deque[Publication]):
+    """All that a namespace records from before a client's history was read."""
+
+    def __init__(self, connection: Connection, limit: int) -> None:
+        super().__init__()
+        self.connection = connection
+        # Publications; a client that is further behind than this is disconnected.
+        self.limit = limit
+
+    def take(self, publication: Publication) -> None:
+        """Keep a publication until the client has what is before it."""
+        if self.connection.closed:
+            return
+        self.append(publication)
+        if len(self) > self.limit:
+            self.connection.overflow()
 
 
 class CatchUp:
     """What one client still has coming before it is live, in order, once.
 
-    `hold` collects everything its namespace publishes from before the history was read, so
-    what the history has too is skipped there. The client is live at the moment both are empty.
+    What the history and `hold` both have is skipped in the hold. The client is live at the
+    moment both are empty.
     """
 
-    __slots__ = ("_missed", "_seen", "hold", "socket")
+    __slots__ = ("_missed", "_seen", "hold", "pausing", "socket")
 
-    def __init__(self, missed: Iterable[Publication], hold: deque[Publication]) -> None:
+    def __init__(self, missed: Iterable[Publication], hold: Hold) -> None:
         self._missed = deque(missed)
         self._seen = {publication.cursor for publication in self._missed}
         self.hold = hold
         # None until opened.
         self.socket: Socket | None = None
+        # Its outbox is full: somebody waits to go on.
+        self.pausing = False
 
     def next(self) -> Publication | None:
         """Return the next publication of the namespace; None when live."""

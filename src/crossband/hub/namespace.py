@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from crossband.broker import Publication
 from crossband.codecs import PLAIN, Codec, Wire
 from crossband.errors import AckTimeout, CrossbandError, EncodeError, EventError, InvalidMessage
-from crossband.hub.catchup import CatchUp, concerns
+from crossband.hub.catchup import CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.events import (
     RECEIVED_RESERVED,
@@ -20,7 +20,6 @@ from crossband.hub.events import (
     Handler,
     check_event,
     check_name,
-    is_async,
 )
 from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import payload
@@ -28,6 +27,7 @@ from crossband.protocol.payload import Payload
 
 if TYPE_CHECKING:
     from crossband.hub.base import BaseHub
+    from crossband.session import Connection
 
 logger = logging.getLogger("crossband")
 
@@ -71,6 +71,8 @@ class Handlers:
         been welcomed; `disconnect` handlers the socket and the reason. Plain functions run on
         the event loop and must not block. Raises ValueError when the event has a handler.
         """
+        if not isinstance(event, str):
+            raise TypeError('on() takes the event\'s name first: @hub.on("chat:message")')
         if handler is None:
             return lambda function: self.on(event, function)
         if event == "connect":
@@ -111,7 +113,7 @@ class Handlers:
 async def call(function: Handler, *args: Any) -> Any:
     """Call a plain or async function."""
     result = function(*args)
-    if is_async(function) or asyncio.iscoroutine(result):
+    if inspect.isawaitable(result):
         return await result
     return result
 
@@ -139,7 +141,7 @@ class Namespace(Handlers):
         # By session key, connected sockets only.
         self._by_session: dict[str, Socket] = {}
         # Everything recorded is also given to these while somebody catches up.
-        self._holds: list[deque[Publication]] = []
+        self._holds: list[Hold] = []
 
     def __repr__(self) -> str:
         return f"<Namespace {self.name!r}: {len(self._sockets)} sockets>"
@@ -225,8 +227,9 @@ class Namespace(Handlers):
         recorded = publication.cursor is not None
         if recorded:
             for hold in self._holds:
-                hold.append(publication)
-        wires: dict[Codec, Wire] = {}
+                hold.take(publication)
+        # None for a codec that cannot carry it.
+        wires: dict[Codec, Wire | None] = {}
         for socket in self.match(publication.rooms, publication.except_):
             connection = socket.connection
             # What a client that catches up gets is in its hold, in its place.
@@ -235,10 +238,29 @@ class Namespace(Handlers):
             codec = socket.codec
             wire = wires.get(codec)
             if wire is None:
-                wire = wires[codec] = codec.event(
-                    publication, head=None if recorded else self.hub.broker.head(self.name)
+                if codec in wires:
+                    continue
+                wire = wires[codec] = self._encode(
+                    codec, publication, None if recorded else self.hub.broker.head(self.name)
                 )
+                if wire is None:
+                    continue
             connection.push(wire)
+
+    def _encode(
+        self, codec: Codec, publication: Publication, head: str | None = None
+    ) -> Wire | None:
+        try:
+            return codec.event(publication, head=head)
+        except Exception:
+            # What one door cannot carry the others still get.
+            logger.exception(
+                "%r of namespace %r has no form for %s",
+                publication.event,
+                self.name,
+                type(codec).__name__,
+            )
+            return None
 
     def match(self, rooms: Iterable[str], except_: Iterable[str]) -> list[Socket]:
         """Return the sockets in any of the rooms (none: all) and in none of `except_`."""
@@ -274,10 +296,14 @@ class Namespace(Handlers):
         ack_id = self.hub.next_ack_id()
         wires: dict[Codec, Wire] = {}
         answers: list[asyncio.Future[Any]] = []
-        asked: list[Socket] = []
+        asked: list[tuple[Socket, Wire]] = []
         for socket in self.match(rooms, except_):
-            if socket.codec is PLAIN:
+            codec = socket.codec
+            if codec is PLAIN:
                 continue
+            wire = wires.get(codec)
+            if wire is None:
+                wire = wires[codec] = codec.event(publication, ack_id=ack_id)
             try:
                 answers.append(socket.expect_ack(ack_id))
             except CrossbandError:
@@ -285,18 +311,15 @@ class Namespace(Handlers):
                 lost.cancel()
                 answers.append(lost)
                 continue
-            asked.append(socket)
-            codec = socket.codec
-            wire = wires.get(codec)
-            if wire is None:
-                wire = wires[codec] = codec.event(publication, ack_id=ack_id)
+            asked.append((socket, wire))
+        for socket, wire in asked:
             socket.connection.push(wire)
         if not answers:
             return []
         try:
             await asyncio.wait(answers, timeout=timeout)
         finally:
-            for socket in asked:
+            for socket, _ in asked:
                 socket.forget_ack(ack_id)
         responses = [
             answer.result()
@@ -346,16 +369,21 @@ class Namespace(Handlers):
 
     # Catching up.
 
-    def hold(self) -> deque[Publication]:
+    @property
+    def holds(self) -> int:
+        """The number of clients that are being caught up."""
+        return len(self._holds)
+
+    def hold(self, connection: Connection) -> Hold:
         """Collect all that is recorded here from now on, until released."""
-        held: deque[Publication] = deque()
+        held = Hold(connection, 2 * self.hub.settings.history_size)
         self._holds.append(held)
         return held
 
     def release(self, catch_up: CatchUp) -> None:
         self.unhold(catch_up.hold)
 
-    def unhold(self, held: deque[Publication]) -> None:
+    def unhold(self, held: Hold) -> None:
         # By identity: two empty deques are equal.
         self._holds = [other for other in self._holds if other is not held]
 
@@ -366,9 +394,11 @@ class Namespace(Handlers):
         between when all of it fits, so that nothing can come in between.
         """
         catch_up = socket.catching
-        if catch_up is None or not socket.connected:
+        if catch_up is None or catch_up.pausing or not socket.connected:
             return
         connection = socket.connection
+        if connection.closed:
+            return
         rooms = socket.rooms
         while connection.queued <= connection.limit // 2:
             publication = catch_up.next()
@@ -377,14 +407,15 @@ class Namespace(Handlers):
                 self.release(catch_up)
                 return
             if concerns(publication, rooms):
-                connection.push(socket.codec.event(publication))
-        if len(catch_up.hold) > 2 * self.hub.settings.history_size:
-            connection.overflow()
-            return
-        self.hub.spawn(self._advance_later(socket))
+                wire = self._encode(socket.codec, publication)
+                if wire is not None:
+                    connection.push(wire)
+        catch_up.pausing = True
+        self.hub.spawn(self._advance_later(socket, catch_up))
 
-    async def _advance_later(self, socket: Socket) -> None:
+    async def _advance_later(self, socket: Socket, catch_up: CatchUp) -> None:
         await socket.connection.drained()
+        catch_up.pausing = False
         self.advance(socket)
 
     # Dispatch.
@@ -423,7 +454,7 @@ class Namespace(Handlers):
             raise EventError(code="unknown_event")
         bound = schema.bind(message.raws, message.attachments, single=message.single)
         result = schema.handler(socket, *bound)
-        if schema.is_async or asyncio.iscoroutine(result):
+        if schema.is_async or inspect.isawaitable(result):
             result = await result
         if result is None:
             return payload.EMPTY

@@ -315,7 +315,7 @@ class Socket:
                     else:
                         await job()
                 except asyncio.CancelledError:
-                    if _cancelling():
+                    if cancelling():
                         raise
                     logger.exception("a handler of namespace %r failed", self.namespace.name)
                 except Exception:
@@ -332,7 +332,7 @@ class Socket:
             self._refuse(message, error)
         except (Exception, asyncio.CancelledError) as error:
             # Cancelled is also a handler that awaited something that was.
-            if isinstance(error, asyncio.CancelledError) and _cancelling():
+            if isinstance(error, asyncio.CancelledError) and cancelling():
                 if message.reply is not None:
                     message.reply(EventError(code="shutting_down"))
                 raise
@@ -371,7 +371,7 @@ class Socket:
             self.connection.push(wire)
 
 
-def _cancelling() -> bool:
+def cancelling() -> bool:
     """Tell whether it is this task that is being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

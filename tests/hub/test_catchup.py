@@ -1,0 +1,181 @@
+"""The hand-over from history to live: long histories, slow clients, clients cut in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from crossband.broker import Publication
+from crossband.codecs import ENVELOPE, EnvelopeCodec, Wire
+from crossband.errors import CloseCode
+from crossband.hub.base import BaseHub, Resume
+from crossband.hub.socket import Socket
+from tests.link import Link, handshake, join
+
+SIZE = 50
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[BaseHub]:
+    hub = BaseHub(history_size=SIZE)
+    await hub.start()
+    yield hub
+    await hub.stop()
+
+
+async def start_of(hub: BaseHub) -> str:
+    cursor = await hub.emit("first")
+    assert cursor is not None
+    return cursor
+
+
+def numbers(link: Link) -> list[int]:
+    messages = [json.loads(message) for message in link.taken]
+    return [message["data"] for message in messages if message["type"] == "n"]
+
+
+@pytest.mark.parametrize("session", [None, "k" * 20])
+async def test_history_bigger_than_the_outbox_arrives_once_and_in_order(
+    session: str | None, hub: BaseHub
+) -> None:
+    cursor = await start_of(hub)
+    if session is not None:
+        hub.leave(await join(hub, Link(hub.ticker), resume=Resume(session)), "transport close")
+    for n in range(SIZE - 1):
+        hub.emit("n", n)
+    # About five messages.
+    link = Link(hub.ticker, limit=400)
+    socket = await join(hub, link, resume=Resume(session, cursor))
+    n = SIZE - 1
+    async with asyncio.timeout(5):
+        while socket.catching is not None:
+            link.take()
+            assert not link.closed
+            hub.emit("n", n)
+            n += 1
+            await asyncio.sleep(0)
+    hub.emit("n", n)
+    link.take()
+    assert numbers(link) == list(range(n + 1))
+    assert hub.holds == 0
+
+
+async def test_client_that_stops_reading_in_its_replay_is_disconnected(hub: BaseHub) -> None:
+    cursor = await start_of(hub)
+    for n in range(SIZE - 1):
+        hub.emit("n", n)
+    link = Link(hub.ticker, limit=400)
+    socket = await join(hub, link, resume=Resume(None, cursor))
+    assert socket.catching is not None
+    hold = socket.catching.hold
+    for n in range(3 * SIZE):
+        # Not even for this client.
+        hub.to("elsewhere").emit("n", n)
+    assert link.code is CloseCode.SLOW_CLIENT
+    assert len(hold) <= 2 * SIZE + 1
+    hub.leave(socket, "transport close")
+    assert hub.holds == 0
+
+
+async def test_hold_of_a_long_admission_is_bounded(hub: BaseHub) -> None:
+    cursor = await start_of(hub)
+    waiting = asyncio.Event()
+
+    @hub.use
+    async def hang(socket: Socket) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    link = Link(hub.ticker)
+    admitting = asyncio.create_task(
+        hub.admit(link, "/", handshake(), ENVELOPE, resume=Resume(None, cursor))
+    )
+    await waiting.wait()
+    for n in range(3 * SIZE):
+        hub.emit("n", n)
+    assert link.code is CloseCode.SLOW_CLIENT
+    admitting.cancel()
+    await asyncio.wait({admitting})
+    assert hub.holds == 0
+
+
+async def test_client_cut_in_its_replay_leaves_nothing_behind(hub: BaseHub) -> None:
+    cursor = await start_of(hub)
+    for n in range(SIZE - 1):
+        hub.emit("n", n)
+    link = Link(hub.ticker, limit=400)
+    tasks = asyncio.all_tasks()
+    socket = await join(hub, link, resume=Resume(None, cursor))
+    # Closing: what is queued is still written, and the socket leaves later.
+    link.close(CloseCode.GOING_AWAY, "")
+    (waiting,) = asyncio.all_tasks() - tasks
+    async with asyncio.timeout(1):
+        await waiting
+    # It must not go round and round until then.
+    assert asyncio.all_tasks() == tasks
+    hub.leave(socket, "transport close")
+    assert hub.holds == 0
+    assert asyncio.all_tasks() == tasks
+
+
+async def test_slow_connect_handler_does_not_hold_the_replay_twice(
+    hub: BaseHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.base.CONNECT_HANDLER_TIME", 0.01)
+    cursor = await start_of(hub)
+    for n in range(SIZE - 1):
+        hub.emit("n", n)
+    gate, done = asyncio.Event(), asyncio.Event()
+
+    @hub.on("connect")
+    async def connect(socket: Socket) -> None:
+        await gate.wait()
+        done.set()
+
+    tasks = asyncio.all_tasks()
+    link = Link(hub.ticker, limit=400)
+    socket = await join(hub, link, resume=Resume(None, cursor))
+    async with asyncio.timeout(5):
+        while not link.queued > link.limit // 2:
+            link.flushed.clear()
+            await link.flushed.wait()
+        gate.set()
+        await done.wait()
+        await asyncio.sleep(0)
+        # One waits for the outbox, not two.
+        assert len(asyncio.all_tasks() - tasks) == 1
+        while socket.catching is not None:
+            link.take()
+            await asyncio.sleep(0)
+    link.take()
+    assert numbers(link) == list(range(SIZE - 1))
+
+
+class Picky(EnvelopeCodec):
+    """A door that cannot carry some event."""
+
+    def event(
+        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
+    ) -> Wire:
+        if publication.event == "odd":
+            raise ValueError("no form for it")
+        return super().event(publication, ack_id=ack_id, head=head)
+
+
+async def test_event_one_door_cannot_carry_reaches_the_others(hub: BaseHub) -> None:
+    cursor = await start_of(hub)
+    picky = Picky()
+    first = Link(hub.ticker, stalled=False)
+    await join(hub, first, codec=picky)
+    second = Link(hub.ticker, stalled=False)
+    await join(hub, second)
+    hub.emit("odd")
+    hub.emit("even")
+    third = Link(hub.ticker, stalled=False)
+    await join(hub, third, codec=picky, resume=Resume(None, cursor))
+    assert [message["type"] for message in await first.messages(2)] == ["welcome", "even"]
+    assert [message["type"] for message in await second.messages(3)] == ["welcome", "odd", "even"]
+    assert [message["type"] for message in await third.messages(2)] == ["welcome", "even"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 
@@ -31,3 +33,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     outbox: int = 1_048_576
     # From the first byte to the namespace's CONNECT (Socket.IO `connectTimeout`: 45 s).
     handshake_time: float = 45.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0 or (value < 1 and name != "handshake_time"):
+                raise ValueError(f"limits.{name} must be a number above 0, not {value!r}")

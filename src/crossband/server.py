@@ -203,7 +203,7 @@ class Server:
         options: dict[str, Any] = {}
         if self._hubs:
             settings = [hub.settings for hub in self._hubs]
-            options["ws_ping_interval"] = min(each.ping_interval for each in settings) or None
+            options["ws_ping_interval"] = min(each.ping_interval for each in settings)
             options["ws_ping_timeout"] = max(each.ping_timeout for each in settings)
             # Twice the largest message: what is too large still reaches the hub, which
             # answers it with an error; past this the connection is closed with 1009 only.

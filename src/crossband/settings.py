@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from itertools import permutations
+from urllib.parse import urlsplit
+
 import msgspec
 
 from crossband.limits import Limits
@@ -40,3 +44,51 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # How long a graceful stop may take before connections are cut.
     shutdown_timeout: float = 10.0
     limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        for name in ("ping_interval", "ping_timeout", "keepalive_interval"):
+            if not _is_number(value := getattr(self, name)) or value == 0:
+                raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
+        for name in ("retry", "history_size", "history_age", "shutdown_timeout"):
+            if not _is_number(value := getattr(self, name)):
+                raise ValueError(f"{name} must be 0 or a positive number, not {value!r}")
+        self._check_paths()
+        for origin in self.cors_origins:
+            if origin not in ("*", "null") and not _is_origin(origin):
+                raise ValueError(
+                    "cors_origins takes origins such as 'https://app.example.com' (scheme, host, "
+                    f"perhaps a port, nothing after them) or '*', not {origin!r}"
+                )
+        if any(not key or not key.isascii() for key in self.api_keys):
+            raise ValueError("api_keys must be non-empty ASCII strings")
+
+    def _check_paths(self) -> None:
+        names = ("socketio_path", "websocket_path", "events_path", "api_path")
+        for name in names:
+            path = getattr(self, name)
+            if not path.startswith("/") or path.endswith("/") or not _PATH.isdisjoint(path):
+                raise ValueError(
+                    f"{name} must start with '/', not end with it, and have no '?', '#' or "
+                    f"space, not {path!r}"
+                )
+        for one, other in permutations((*names, "/healthz", "/readyz"), 2):
+            path, within = getattr(self, one, one), getattr(self, other, other)
+            if path == within or path.startswith(within + "/"):
+                raise ValueError(f"{one} ({path}) and {other} ({within}) overlap")
+
+
+_PATH = frozenset("?# ")
+
+
+def _is_number(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        # Raises ValueError for a port that is none.
+        host = parts.hostname is not None and parts.port != 0
+    except ValueError:
+        return False
+    return bool(parts.scheme) and host and text == f"{parts.scheme}://{parts.netloc}"

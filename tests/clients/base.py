@@ -66,6 +66,8 @@ class Client(ABC):
         # The cursor of the last event seen; None before the first.
         self.offset: str | None = None
         self.recovered = False
+        # Takes name and data of every event instead of the log and the queues, when set.
+        self.sink: Callable[[str, Any], None] | None = None
         # Every event in the order of arrival.
         self.log: list[Event] = []
         self.gaps: list[dict[str, Any]] = []
@@ -132,11 +134,11 @@ class Client(ABC):
         return
 
     @abstractmethod
-    async def emit(self, event: str, data: Any = None) -> None:
-        """Send an event and ask for no acknowledgement."""
+    async def emit(self, event: str, *data: Any) -> None:
+        """Send an event of one value or none, and ask for no acknowledgement."""
 
     @abstractmethod
-    async def call(self, event: str, data: Any = None) -> Any:
+    async def call(self, event: str, *data: Any) -> Any:
         """Send an event and return its acknowledgement; raise `EventFailed` on an error."""
 
     @abstractmethod
@@ -155,13 +157,17 @@ class Client(ABC):
         event = Event(name, data, offset)
         if offset is not None:
             self.offset = offset
+        if name == "gap":
+            # What was missed is missed: from here the client goes on.
+            self.offset = data["offset"]
+        if self.sink is not None:
+            self.sink(name, data)
+            return
         if name == "error":
             self._errors.put_nowait(data)
             return
         if name == "gap":
             self.gaps.append(data)
-            # What was missed is missed: from here the client goes on.
-            self.offset = data["offset"]
         self.log.append(event)
         self._events[name].put_nowait(event)
 
@@ -172,6 +178,12 @@ class Client(ABC):
         assert len(args) <= 2, f"{name}: one argument and the offset, got {args!r}"
         assert offset is None or isinstance(offset, str), f"{name}: {args!r}"
         self._receive(name, data, offset)
+
+
+def envelope(event: str, data: Sequence[Any]) -> dict[str, Any]:
+    """Return the envelope of an event of one value or none."""
+    (value,) = data or (None,)
+    return {"type": event, "data": value} if data else {"type": event}
 
 
 def raise_failed(answer: Any) -> Any:

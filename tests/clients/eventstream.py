@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from httpx_sse import EventSource
 
-from tests.clients.base import WAIT, Client, EventFailed, Refused
+from tests.clients.base import WAIT, Client, EventFailed, Refused, envelope
 from tests.clients.websocket import door_url
 
 # With a zero linger, close() sends RST and drops what was not yet sent.
@@ -33,7 +33,10 @@ class EventStreamClient(Client):
 
     async def _open(self) -> None:
         if self._http is None:
-            self._http = httpx.AsyncClient(timeout=httpx.Timeout(WAIT, read=None), trust_env=False)
+            # No TLS here: loading the certificates costs 30 ms a client.
+            self._http = httpx.AsyncClient(
+                timeout=httpx.Timeout(WAIT, read=None), trust_env=False, verify=False
+            )
         # A native EventSource sends its cursor in the header.
         headers = {"Accept": "text/event-stream"}
         if self.offset is not None:
@@ -55,7 +58,12 @@ class EventStreamClient(Client):
         self._response = response
         self._welcomed = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read(response))
-        await self._welcomed
+        try:
+            await self._welcomed
+        except BaseException:
+            # Given up in the midst of it.
+            await self._stop_reading()
+            raise
 
     async def _read(self, response: httpx.Response) -> None:
         try:
@@ -75,8 +83,8 @@ class EventStreamClient(Client):
         if name == "welcome":
             self.sid, self.session = data["sid"], data["session"]
             self.recovered = data["recovered"]
-            if not self.recovered or self.offset is None:
-                self.offset = data["offset"]
+            # None when a gap follows, which has it: cut in between, this client asks once more.
+            self.offset = data["offset"] or self.offset
             assert self._welcomed is not None
             self._welcomed.set_result(None)
         elif name == "ack:request":
@@ -95,19 +103,29 @@ class EventStreamClient(Client):
         response = await self.post({"type": "ack", "id": ident, "data": answer})
         assert response.status_code == 200, response.text
 
-    async def post(self, envelope: Any) -> httpx.Response:
+    async def post(self, message: Any) -> httpx.Response:
         """Send one envelope by the back-channel and return the raw answer."""
-        assert self._http is not None
-        return await self._http.post(f"{self.url}/events/{self.sid}", json=envelope, timeout=WAIT)
+        return await self.post_body(json.dumps(message).encode())
 
-    async def emit(self, event: str, data: Any = None) -> None:
-        response = await self.post({"type": event, "data": data})
+    async def post_body(self, body: bytes) -> httpx.Response:
+        """Send these bytes by the back-channel, as the client that was welcomed."""
+        assert self._http is not None
+        assert self.session is not None
+        return await self._http.post(
+            f"{self.url}/events/{self.sid}",
+            content=body,
+            headers={"Content-Type": "application/json", "X-Crossband-Session": self.session},
+            timeout=WAIT,
+        )
+
+    async def emit(self, event: str, *data: Any) -> None:
+        response = await self.post(envelope(event, data))
         if response.status_code != 200:
             body = response.json()
             self._receive("error", {key: body[key] for key in body if key != "type"}, None)
 
-    async def call(self, event: str, data: Any = None) -> Any:
-        response = await self.post({"type": event, "data": data, "id": 7})
+    async def call(self, event: str, *data: Any) -> Any:
+        response = await self.post({**envelope(event, data), "id": 7})
         body = response.json()
         if response.status_code != 200:
             assert body["type"] == "error", body

@@ -77,8 +77,8 @@ class NodeRunner:
         """Drop the listener of a client."""
         self._listeners.pop(client, None)
 
-    async def ask(self, op: str, **request: Any) -> Any:
-        """Send one operation and return its result."""
+    async def ask(self, op: str, *, wait: float = WAIT, **request: Any) -> Any:
+        """Send one operation and return its result, within `wait` seconds."""
         loop = asyncio.get_running_loop()
         ident = next(self._ids)
         future: asyncio.Future[Any] = loop.create_future()
@@ -87,7 +87,7 @@ class NodeRunner:
         line = json.dumps({"id": ident, "op": op, **request}) + "\n"
         self._process.stdin.write(line.encode())
         self._process.stdin.flush()
-        async with asyncio.timeout(WAIT):
+        async with asyncio.timeout(wait):
             return await future
 
     def close(self) -> None:
@@ -204,16 +204,18 @@ class OfficialClient(Client):
                 await self._upgraded.wait()
         assert self.transport == self.transports[-1]
 
-    async def emit(self, event: str, data: Any = None) -> None:
-        await self._runner.ask("emit", client=self._number, event=event, args=[pack(data)])
+    async def emit(self, event: str, *data: Any) -> None:
+        await self._runner.ask("emit", client=self._number, event=event, args=pack(data))
 
-    async def call(self, event: str, data: Any = None) -> Any:
+    async def call(self, event: str, *data: Any) -> Any:
         result = await self._runner.ask(
-            "call", client=self._number, event=event, args=[pack(data)], timeout=WAIT * 1000
+            "call", client=self._number, event=event, args=pack(data), timeout=WAIT * 1000
         )
         return raise_failed(unpack(result.get("answer")))
 
     async def cut(self) -> None:
+        # Reset between two transports, the library notices by its heartbeat only.
+        await self.settled()
         await self._runner.ask("cut", client=self._number, torn=True)
 
     async def close(self) -> None:

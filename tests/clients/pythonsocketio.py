@@ -38,6 +38,8 @@ class PythonSocketIOClient(Client):
         return connection
 
     async def _open(self) -> None:
+        if self._http is not None:
+            await self._http.close()
         self.session = self.session or secrets.token_urlsafe(24)
         auth = {**self.auth, "session": self.session}
         if self.offset is not None:
@@ -77,10 +79,10 @@ class PythonSocketIOClient(Client):
         # connect() returns after the upgrade.
         assert self._client.transport() == "websocket"
 
-    async def emit(self, event: str, data: Any = None) -> None:
+    async def emit(self, event: str, *data: Any) -> None:
         await self._client.emit(event, data, namespace=self.namespace)
 
-    async def call(self, event: str, data: Any = None) -> Any:
+    async def call(self, event: str, *data: Any) -> Any:
         return raise_failed(
             await self._client.call(event, data, namespace=self.namespace, timeout=WAIT)
         )

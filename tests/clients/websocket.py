@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.clients.base import Client, EventFailed, Refused
+from tests.clients.base import Client, EventFailed, Refused, envelope
 
 
 def door_url(
@@ -60,12 +60,17 @@ class WebSocketClient(Client):
             raise Refused(
                 body["error"], data=body.get("data"), status=refusal.response.status_code
             ) from None
-        welcome = json.loads(await connection.recv())
+        try:
+            welcome = json.loads(await connection.recv())
+        except BaseException:
+            # Given up in the midst of it.
+            connection.transport.abort()
+            raise
         assert welcome["type"] == "welcome", welcome
         self.sid, self.session = welcome["sid"], welcome["session"]
         self.recovered = welcome["recovered"]
-        if not self.recovered or self.offset is None:
-            self.offset = welcome["offset"]
+        # None when a gap follows, which has it: cut in between, this client asks once more.
+        self.offset = welcome["offset"] or self.offset
         self.connection = connection
         self._reader = asyncio.create_task(self._read(connection))
 
@@ -88,24 +93,24 @@ class WebSocketClient(Client):
                 self._receive("error", error, None)
             else:
                 self._acks.pop(ident).set_exception(EventFailed(error))
-        elif name == "gap":
-            self._receive("gap", message, None)
+        elif name in ("gap", "server:shutdown"):
+            self._receive(name, {key: message[key] for key in message if key != "type"}, None)
         else:
             self._receive(name, message.get("data"), message.get("offset"))
             if ident is not None and name in self._answers:
                 answer = self._answers[name](message.get("data"))
                 await connection.send(json.dumps({"type": "ack", "id": ident, "data": answer}))
 
-    async def emit(self, event: str, data: Any = None) -> None:
+    async def emit(self, event: str, *data: Any) -> None:
         assert self.connection is not None
-        await self.connection.send(json.dumps({"type": event, "data": data}))
+        await self.connection.send(json.dumps(envelope(event, data)))
 
-    async def call(self, event: str, data: Any = None) -> Any:
+    async def call(self, event: str, *data: Any) -> Any:
         assert self.connection is not None
         ident = self._next_id
         self._next_id += 1
         future = self._acks[ident] = asyncio.get_running_loop().create_future()
-        await self.connection.send(json.dumps({"type": event, "data": data, "id": ident}))
+        await self.connection.send(json.dumps({**envelope(event, data), "id": ident}))
         async with asyncio.timeout(10):
             return await future
 

@@ -57,13 +57,35 @@ class Cable extends http.Agent {
   }
 }
 
+// What one client heard in its order: numbers, and gaps as strings.
+class Tape {
+  heard = [];
+  #awaited = [];
+
+  number(value) {
+    this.heard.push(value);
+    this.#awaited = this.#awaited.filter(({ last, resolve }) => value < last || resolve());
+  }
+
+  gap(reason) {
+    this.heard.push(reason);
+  }
+
+  until(last) {
+    return new Promise((resolve) => {
+      if (this.heard.some((value) => value >= last)) resolve();
+      else this.#awaited.push({ last, resolve });
+    });
+  }
+}
+
 class SocketIOClient {
   constructor(id, { url, namespace, transports, auth, query, headers, path, reconnection, record }) {
     this.id = id;
     this.cable = new Cable();
-    // With `record`, the numbers of this event are kept here; a gap is kept as a string.
+    // With `record`, the numbers of that event are kept and nothing is told of.
     this.record = record;
-    this.numbers = [];
+    this.tape = new Tape();
     this.times = { connects: 0, recovered: 0 };
     this.pendingAcks = new Map();
     this.nextAck = 0;
@@ -102,14 +124,9 @@ class SocketIOClient {
   }
 
   onEvent(event, args) {
-    if (event === this.record) {
-      this.numbers.push(args[0]);
-      return;
-    }
-    if (event === "gap" && this.record !== undefined) {
-      this.numbers.push(args[0].reason);
-      return;
-    }
+    if (event === this.record) this.tape.number(args[0]);
+    if (event === "gap") this.tape.gap(args[0].reason);
+    if (this.record !== undefined) return;
     let ack;
     if (typeof args.at(-1) === "function") {
       ack = this.nextAck++;
@@ -168,10 +185,16 @@ class SocketIOClient {
     });
   }
 
-  close() {
+  // In the midst of an upgrade the client first lets that finish.
+  async close() {
+    const { engine } = this.socket.io;
+    const closed =
+      engine && engine.readyState !== "closed"
+        ? new Promise((resolve) => engine.once("close", resolve))
+        : undefined;
     this.socket.disconnect();
-    this.socket.io.engine?.close();
-    this.cable.destroy();
+    engine?.close();
+    await closed;
   }
 }
 
@@ -182,7 +205,7 @@ class EventSourceClient {
     this.url = url;
     this.events = events;
     this.record = record;
-    this.numbers = [];
+    this.tape = new Tape();
     this.times = { connects: 0, recovered: 0 };
     this.offset = null;
     this.sid = null;
@@ -229,11 +252,9 @@ class EventSourceClient {
       if (welcome.recovered) this.times.recovered += 1;
       this.settle({ connected: true, state: this.state() });
     }
-    if (this.record !== undefined) {
-      if (event === this.record) this.numbers.push(JSON.parse(data));
-      else if (event === "gap") this.numbers.push(JSON.parse(data).reason);
-      return;
-    }
+    if (event === this.record) this.tape.number(JSON.parse(data));
+    if (event === "gap") this.tape.gap(JSON.parse(data).reason);
+    if (this.record !== undefined) return;
     say({ client: this.id, notice: "message", event, data, lastEventId });
   }
 
@@ -264,10 +285,11 @@ const operations = {
   ack: ({ client, ...rest }) => clients.get(client).ack(rest),
   cut: ({ client, ...rest }) => clients.get(client).cut(rest),
   state: ({ client }) => clients.get(client).state(),
-  numbers: ({ client, from }) => ({ numbers: clients.get(client).numbers.slice(from ?? 0) }),
-  counts: () => ({
-    counts: Object.fromEntries([...clients].map(([id, client]) => [id, client.numbers.length])),
-  }),
+  until: ({ client, last }) => clients.get(client).tape.until(last),
+  heard: ({ client }) => {
+    const { tape, times } = clients.get(client);
+    return { heard: tape.heard, times };
+  },
   async close({ client }) {
     await clients.get(client)?.close();
     clients.delete(client);

@@ -59,9 +59,13 @@ class Codec(ABC):
 
     @abstractmethod
     def welcome(
-        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str | None
     ) -> Wire | None:
-        """Encode the first message of a socket."""
+        """Encode the first message of a socket.
+
+        `offset` is None when a gap follows: a client that is cut in between must not have
+        moved its cursor past what it missed.
+        """
 
     @abstractmethod
     def gap(self, namespace: str, *, reason: str, offset: str) -> Wire | None:
@@ -106,7 +110,7 @@ class SocketIOCodec(Codec):
         )
 
     def welcome(
-        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str | None
     ) -> Wire | None:
         pid = session if self._recovery else None
         return Wire("4" + socketio.encode_connect(namespace, sid, pid))
@@ -140,7 +144,7 @@ class EnvelopeCodec(Codec):
         return Wire(envelope.encode_error(error, ack_id))
 
     def welcome(
-        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str | None
     ) -> Wire | None:
         return Wire(
             envelope.encode_welcome(sid=sid, session=session, recovered=recovered, offset=offset)
@@ -172,7 +176,7 @@ class SSECodec(Codec):
         return self._control("error", error)
 
     def welcome(
-        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str | None
     ) -> Wire | None:
         data = {"sid": sid, "session": session, "recovered": recovered, "offset": offset}
         return self._control("welcome", data, id=offset)
@@ -207,7 +211,7 @@ class PlainCodec(Codec):
         return Wire(envelope.encode_error(error, None))
 
     def welcome(
-        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str
+        self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str | None
     ) -> Wire | None:
         return None
 

@@ -311,3 +311,28 @@ async def test_emission_nobody_waits_for_any_more_is_still_published(hub: BaseHu
     thread.join()
     assert (await receiver.messages(2))[1]["type"] == "news"
     assert not unhandled
+
+
+async def test_welcome_before_a_gap_carries_no_cursor(hub: BaseHub) -> None:
+    """Cut between the two, the client must come back with the cursor it had."""
+    returned = link(hub)
+    await join(hub, returned, resume=Resume(KEY, "unknown-0"))
+    welcome, gap = await returned.messages(2)
+    assert welcome["offset"] is None
+    assert gap["type"] == "gap"
+    assert gap["offset"]
+
+
+async def test_known_key_without_a_cursor_continues_where_there_was_none_to_give(
+    hub: BaseHub,
+) -> None:
+    resume = Resume(KEY, unreceived=True)
+    first = await join(hub, link(hub), resume=resume)
+    assert not first.recovered
+    hub.leave(first, "transport close")
+    hub.emit("missed", 6)
+    again = link(hub)
+    second = await join(hub, again, resume=resume)
+    assert second.recovered
+    assert second.id == first.id
+    assert [message["type"] for message in await again.messages(2)] == ["welcome", "missed"]

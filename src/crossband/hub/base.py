@@ -62,9 +62,11 @@ class Resume:
     key: str | None = None
     # The last cursor it saw.
     cursor: str | None = None
-    # The key was handed out by an earlier CONNECT (Socket.IO `pid`), so that a missing
-    # cursor means "nothing received yet", not "start anew".
+    # The key was handed out by an earlier CONNECT (Socket.IO `pid`).
     returning: bool = False
+    # A missing cursor means "nothing received yet", not "start anew": on Socket.IO the
+    # welcome has none.
+    unreceived: bool = False
 
 
 @dataclass(slots=True)
@@ -393,7 +395,7 @@ class BaseHub(Namespace):
                 gap = "session"
             elif taken is not None:
                 rooms = frozenset(taken.rooms)
-                if cursor is None and resume.returning:
+                if cursor is None and (resume.returning or resume.unreceived):
                     cursor = taken.cursor
         if cursor is not None:
             hold = namespace.hold(connection)
@@ -481,13 +483,19 @@ class BaseHub(Namespace):
         namespace.add(socket)
         self.broker.save_session(socket.record, connected=True)
         head = self.broker.head(namespace.name)
+        offset: str | None = head
+        if catch_up is not None:
+            offset = admission.cursor
+        elif admission.gap is not None:
+            # Until it is told of the gap, its cursor stays where it was.
+            offset = None
         codec = socket.codec
         welcome = codec.welcome(
             namespace.name,
             sid=socket.id,
             session=socket.session,
             recovered=catch_up is not None,
-            offset=admission.cursor if catch_up is not None and admission.cursor else head,
+            offset=offset,
         )
         if welcome is not None:
             socket.connection.push(welcome)

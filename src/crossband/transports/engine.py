@@ -467,7 +467,7 @@ def _resume(auth: dict[str, Any]) -> Resume:
     cursor = offset if isinstance(offset, str) and offset else None
     if isinstance(pid, str):
         return Resume(pid, cursor, returning=True)
-    return Resume(session if isinstance(session, str) else None, cursor)
+    return Resume(session if isinstance(session, str) else None, cursor, unreceived=True)
 
 
 class EngineDoor:

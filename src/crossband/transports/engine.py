@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from enum import Enum
 from typing import Any, Final
@@ -17,8 +18,8 @@ from crossband.codecs import SOCKETIO, SOCKETIO_PLAIN, Wire
 from crossband.errors import (
     CloseCode,
     ConnectionRefused,
+    EncodeError,
     EventError,
-    MessageTooLarge,
     ProtocolError,
 )
 from crossband.hub.base import BaseHub, Resume
@@ -29,6 +30,8 @@ from crossband.protocol.socketio import PacketType
 from crossband.session import Connection, Deadlines, Handshake, Roll
 from crossband.transports.http import ClientGone, HeaderList, Request
 from crossband.transports.websocket import CLOSE_TIME, Writer
+
+logger = logging.getLogger("crossband")
 
 # Seconds a WebSocket may take from its probe to the upgrade packet; as Node.
 UPGRADE_TIME: Final = 10.0
@@ -114,7 +117,8 @@ class EngineConnection(Connection):
         self._lingers = False
         # None while polling.
         self._websocket: Writer | None = None
-        # Ends the WebSocket's reading when our close gets no answer.
+        # Ends the WebSocket's reading when our close gets no answer, or its upgrade takes too
+        # long. None while there is none.
         self._reading: asyncio.Timeout | None = None
 
     @property
@@ -162,11 +166,13 @@ class EngineConnection(Connection):
         door.forget(self)
         # Not while fan-out walks the sockets, which may have led here.
         asyncio.get_running_loop().call_soon(self._leave_all, reason)
+        if self._reading is not None:
+            patience = 0.1 if now else CLOSE_TIME
+            # Raised when it is being cancelled already.
+            with contextlib.suppress(RuntimeError):
+                self._reading.reschedule(asyncio.get_running_loop().time() + patience)
         if self._websocket is not None:
             self._websocket.close(code, text)
-            if self._reading is not None:
-                patience = 0.1 if now else CLOSE_TIME
-                self._reading.reschedule(asyncio.get_running_loop().time() + patience)
             return
         self._lingers = linger
         if linger:
@@ -247,12 +253,15 @@ class EngineConnection(Connection):
         self._posting = True
         try:
             body = await request.body(limits.max_http_buffer_size)
+            if self.closed:
+                await self._door.bad_request(request, "sid", cors)
+                return
             packets = engineio.decode_payload(body.decode(), max_packets=limits.packets_per_payload)
             for packet in packets:
                 if packet.type in (Engine.OPEN, Engine.UPGRADE, Engine.NOOP, Engine.PING):
                     raise ProtocolError(f"unexpected {packet.type.name} packet (Engine.IO 4)")
                 self.receive(packet)
-        except MessageTooLarge as error:
+        except EventError as error:
             await request.refuse(error, cors)
             return
         except ClientGone:
@@ -279,9 +288,9 @@ class EngineConnection(Connection):
         reason = "transport close"
         try:
             async with asyncio.timeout(UPGRADE_TIME if upgrade else None) as reading:
-                if upgrade and not await self._upgrade(request):
-                    return
                 if upgrade:
+                    if not await self._upgrade(request, reading):
+                        return
                     reading.reschedule(None)
                 self._websocket = writer
                 self._door.carry(self)
@@ -303,14 +312,16 @@ class EngineConnection(Connection):
         except TimeoutError:
             reason = "transport error"
         finally:
-            self._reading = None
+            mine = self._reading is reading
+            if mine:
+                self._reading = None
             if task is not None:
                 self.end(reason)
                 self.state = State.CLOSED
                 self.discard_queue()
                 self._door.drop(self)
                 task.cancel()
-            elif self.state is State.UPGRADING:
+            elif mine and self.state is State.UPGRADING:
                 self.state = State.OPEN
 
     async def _read(self, message: Any) -> None:
@@ -331,17 +342,17 @@ class EngineConnection(Connection):
                 await socket.caught_up()
                 break
 
-    async def _upgrade(self, request: Request) -> bool:
+    async def _upgrade(self, request: Request, reading: asyncio.Timeout) -> bool:
         """Answer the probe and wait for the upgrade packet; False when it does not come."""
         receive, send = request.receive, request.send
         message = await receive()
-        if message.get("text") != "2probe":
-            await self._abandon(request, message)
-            return False
-        if self.closed:
+        # Only one WebSocket may take the session over, and not one that ended meanwhile.
+        free = self.state is State.OPEN and self._websocket is None
+        if message.get("text") != "2probe" or not free:
             await self._abandon(request, message)
             return False
         self.state = State.UPGRADING
+        self._reading = reading
         await send({"type": "websocket.send", "text": "3probe"})
         # The client pauses polling: its pending poll must end, with nothing in it.
         if self._poll is not None and not self._poll.done():
@@ -444,10 +455,14 @@ class EngineConnection(Connection):
                 resume=_resume(auth) if hub.settings.recovery else Resume(),
             )
         except ConnectionRefused as error:
-            self.connecting.discard(name)
             self._refuse(name, error)
             return
-        self.connecting.discard(name)
+        except Exception:
+            logger.exception("a client of namespace %r could not be let in", name)
+            self._refuse(name, EventError(code="internal_error"))
+            return
+        finally:
+            self.connecting.discard(name)
         if self.closed:
             hub.withdraw(admission)
             return
@@ -457,7 +472,12 @@ class EngineConnection(Connection):
 
     def _refuse(self, name: str, error: EventError) -> None:
         data = error.data if isinstance(error, ConnectionRefused) else None
-        self.push(Wire("4" + socketio.encode_connect_error(name, error.message, data)))
+        try:
+            packet = socketio.encode_connect_error(name, error.message, data)
+        except EncodeError:
+            logger.exception("the data of a refusal in namespace %r has no JSON form", name)
+            packet = socketio.encode_connect_error(name, error.message)
+        self.push(Wire("4" + packet))
 
 
 def _resume(auth: dict[str, Any]) -> Resume:
@@ -480,6 +500,8 @@ class EngineDoor:
         # its end.
         self._roll = Roll[EngineConnection]()
         self.emptied = self._roll.emptied
+        # Everything was told to end; what still comes is ended at once.
+        self.emptying = False
         loop = asyncio.get_running_loop()
         settings = hub.settings
         # One timer each, whatever the number of connections.
@@ -537,9 +559,12 @@ class EngineDoor:
         except EventError as error:
             await request.deny(error)
             return
+        if self.hub.stopping:
+            await request.deny(EventError(code="shutting_down"))
+            return
         problem = self._problem(request, "websocket")
-        if problem is not None or self.hub.stopping:
-            body = BAD_REQUESTS[problem or "request"]
+        if problem is not None:
+            body = BAD_REQUESTS[problem]
             await request.deny(
                 EventError(body["message"], code="invalid_request", engine=body["code"])
             )
@@ -550,6 +575,8 @@ class EngineDoor:
             connection = self._open(request, "websocket")
             # Before anything else may be queued.
             connection.push(Wire(self._open_packet(connection, [])))
+            if self.emptying:
+                connection.close(CloseCode.GOING_AWAY, "Server shutting down")
             await connection.serve(request, upgrade=False)
             return
         connection = self.connections[sid]
@@ -650,6 +677,7 @@ class EngineDoor:
 
     def close(self, code: CloseCode, reason: str) -> None:
         """End all sessions."""
+        self.emptying = True
         for deadlines in (self._pings, self._pongs, self._connects, self._lingers):
             deadlines.close()
         # A living client polls again within a round trip: do not stop for 5 s for a dead one.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import cached_property
@@ -13,6 +15,8 @@ import msgspec
 from crossband.errors import ConnectionRefused, EventError, MessageTooLarge
 from crossband.session import Handshake
 
+logger = logging.getLogger("crossband")
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -21,6 +25,10 @@ HeaderList = list[tuple[bytes, bytes]]
 
 # Fields in a query string; more is nobody's honest request.
 MAX_QUERY_FIELDS = 64
+
+
+# Seconds the whole body of a request may take; nginx allows 60 between two reads.
+BODY_TIME = 30.0
 
 
 class ClientGone(Exception):
@@ -81,14 +89,23 @@ class Request:
         )
 
     async def body(self, limit: int) -> bytes:
-        """Read the body; refuse it as soon as it is over `limit` bytes.
+        """Read the body; refuse it as soon as it is over `limit` bytes, or takes too long.
 
-        Raises MessageTooLarge, ClientGone.
+        Raises MessageTooLarge, ClientGone, EventError.
         """
         length = self.headers.get("content-length", "")
         # Longer than any allowed number is too large, and not worth int().
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
             raise MessageTooLarge(limit)
+        try:
+            async with asyncio.timeout(BODY_TIME):
+                return await self._read_body(limit)
+        except TimeoutError:
+            error = EventError("The request's body took too long", code="invalid_request")
+            error.status = 408
+            raise error from None
+
+    async def _read_body(self, limit: int) -> bytes:
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -128,14 +145,16 @@ class Request:
 
     async def refuse(self, error: EventError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an error: its status, and JSON that says what is wrong."""
-        await self.respond_json(error.status, {"type": "error", **error.to_dict()}, headers)
+        if error.status == 408 and self.scope.get("http_version", "1.1").startswith("1"):
+            headers = [*headers, (b"connection", b"close")]
+        await self.respond(error.status, _body(error), headers=headers)
 
     async def deny(self, error: EventError) -> None:
         """Refuse a WebSocket handshake over HTTP, where the server can; else close it."""
         if "websocket.http.response" not in self.scope.get("extensions", {}):
             await self.send({"type": "websocket.close", "code": 4000 + error.status})
             return
-        body = msgspec.json.encode({"type": "error", **error.to_dict()})
+        body = _body(error)
         await self.send(
             {
                 "type": "websocket.http.response.start",
@@ -199,3 +218,11 @@ class Request:
         if wanted and all(c.isalnum() or c in "-_, " for c in wanted) and wanted.isascii():
             headers.append((b"access-control-allow-headers", wanted.encode("ascii")))
         await self.respond(204, headers=headers)
+
+
+def _body(error: EventError) -> bytes:
+    try:
+        return msgspec.json.encode({"type": "error", **error.to_dict()})
+    except (TypeError, ValueError):
+        logger.exception("the details of a refusal have no JSON form")
+        return msgspec.json.encode({"type": "error", "code": error.code, "error": error.message})

@@ -16,7 +16,7 @@ from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.session import Connection, Deadlines, Roll, Ticker
 from crossband.transports.http import ClientGone, HeaderList, Request
-from crossband.transports.websocket import answer_envelope
+from crossband.transports.websocket import CLOSE_TIME, answer_envelope
 
 if TYPE_CHECKING:
     from crossband.hub.socket import Socket
@@ -30,7 +30,7 @@ MAX_ENDED = 10_000
 class StreamConnection(Connection):
     """One event stream and its one socket."""
 
-    __slots__ = ("_closing", "_door", "_idle", "_request", "socket")
+    __slots__ = ("_closing", "_door", "_idle", "_request", "_writing", "socket")
 
     def __init__(self, ticker: Ticker, door: StreamDoor, request: Request, *, limit: int) -> None:
         super().__init__(ticker, limit=limit)
@@ -39,6 +39,8 @@ class StreamConnection(Connection):
         # None while writing; else what flush() resolves.
         self._idle: asyncio.Future[None] | None = None
         self._closing = False
+        # Ends the writing when the client does not take the rest. None until it begins.
+        self._writing: asyncio.Timeout | None = None
         # None until opened.
         self.socket: Socket | None = None
 
@@ -61,7 +63,14 @@ class StreamConnection(Connection):
         self._closing = True
         if now:
             self.discard_queue()
+        self._limit_writing(0.1 if now else CLOSE_TIME)
         self.flush()
+
+    def _limit_writing(self, seconds: float) -> None:
+        if self._writing is not None:
+            # Raised when it is over already.
+            with contextlib.suppress(RuntimeError):
+                self._writing.reschedule(asyncio.get_running_loop().time() + seconds)
 
     def end_socket(
         self, namespace: str, code: CloseCode, reason: str, *, close: bool = False
@@ -71,7 +80,16 @@ class StreamConnection(Connection):
         self.close(code, reason)
 
     async def run(self, headers: HeaderList, preamble: bytes) -> None:
-        """Write until the client goes or the stream is closed."""
+        """Write until the client goes or the stream is closed.
+
+        Raises TimeoutError when the client does not take the rest of a closed stream.
+        """
+        async with asyncio.timeout(None) as self._writing:
+            if self.closed:
+                self._limit_writing(CLOSE_TIME)
+            await self._write(headers, preamble)
+
+    async def _write(self, headers: HeaderList, preamble: bytes) -> None:
         send = self._request.send
         loop = asyncio.get_running_loop()
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -168,7 +186,7 @@ class StreamDoor:
         preamble = sse.encode_comment("ok") + sse.encode_retry(round(settings.retry * 1000))
         watcher = asyncio.get_running_loop().create_task(self._watch(request, connection))
         try:
-            # The server raises when the client is gone.
+            # The server raises when the client is gone; TimeoutError is one too.
             with contextlib.suppress(OSError):
                 await connection.run(headers, preamble)
         finally:
@@ -183,8 +201,9 @@ class StreamDoor:
             hub.leave(socket, "transport close" if watcher.done() else "forced close")
 
     async def _watch(self, request: Request, connection: StreamConnection) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        with contextlib.suppress(Exception):
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
         connection.close(CloseCode.NORMAL, "client left", now=True)
 
     async def _post(self, request: Request, sid: str, cors: HeaderList) -> None:
@@ -212,6 +231,9 @@ class StreamDoor:
 
         if socket.crowded:
             await socket.caught_up()
+        if not socket.connected:
+            # It left while its body was on the way.
+            raise EventError(code="unknown_client")
         settled = answer_envelope(socket, message, settle)
         answer = payload.EMPTY if settled else await outcome
         if isinstance(answer, EventError):

@@ -190,11 +190,11 @@ class WebSocketDoor:
             hub.withdraw(admission)
             raise
         socket = connection.socket = admission.socket
-        self._roll.add(connection)
-        hub.open(admission)
         reader = self._read_plain if codec is PLAIN else self._read_envelope
         reason = "transport error"
+        self._roll.add(connection)
         try:
+            hub.open(admission)
             reason = await connection.run(lambda frame: reader(connection, socket, frame))
         finally:
             self._roll.discard(connection)

@@ -277,6 +277,18 @@ async def test_first_requests_at_once_start_the_hub_once() -> None:
     await hub.stop()
 
 
+async def test_start_that_failed_is_tried_again_by_the_next_request() -> None:
+    broker = SlowBroker(failures=1)
+    broker.allowed.set()
+    hub = Hub(broker)
+    async with client_of(hub) as http:
+        with pytest.raises(ConnectionError, match="no broker"):
+            await http.get("/readyz")
+        assert (await http.get("/readyz")).status_code == 200
+    assert broker.starts == 2
+    await hub.stop()
+
+
 async def test_lifespan_starts_and_stops_the_hub() -> None:
     hub = Hub()
     received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import sys
 import types
@@ -69,10 +70,10 @@ def underlying(handler: Any) -> Any:
 
 def _annotations_of(function: Any) -> dict[str, Any]:
     if sys.version_info >= (3, 14):
-        import annotationlib
-
-        # Names that only type checkers know are not an error yet.
-        return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+        # Names that only type checkers know must not be an error yet.
+        lib = importlib.import_module("annotationlib")
+        found: dict[str, Any] = lib.get_annotations(function, format=lib.Format.FORWARDREF)
+        return found
     return dict(getattr(function, "__annotations__", None) or {})
 
 

@@ -1,0 +1,590 @@
+"""Docs under test: what is documented is there, what is there is documented, and the code runs.
+
+An HTML comment before a code block of README.md or docs/ says what to do with it:
+
+    <!-- run: file NAME -->      save it under that name
+    <!-- run: serve [NAME] -->   run the command and wait for its address; each page's servers
+                                 get free ports in place of those it names
+    <!-- run: restart -->        stop that server and start it again where it was
+    <!-- run: listen -->         run the command in the background, once it has connected
+    <!-- run: publish -->        run the commands; the lines between are what they print
+    <!-- run: node [NAME] -->    run it by Node.js, in the background
+    <!-- run: python [NAME] -->  run it by Python, in the background
+    <!-- run: browser [NAME] --> type it into the console of a tab on the server's page
+    <!-- output: NAME -->        the next lines of that stream; `(any order)` where it has none
+    <!-- cut -->                 reset every connection to the server
+    <!-- publish: EVENT DATA --> publish over HTTP
+
+Ids, sessions and epochs in a page are examples. The first time one is met in an output, it
+comes to stand for what was really printed there, in everything that follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import msgspec
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, CDPSession, ConsoleMessage, async_playwright
+
+import crossband
+from crossband.cli.settings import SETTINGS
+from crossband.errors import ERRORS, CloseCode
+from crossband.limits import Limits
+from crossband.settings import Settings
+
+ROOT: Final = Path(__file__).parents[1]
+DOCS: Final = ROOT / "docs"
+PAGES: Final = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "src/crossband").rglob("*.md")),
+]
+# Seconds; a healthy wait takes milliseconds.
+WAIT: Final = 15.0
+# As scripts/setup looks for it.
+BROWSERS: Final = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+# Of every process that a page starts.
+ENVIRON: Final = {
+    "CROSSBAND_RETRY": "0.1",
+    "NO_COLOR": "1",
+    "PYTHONPATH": str(Path(crossband.__file__).parents[1]),
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A code block, or a comment that stands for itself."""
+
+    # The comment's text; empty on a block that has none.
+    directive: str
+    language: str
+    code: str
+    line: int
+
+
+def steps(text: str) -> Iterator[Step]:
+    """Yield the code blocks and directives of a page, in order."""
+    pattern = re.compile(
+        r"^<!-- (?P<lone>cut|publish: .+?) -->$"
+        r"|(?:^<!-- (?P<directive>(?:run|output): .+?) -->\n+)?"
+        r"^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+        re.MULTILINE | re.DOTALL,
+    )
+    for match in pattern.finditer(text):
+        yield Step(
+            match["lone"] or match["directive"] or "",
+            match["language"] or "",
+            match["code"] or "",
+            text.count("\n", 0, match.start("code") if match["code"] else match.start()),
+        )
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# What is there is documented.
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    """Return the cells of every table row of a page that begins with code, by that code."""
+    found = {}
+    for line in (DOCS / page).read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if cells and (match := re.match(r"`?(\w+)`?$", cells[0])):
+            found[match[1]] = cells[1:]
+    return found
+
+
+def shown(default: object) -> str:
+    """Return a default as the settings page writes it."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if default in (None, "", ()):
+        return "none"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+def test_every_setting_is_documented_with_its_default(setting: Any) -> None:
+    row = rows("reference/settings.md")[setting.key.removeprefix("limits.")]
+    assert row[0].strip("`") == shown(setting.default)
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    fields = {
+        field.name for field in (*msgspec.structs.fields(Settings), *msgspec.structs.fields(Limits))
+    }
+    listed = rows("reference/settings.md").keys() - {"setting", "limit"}
+    assert listed == fields | {setting.key for setting in SETTINGS if "." not in setting.key}
+
+
+def test_every_error_code_is_documented_with_its_text_and_status() -> None:
+    documented = rows("reference/errors.md")
+    documented.pop("code")
+    assert {code: (row[0], int(row[1])) for code, row in documented.items()} == ERRORS
+
+
+def test_every_close_code_is_documented() -> None:
+    documented = rows("reference/close-codes.md")
+    documented.pop("code")
+    assert {
+        int(code): (row[0].strip("`"), row[1] == "yes") for code, row in documented.items()
+    } == {int(code): (code.name, code.reconnect) for code in CloseCode}
+
+
+def test_clients_of_the_how_to_stay_away_after_the_final_close_codes() -> None:
+    text = (DOCS / "how-to/resume.md").read_text(encoding="utf-8")
+    final = {int(code) for code in CloseCode if not code.reconnect}
+    lists = re.findall(r"(?:final|FINAL) = [\[{]([\d, ]+)[\]}]", text)
+    assert [{int(code) for code in each.split(",")} for each in lists] == [final, final]
+
+
+def test_api_reference_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    current = (DOCS / "reference/python.md").read_text(encoding="utf-8")
+    assert current == script.render(), "run scripts/reference.py"
+
+
+def test_readme_is_about_this_version() -> None:
+    assert f"version {crossband.__version__}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# What is documented is there.
+
+
+def prose_of(page: Path) -> str:
+    """Return a page without its code blocks."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_resolve(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"({page})" not in index} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_blocks_compile(page: Path) -> None:
+    for step in steps(page.read_text(encoding="utf-8")):
+        if step.language == "python":
+            compile(step.code, f"{page}:{step.line}", "exec")
+
+
+# The code runs.
+
+
+class Page:
+    """One page of the docs being followed."""
+
+    # Example in the page: cursors' epochs, session keys, socket ids.
+    EXAMPLE: Final = re.compile(
+        r"(?<![\w-])(?:[0-9a-f]{10}(?=-\d)|[\w-]{32}|\w{20})(?![\w])", re.ASCII
+    )
+    REAL: Final = {10: "([0-9a-f]{10})", 32: r"([\w-]{32})", 20: r"(\w{20})"}
+
+    def __init__(self, directory: Path, browser: Browser, stack: contextlib.AsyncExitStack) -> None:
+        self._directory = directory
+        self._browser = browser
+        self._stack = stack
+        self._streams: dict[str, asyncio.Queue[str]] = {}
+        self._tabs: dict[str, CDPSession] = {}
+        # By name: the process, its command, and the port it has in the page.
+        self._servers: dict[str, asyncio.subprocess.Process] = {}
+        # What stands in the page, and what it stands for.
+        self._known: dict[str, str] = {}
+        self._proxies: dict[str, Proxy] = {}
+        self._readers: set[asyncio.Task[None]] = set()
+
+    async def follow(self, step: Step) -> None:
+        """Do what a step says."""
+        kind, _, rest = step.directive.partition(": ")
+        if kind == "cut":
+            for proxy in self._proxies.values():
+                proxy.cut()
+        elif kind == "publish":
+            event, _, data = rest.partition(" ")
+            await self._broadcast(event, json.loads(data))
+        elif kind == "output":
+            await self._expect(rest, step.code)
+        elif kind == "run":
+            what, _, name = rest.partition(" ")
+            code = self._fill(step.code)
+            match what:
+                case "file":
+                    (self._directory / name).write_text(code, encoding="utf-8")
+                case "serve":
+                    await self._serve(name, step.code)
+                case "restart":
+                    await self._restart(name, step.code)
+                case "listen":
+                    await self._listen(code)
+                case "publish":
+                    await self._commands(step.code)
+                case "node":
+                    await self._node(name or what, code)
+                case "python":
+                    await self._python(name or what, code)
+                case "browser":
+                    await self._type(name or what, code)
+                case _:
+                    raise AssertionError(f"unknown directive {step.directive!r}")
+
+    # Examples.
+
+    def _fill(self, text: str) -> str:
+        """Put what was learned in the place of the page's examples."""
+        for example, real in self._known.items():
+            text = text.replace(example, real)
+        return text
+
+    def _matches(self, expected: str, line: str) -> bool:
+        """Compare a line with the page's, and learn what its examples stand for."""
+        pattern, at = "", 0
+        new: list[str] = []
+        for match in self.EXAMPLE.finditer(expected):
+            pattern += re.escape(self._fill(expected[at : match.start()]))
+            if match[0] in self._known:
+                pattern += re.escape(self._known[match[0]])
+            elif match[0] in new:
+                pattern += rf"\{new.index(match[0]) + 1}"
+            else:
+                new.append(match[0])
+                pattern += self.REAL[len(match[0])]
+            at = match.end()
+        found = re.fullmatch(pattern + re.escape(self._fill(expected[at:])), line)
+        if found is not None:
+            self._known.update(zip(new, found.groups(), strict=True))
+        return found is not None
+
+    async def _expect(self, name: str, code: str) -> None:
+        any_order = name.endswith(" (any order)")
+        lines = code.splitlines()
+        stream = self._stream(name.removesuffix(" (any order)"))
+        got = []
+        for _ in lines:
+            try:
+                got.append(await asyncio.wait_for(stream.get(), WAIT))
+            except TimeoutError:
+                raise AssertionError(f"{name}: expected {lines}, got {got} and no more") from None
+        if any_order:
+            lines.sort()
+            got.sort()
+        for expected, line in zip(lines, got, strict=True):
+            assert self._matches(expected, line), f"{name}: expected {expected!r}, got {line!r}"
+
+    def _stream(self, name: str) -> asyncio.Queue[str]:
+        return self._streams.setdefault(name, asyncio.Queue())
+
+    # Processes.
+
+    async def _start(
+        self, words: list[str], *, directory: Path | None = None, code: str | None = None
+    ) -> asyncio.subprocess.Process:
+        environ = {**os.environ, **ENVIRON}
+        while "=" in words[0]:
+            name, _, environ[name] = words.pop(0).partition("=")
+        if words[0] == "crossband" or words[0] == "uvicorn":
+            words = [sys.executable, "-m", *words]
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            cwd=directory or self._directory,
+            env=environ,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        if code is not None:
+            process.stdin.write(code.encode())
+        process.stdin.close()
+        self._stack.push_async_callback(end, process)
+        return process
+
+    def _read(self, stream: asyncio.StreamReader | None, name: str | None) -> None:
+        async def read() -> None:
+            assert stream is not None
+            async for line in stream:
+                if name is not None:
+                    self._stream(name).put_nowait(line.decode().rstrip("\n"))
+
+        task = asyncio.create_task(read())
+        self._readers.add(task)
+        task.add_done_callback(self._readers.discard)
+
+    async def _until(self, process: asyncio.subprocess.Process, pattern: str) -> re.Match[str]:
+        """Read either output until a line matches."""
+        seen: list[str] = []
+        found: asyncio.Future[re.Match[str]] = asyncio.get_running_loop().create_future()
+
+        async def read(stream: asyncio.StreamReader | None) -> None:
+            assert stream is not None
+            async for line in stream:
+                seen.append(line.decode())
+                match = re.search(pattern, seen[-1])
+                if match and not found.done():
+                    found.set_result(match)
+
+        for stream in (process.stdout, process.stderr):
+            task = asyncio.create_task(read(stream))
+            self._readers.add(task)
+            task.add_done_callback(self._readers.discard)
+        try:
+            return await asyncio.wait_for(found, WAIT)
+        except TimeoutError:
+            raise AssertionError(f"no {pattern!r} in the output: {''.join(seen)}") from None
+
+    async def _serve(self, name: str, code: str) -> None:
+        (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
+        words = shlex.split(command)
+        port = "8000"
+        if "--port" in words:
+            at = words.index("--port")
+            port = words[at + 1]
+            del words[at : at + 2]
+        process = await self._start([*words, "--port", "0"])
+        self._servers[name] = process
+        match = await self._until(process, r"http://127\.0\.0\.1:(\d+)")
+        proxy = self._proxies[name] = Proxy(int(match[1]))
+        await proxy.start()
+        self._stack.push_async_callback(proxy.stop)
+        self._known[f"127.0.0.1:{port}"] = f"127.0.0.1:{proxy.port}"
+
+    async def _restart(self, name: str, code: str) -> None:
+        await end(self._servers[name])
+        (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
+        port = self._proxies[name].target
+        process = await self._start([*shlex.split(command), "--port", str(port)])
+        self._servers[name] = process
+        await self._until(process, rf"http://127\.0\.0\.1:{port}")
+
+    async def _listen(self, code: str) -> None:
+        (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
+        process = await self._start(shlex.split(command))
+        await self._until(process, "connected to")
+
+    async def _commands(self, code: str) -> None:
+        for block in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
+            command, *lines = block.splitlines()
+            process = await self._start(shlex.split(self._fill(command)))
+            output, errors = await asyncio.wait_for(process.communicate(), WAIT)
+            got = output.decode().splitlines()
+            assert len(got) == len(lines), f"{command}: {got} {errors.decode()}"
+            for expected, line in zip(lines, got, strict=True):
+                assert self._matches(expected, line), f"expected {expected!r}, got {line!r}"
+
+    async def _node(self, name: str, code: str) -> None:
+        # Where socket.io-client is installed. The process ends with the test.
+        process = await self._start(
+            ["node", "--input-type=module", "-"], directory=ROOT / "tests/node", code=code
+        )
+        self._read(process.stdout, name)
+        self._read(process.stderr, name)
+
+    async def _python(self, name: str, code: str) -> None:
+        process = await self._start([sys.executable, "-"], code=code)
+        self._read(process.stdout, name)
+        self._read(process.stderr, name)
+        if "127.0.0.1" not in code:
+            # Nothing to wait for, so it ends by itself.
+            assert await asyncio.wait_for(process.wait(), WAIT) == 0, code
+
+    async def _broadcast(self, event: str, data: Any) -> None:
+        base = next(iter(self._proxies.values())).target
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answer = await client.post(
+                f"http://127.0.0.1:{base}/api/broadcast",
+                headers={"Authorization": "Bearer secret"},
+                json={"event": event, "data": data, "room": "news"},
+            )
+        assert answer.status_code == 200, answer.text
+
+    # The browser.
+
+    async def _type(self, name: str, code: str) -> None:
+        """Evaluate code as the console of the developer tools does."""
+        if name not in self._tabs:
+            tab = await self._browser.new_page()
+            self._stack.push_async_callback(tab.close)
+
+            def heard(message: ConsoleMessage) -> None:
+                # A page of JSON has no icon, which Chromium reports.
+                if message.type == "log":
+                    self._stream(name).put_nowait(message.text)
+
+            tab.on("console", heard)
+            await tab.goto(self._fill("http://127.0.0.1:8000/api/status"))
+            self._tabs[name] = await tab.context.new_cdp_session(tab)
+        result = await self._tabs[name].send(
+            "Runtime.evaluate", {"expression": code, "replMode": True, "awaitPromise": True}
+        )
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+
+
+class Proxy:
+    """A TCP proxy before a server, so that connections can be cut below HTTP."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.port = 0
+        self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # None until started.
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.close()
+            return
+        pair = (writer, far_writer)
+        self._pairs.add(pair)
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65_536):
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        try:
+            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+        finally:
+            self._pairs.discard(pair)
+            for each in pair:
+                each.close()
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for pair in list(self._pairs):
+            for writer in pair:
+                # With a zero linger, closing sends RST.
+                writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
+                writer.transport.abort()
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Stop a process as Ctrl-C does, and at last for good."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            await asyncio.wait_for(process.wait(), WAIT)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+RUNNABLE: Final = {
+    page: text for page in PAGES if "<!-- run: " in (text := page.read_text(encoding="utf-8"))
+}
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    found = next((path for name in BROWSERS if name and (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium (make test installs it)")
+    async with async_playwright() as playwright:
+        running = await playwright.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield running
+        await running.close()
+
+
+async def follow(path: Path, text: str, browser: Browser, directory: Path) -> None:
+    """Run the code of a page, in its order."""
+    async with contextlib.AsyncExitStack() as stack:
+        page = Page(directory, browser, stack)
+        for step in steps(text):
+            try:
+                await page.follow(step)
+            except AssertionError as error:
+                error.add_note(f"{name_of(path)}:{step.line}: {step.directive}")
+                raise
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def followed(
+    browser: Browser, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[Path, asyncio.Task[None]]]:
+    """Follow all the pages that are asked for at once: they wait more than they work."""
+    wanted = {
+        item.callspec.params.get("path")
+        for item in request.session.items
+        if item.path == Path(__file__) and hasattr(item, "callspec")
+    }
+    tasks = {
+        path: asyncio.create_task(follow(path, text, browser, tmp_path_factory.mktemp("docs")))
+        for path, text in RUNNABLE.items()
+        if path in wanted
+    }
+    yield tasks
+    for task in tasks.values():
+        task.cancel()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+@pytest.mark.browser
+@pytest.mark.node
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+async def test_code_of_the_page_runs(path: Path, followed: dict[Path, asyncio.Task[None]]) -> None:
+    await followed[path]

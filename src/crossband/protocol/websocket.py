@@ -1,0 +1,157 @@
+"""WebSocket frames of the common case: built whole, and split off what arrives (RFC 6455 §5).
+
+Everything rare is left, as whole frames, to the `websockets` library: fragments, compressed
+frames, closing, and whatever breaks the protocol.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+try:
+    # In C; the library's own fallback is in Python.
+    from websockets.speedups import apply_mask
+except ImportError:  # pragma: no cover - only where no wheel of the library is
+    from websockets.utils import apply_mask
+
+# What `FrameSplitter.feed` yields beside the opcodes of §5.2: a whole frame as it came, which
+# is not of the common case; a data frame whose header announces too much; bytes that can be
+# no frame of a client.
+RAW: Final = -1
+TOO_LARGE: Final = -2
+BROKEN: Final = -3
+
+TEXT: Final = 0x1
+BINARY: Final = 0x2
+PING: Final = 0x9
+PONG: Final = 0xA
+
+PING_FRAME: Final = b"\x89\x00"
+
+# FIN and an opcode, no reserved bit: what is handled here.
+_COMMON: Final = frozenset({0x80 | TEXT, 0x80 | BINARY, 0x80 | PING, 0x80 | PONG})
+
+# permessage-deflate (RFC 7692) as the server speaks it: no context is taken over from message
+# to message, so that a compressed frame is the same for every recipient. The window bounds
+# what each side needs to inflate.
+WINDOW_BITS: Final = 12
+# Less than this gains nothing: the tail and the tables cost more. As Node's `ws`: 1,024.
+MIN_DEFLATED: Final = 256
+
+
+def encode_frame(message: str | bytes) -> bytes:
+    """Build an unmasked frame: text of a string, binary of bytes."""
+    if isinstance(message, str):
+        return _header(0x80 | TEXT, payload := message.encode()) + payload
+    return _header(0x80 | BINARY, message) + message
+
+
+def encode_deflated(message: str | bytes) -> bytes:
+    """Build a compressed frame (RFC 7692 §7.2.1), or a plain one where that is no gain."""
+    payload = message.encode() if isinstance(message, str) else message
+    if len(payload) < MIN_DEFLATED:
+        return encode_frame(message)
+    deflate = zlib.compressobj(wbits=-WINDOW_BITS, memLevel=5)
+    # A sync flush ends in four bytes that the receiver adds again.
+    deflated = (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    opcode = TEXT if isinstance(message, str) else BINARY
+    return _header(0xC0 | opcode, deflated) + deflated
+
+
+def encode_pong(payload: bytes) -> bytes:
+    """Build the answer to a ping."""
+    return _header(0x80 | PONG, payload) + payload
+
+
+def _header(first: int, payload: bytes) -> bytes:
+    length = len(payload)
+    if length < 126:
+        return bytes((first, length))
+    if length < 65_536:
+        return bytes((first, 126, length >> 8, length & 0xFF))
+    return bytes((first, 127)) + length.to_bytes(8, "big")
+
+
+class FrameSplitter:
+    """Cuts what a client sends into frames, and unmasks those of the common case.
+
+    `limit` bounds a data frame's payload, in bytes, and is judged by its header. After
+    TOO_LARGE or BROKEN nothing more is split.
+    """
+
+    __slots__ = ("_ended", "_fragmented", "_need", "_rest", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        # The beginning of a frame, until it has `_need` bytes. None between frames.
+        self._rest: bytearray | None = None
+        self._need = 0
+        # Between the first and the last fragment of a message: a whole data frame in there
+        # is not of the common case (§5.4).
+        self._fragmented = False
+        self._ended = False
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Take bytes; return the frames they complete: (opcode or RAW …, payload).
+
+        Hot: once per read. RAW has the whole frame as payload, BROKEN all there is.
+        """
+        if self._ended:
+            return []
+        if self._rest is not None:
+            # Appended, not concatenated: a frame in tiny pieces must not cost its square.
+            self._rest += data
+            if len(self._rest) < self._need:
+                return []
+            data = bytes(self._rest)
+            self._rest = None
+        frames: list[tuple[int, bytes]] = []
+        position, end = 0, len(data)
+        while True:
+            left = end - position
+            if left < 2:
+                need = 2
+                break
+            first = data[position]
+            length = data[position + 1]
+            if length < 0x80:
+                return self._stop(frames, BROKEN, data[position:])
+            length &= 0x7F
+            head = 6
+            if length > 125:
+                if first & 0x08:
+                    return self._stop(frames, BROKEN, data[position:])
+                head = 8 if length == 126 else 14
+                if left < head - 4:
+                    need = head - 4
+                    break
+                length = int.from_bytes(data[position + 2 : position + head - 4], "big")
+                if length >> 63:
+                    return self._stop(frames, BROKEN, data[position:])
+            if length > self.limit:
+                return self._stop(frames, TOO_LARGE, b"")
+            need = head + length
+            if left < need:
+                break
+            body = position + head
+            position += need
+            if first in _COMMON and not (self._fragmented and first < 0x88):
+                frames.append(
+                    (first & 0x0F, apply_mask(data[body:position], data[body - 4 : body]))
+                )
+            else:
+                if not first & 0x08:
+                    self._fragmented = not first & 0x80
+                frames.append((RAW, data[position - need : position]))
+        if left:
+            self._rest = bytearray(data[position:] if position else data)
+            self._need = need
+        return frames
+
+    def _stop(
+        self, frames: list[tuple[int, bytes]], kind: int, payload: bytes
+    ) -> list[tuple[int, bytes]]:
+        self._ended = True
+        frames.append((kind, payload))
+        return frames

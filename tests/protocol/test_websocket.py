@@ -1,0 +1,168 @@
+"""WebSocket frames against the `websockets` library, and hostile bytes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Frame, Opcode
+from websockets.protocol import CLIENT, Protocol
+
+from crossband.protocol.websocket import (
+    BINARY,
+    BROKEN,
+    MIN_DEFLATED,
+    PING,
+    PING_FRAME,
+    PONG,
+    RAW,
+    TEXT,
+    TOO_LARGE,
+    WINDOW_BITS,
+    FrameSplitter,
+    encode_deflated,
+    encode_frame,
+    encode_pong,
+)
+
+LIMIT = 200_000
+
+messages = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.binary(),
+    st.integers(0, 70_000).map(lambda size: b"x" * size),
+    st.sampled_from([125, 126, 127, 65_535, 65_536]).map(lambda size: "é" * size),
+)
+
+
+def masked(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
+    return Frame(opcode, data, fin).serialize(mask=True)
+
+
+def read_back(wire: bytes, *, deflate: bool = False) -> list[Frame]:
+    """Read frames as the `websockets` library's client does."""
+    client = Protocol(CLIENT, max_size=None)
+    if deflate:
+        client.extensions = [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
+    client.receive_data(wire)
+    assert client.parser_exc is None
+    return [event for event in client.events_received() if isinstance(event, Frame)]
+
+
+@given(messages)
+def test_frame_is_read_back(message: str | bytes) -> None:
+    (frame,) = read_back(encode_frame(message))
+    if isinstance(message, str):
+        assert (frame.opcode, bytes(frame.data).decode()) == (Opcode.TEXT, message)
+    else:
+        assert (frame.opcode, frame.data) == (Opcode.BINARY, message)
+
+
+@given(messages)
+def test_deflated_frame_is_read_back(message: str | bytes) -> None:
+    wire = encode_deflated(message)
+    # The same bytes twice: no context is taken over.
+    one, other = read_back(wire + wire, deflate=True)
+    expected = message.encode() if isinstance(message, str) else message
+    assert bytes(one.data) == bytes(other.data) == expected
+
+
+def test_deflate_pays_for_what_repeats() -> None:
+    text = "crossband " * MIN_DEFLATED
+    assert len(encode_deflated(text)) < len(text) / 10
+    assert encode_deflated("short") == encode_frame("short")
+
+
+def test_control_frames_are_read_back() -> None:
+    ping, pong = read_back(PING_FRAME + encode_pong(b"x" * 125))
+    assert (ping.opcode, ping.data) == (Opcode.PING, b"")
+    assert (pong.opcode, pong.data) == (Opcode.PONG, b"x" * 125)
+
+
+pieces = st.lists(
+    st.one_of(
+        st.tuples(st.just(Opcode.TEXT), st.text(max_size=300).map(os.fsencode), st.just(True)),
+        st.tuples(st.just(Opcode.BINARY), st.binary(max_size=300), st.booleans()),
+        st.tuples(st.just(Opcode.CONT), st.binary(max_size=10), st.booleans()),
+        st.tuples(
+            st.sampled_from([Opcode.PING, Opcode.PONG]), st.binary(max_size=125), st.just(True)
+        ),
+        st.tuples(st.just(Opcode.BINARY), st.just(b"x" * 70_000), st.just(True)),
+    ),
+    max_size=8,
+)
+
+
+@given(pieces, st.lists(st.integers(1, 500), min_size=1, max_size=30))
+def test_frames_are_found_however_they_are_cut(
+    frames: list[tuple[Opcode, bytes, bool]], cuts: list[int]
+) -> None:
+    wires = [masked(opcode, data, fin=fin) for opcode, data, fin in frames]
+    wire = b"".join(wires)
+    whole = FrameSplitter(LIMIT).feed(wire)
+    splitter = FrameSplitter(LIMIT)
+    found, position, turn = [], 0, 0
+    while position < len(wire):
+        step = cuts[turn % len(cuts)] * (1 if len(wire) < 50_000 else 100)
+        found += splitter.feed(wire[position : position + step])
+        position, turn = position + step, turn + 1
+    assert found == whole
+    fragmented = False
+    for (kind, payload), (opcode, data, fin), raw in zip(whole, frames, wires, strict=True):
+        control = opcode in (Opcode.PING, Opcode.PONG)
+        if control or (fin and opcode is not Opcode.CONT and not fragmented):
+            assert (kind, payload) == (opcode, data)
+        else:
+            assert (kind, payload) == (RAW, raw)
+            fragmented = not fin
+
+
+@given(st.lists(st.binary(max_size=80), max_size=10))
+def test_any_bytes_are_split_without_an_exception(chunks: list[bytes]) -> None:
+    splitter = FrameSplitter(1_000)
+    for chunk in chunks:
+        for kind, _ in splitter.feed(chunk):
+            assert kind in (TEXT, BINARY, PING, PONG, RAW, TOO_LARGE, BROKEN)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"\x81\x01",  # unmasked, judged by its second byte
+        b"\x89\xfe\x00\x80",  # a ping of more than 125 bytes
+        b"\x82\xff" + b"\xff" * 8,  # a length of 2^64-1
+        b"\x82\xff\x80" + b"\x00" * 7,  # of 2^63
+    ],
+)
+def test_what_is_no_frame_is_known_at_once(wire: bytes) -> None:
+    splitter = FrameSplitter(LIMIT)
+    assert splitter.feed(masked(Opcode.TEXT, b"a") + wire) == [(TEXT, b"a"), (BROKEN, wire)]
+    assert splitter.feed(masked(Opcode.TEXT, b"a")) == []
+
+
+@pytest.mark.parametrize("size", [LIMIT + 1, 2**62])
+def test_too_large_is_known_from_the_header(size: int) -> None:
+    splitter = FrameSplitter(LIMIT)
+    assert splitter.feed(b"\x82\xff" + size.to_bytes(8, "big")) == [(TOO_LARGE, b"")]
+    assert splitter.feed(b"more") == []
+
+
+def test_exactly_the_limit_passes() -> None:
+    splitter = FrameSplitter(130)
+    assert splitter.feed(masked(Opcode.BINARY, b"x" * 130)) == [(BINARY, b"x" * 130)]
+    assert splitter.feed(masked(Opcode.BINARY, b"x" * 131)) == [(TOO_LARGE, b"")]
+
+
+def test_compressed_frames_are_left_to_the_library() -> None:
+    splitter = FrameSplitter(LIMIT)
+    plain = masked(Opcode.TEXT, b"\xaa\x00")
+    wire = bytes((plain[0] | 0x40,)) + plain[1:]
+    assert splitter.feed(wire) == [(RAW, wire)]
+
+
+def test_close_frame_is_left_to_the_library() -> None:
+    wire = masked(Opcode.CLOSE, b"\x03\xe8bye")
+    assert FrameSplitter(LIMIT).feed(wire) == [(RAW, wire)]

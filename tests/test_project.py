@@ -23,6 +23,9 @@ PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(en
 # Used when the application brings them; never required.
 OPTIONAL = frozenset({"pydantic"})
 
+# Modules of the standard library that the oldest Python does not have yet.
+STDLIB = sys.stdlib_module_names | {"annotationlib", "compression"}
+
 # Where packages are fetched from is each machine's own business. Spelled in halves, so that
 # this file names none either.
 REGISTRY_HOSTS = tuple(
@@ -128,7 +131,7 @@ def test_every_import_is_a_declared_dependency() -> None:
             undeclared += [
                 f"{path.relative_to(ROOT)}:{node.lineno}: {name}"
                 for name in (name.partition(".")[0] for name in names)
-                if name not in sys.stdlib_module_names and normal(name) not in allowed
+                if name not in STDLIB and normal(name) not in allowed
             ]
     assert undeclared == []
 

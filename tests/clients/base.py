@@ -91,15 +91,17 @@ class Client(ABC):
         self.url, self.namespace = url, namespace
         self.auth, self.rooms = dict(auth or {}), tuple(rooms)
         self.session, self.offset = session, offset
-        async with asyncio.timeout(WAIT):
-            await self._open()
-        self.gone.clear()
+        await self.resume()
 
     async def resume(self) -> None:
         """Come back after a cut, with the session and the cursor the client had."""
-        async with asyncio.timeout(WAIT):
-            await self._open()
         self.gone.clear()
+        try:
+            async with asyncio.timeout(WAIT):
+                await self._open()
+        except BaseException:
+            self.gone.set()
+            raise
 
     def answer(self, event: str, handler: Callable[[Any], Any]) -> None:
         """Answer the server's acknowledgement requests for `event` with what `handler` returns."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 from urllib.parse import urlencode
@@ -35,13 +36,16 @@ def door_url(
 class WebSocketClient(Client):
     kind = "websocket"
 
-    def __init__(self) -> None:
+    def __init__(self, *, compressed: bool = True) -> None:
         super().__init__()
+        # What `websockets` offers by default; "deflate" costs both ends half of their time.
+        self._compression = "deflate" if compressed else None
         # None until connected.
         self.connection: ClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
         self._acks: dict[int, asyncio.Future[Any]] = {}
         self._next_id = 0
+        self._deserted: list[ClientConnection] = []
 
     async def _open(self) -> None:
         url = door_url(
@@ -54,7 +58,7 @@ class WebSocketClient(Client):
             offset=self.offset,
         )
         try:
-            connection = await connect(url, proxy=None)
+            connection = await connect(url, proxy=None, compression=self._compression)
         except InvalidStatus as refusal:
             body = json.loads(refusal.response.body or b"{}")
             raise Refused(
@@ -120,8 +124,20 @@ class WebSocketClient(Client):
         self.connection.transport.abort()
         await self._reader
 
+    async def desert(self) -> None:
+        """Read no more, and leave the connection open: to the server, the client is there."""
+        assert self.connection is not None
+        assert self._reader is not None
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+        self._deserted.append(self.connection)
+        self.gone.set()
+
     async def close(self) -> None:
+        for connection in self._deserted:
+            connection.transport.abort()
         if self.connection is not None:
             await self.connection.close()
-        if self._reader is not None:
+        if self._reader is not None and not self._reader.cancelled():
             await self._reader

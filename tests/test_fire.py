@@ -1,0 +1,400 @@
+"""Recovery under fire: clients of every door, cut at random, and the whole of a numbered stream.
+
+`CROSSBAND_SEED=<n>` replays the cuts of a run; each run says its seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import math
+import os
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import pytest
+
+from crossband import Hub, Socket
+from tests.clients import (
+    Client,
+    EventStreamClient,
+    NodeRunner,
+    OfficialClient,
+    OfficialPollingClient,
+    OfficialUpgradingClient,
+    OfficialWebSocketClient,
+    PythonSocketIOClient,
+    WebSocketClient,
+)
+from tests.conftest import Serve
+
+pytestmark = pytest.mark.node
+
+# Numbered events a second.
+RATE = 50
+# Seconds that all clients have, after the last cut, to hear the last number.
+LAST_WORDS = 30.0
+# A number, or the reason of a gap.
+Heard = int | str
+
+
+@dataclass
+class Target(contextlib.AbstractAsyncContextManager["Target"]):
+    """One client under fire."""
+
+    kind: str
+    random: Random
+    url: str
+    cuts: int = 0
+    # Connections that ended without a cut.
+    losses: int = 0
+    heard: list[Heard] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """Connect."""
+        raise NotImplementedError
+
+    async def suffer(self, until: float, pause: float) -> None:
+        """Be cut at random times, `pause` seconds apart on average, until that loop time."""
+        raise NotImplementedError
+
+    async def reach(self, last: int) -> None:
+        """Wait for that number, and fill `heard`."""
+        raise NotImplementedError
+
+    def next_cut(self, pause: float) -> float:
+        """Choose when to be cut next, in seconds from now."""
+        return self.random.expovariate(1 / pause)
+
+
+class PythonTarget(Target):
+    """A client in this process, that comes back by itself after a while away."""
+
+    def __init__(self, client: Client, random: Random, url: str) -> None:
+        super().__init__(client.kind, random, url)
+        self.client = client
+        client.sink = self._hear
+        # The number that ends it, once known, and whether it was heard.
+        self._last = math.inf
+        self._reached = asyncio.Event()
+
+    def _hear(self, name: str, data: Any) -> None:
+        if name == "number":
+            self.heard.append(data)
+            if data >= self._last:
+                self._reached.set()
+        elif name == "gap":
+            self.heard.append(data["reason"])
+
+    async def start(self) -> None:
+        await self.client.connect(self.url)
+
+    async def suffer(self, until: float, pause: float) -> None:
+        while await self._live(self.next_cut(pause), until):
+            self.cuts += 1
+            if isinstance(self.client, WebSocketClient) and self.random.random() < 0.25:
+                # No reset reaches the server: to it, the client is there until it is back.
+                await self.client.desert()
+            else:
+                await self.client.cut()
+            await asyncio.sleep(self.random.uniform(0, 1.0))
+            while self.random.random() < 0.25:
+                await self._come_back_in_vain()
+            await self.client.resume()
+
+    async def _live(self, seconds: float, until: float) -> bool:
+        """Live on, reconnecting; False when `until` comes before the next cut does."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while True:
+            # The pace of the fire: what is waited for is time itself, or a lost connection.
+            with contextlib.suppress(TimeoutError):
+                when = min(end, until)
+                async with asyncio.timeout_at(None if when == math.inf else when):
+                    await self.client.gone.wait()
+            if not self.client.gone.is_set():
+                return end < until
+            self.losses += 1
+            await self.client.resume()
+
+    async def _come_back_in_vain(self) -> None:
+        """Be cut while coming back: in the handshake, at the welcome, in the replay."""
+        self.cuts += 1
+        if self.client.kind == "python-socketio":
+            # Its connect() cannot be given up half-way.
+            await self.client.resume()
+            await self.client.cut()
+            return
+        resuming = asyncio.create_task(self.client.resume())
+        await asyncio.wait([resuming], timeout=self.random.uniform(0, 0.02))
+        if resuming.done():
+            await resuming
+            await self.client.cut()
+        else:
+            resuming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await resuming
+
+    async def reach(self, last: int) -> None:
+        self._last = last
+        if last in self.heard:
+            self._reached.set()
+        async with asyncio.TaskGroup() as tasks:
+            living = tasks.create_task(self._live(math.inf, math.inf))
+            await self._reached.wait()
+            living.cancel()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+
+class NodeTarget(Target):
+    """An official client, that reconnects by its own means."""
+
+    def __init__(self, node: NodeRunner, kind: str, random: Random, url: str) -> None:
+        super().__init__(kind, random, url)
+        self._node = node
+        self._client = node.new_client(lambda message: None)
+
+    async def start(self) -> None:
+        options: dict[str, Any]
+        if self.kind == "EventSource":
+            url = f"{self.url}/events"
+            # Half of them come back with a session, half with nothing but their cursor.
+            if self.random.random() < 0.5:
+                url += f"?session={self.random.randbytes(12).hex()}"
+            options = {
+                "kind": "eventsource",
+                "url": url,
+                "events": ["welcome", "number", "gap", "noise"],
+            }
+        else:
+            options = {
+                "kind": "socketio",
+                "url": self.url,
+                "namespace": "/",
+                "transports": OFFICIAL[self.kind].transports,
+                "reconnection": {"reconnectionDelay": 200, "reconnectionDelayMax": 1000},
+            }
+        await self._node.ask("open", client=self._client, record="number", **options)
+        assert (await self._node.ask("connect", client=self._client))["connected"]
+
+    async def suffer(self, until: float, pause: float) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() + (wait := self.next_cut(pause)) < until:
+            await asyncio.sleep(wait)
+            self.cuts += 1
+            # Whatever it is doing: connected, away, polling, upgrading, catching up.
+            await self._node.ask("cut", client=self._client, torn=False)
+
+    async def reach(self, last: int) -> None:
+        try:
+            await self._node.ask("until", wait=LAST_WORDS, client=self._client, last=last)
+        finally:
+            self.heard = (await self._node.ask("heard", client=self._client))["heard"]
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._node.ask("close", client=self._client)
+        self._node.forget(self._client)
+
+
+class FireHub(Hub):
+    """A hub that takes every client into the room `fire`, and tells when all have gathered."""
+
+    def __init__(self, size: int, **settings: Any) -> None:
+        # EventSource waits `retry` before it comes back. The official client that is cut
+        # between two transports has stopped polling, and notices by the heartbeat only.
+        super().__init__(retry=0.3, ping_interval=3.0, ping_timeout=3.0, **settings)
+        self.gathered = asyncio.Event()
+        self._awaited = size
+        self.on("connect", self._connect)
+
+    async def _connect(self, socket: Socket) -> None:
+        # A recovered client is in its rooms already.
+        if not socket.recovered:
+            await socket.join("fire")
+            self._awaited -= 1
+            if self._awaited == 0:
+                self.gathered.set()
+
+
+async def publish(hub: Hub, until: float) -> int:
+    """Send numbers at their rate, to all and to a room, and unrecorded noise; count them."""
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    for number in itertools.count():
+        # On a slow machine the rate drops; it makes up for nothing by a burst.
+        due = max(due + 1 / RATE, loop.time())
+        if due > until:
+            return number
+        await asyncio.sleep(due - loop.time())
+        await (hub.to("fire") if number % 2 else hub).emit("number", number)
+        if number % 10 == 0:
+            # Ends in a string, which the official client takes for its cursor.
+            await hub.volatile.emit("noise", "not-a-cursor")
+            await hub.to("elsewhere").emit("number", -1)
+    raise AssertionError("itertools.count() ends never")
+
+
+def judge(heard: list[Heard], count: int) -> str | None:
+    """Say what is wrong with what a client heard; None when every hole is a gap it was told of."""
+    expected = 0
+    told = False
+    for item in heard:
+        if isinstance(item, str):
+            told = True
+        elif item == expected or (told and item > expected):
+            expected = item + 1
+            told = False
+        else:
+            what = "doubled or out of order" if item < expected else "lost without a gap"
+            return f"{what}: {item} where {expected} was due"
+    if expected != count and not told:
+        return f"ends at {expected - 1}, not {count - 1}"
+    return None
+
+
+def population(node: NodeRunner, url: str, seed: int, sizes: dict[str, int]) -> list[Target]:
+    """Make so many clients of each kind."""
+    targets: list[Target] = []
+    for kind, size in sizes.items():
+        for index in range(size):
+            # One source of chance for each, so that one client's luck is not another's.
+            random = Random(f"{seed}/{kind}/{index}")
+            if kind in PYTHON:
+                targets.append(PythonTarget(PYTHON[kind](), random, url))
+            else:
+                targets.append(NodeTarget(node, kind, random, url))
+    return targets
+
+
+PYTHON: dict[str, Callable[[], Client]] = {
+    "websocket": functools.partial(WebSocketClient, compressed=False),
+    "sse": EventStreamClient,
+    "python-socketio": PythonSocketIOClient,
+}
+OFFICIAL: dict[str, type[OfficialClient]] = {
+    client.kind: client
+    for client in (OfficialPollingClient, OfficialWebSocketClient, OfficialUpgradingClient)
+}
+# 200 clients; the Node process takes its half of a machine with two cores.
+CROWD = {
+    "websocket": 45,
+    "sse": 35,
+    "python-socketio": 10,
+    "socket.io-client polling": 25,
+    "socket.io-client websocket": 30,
+    "socket.io-client upgrading": 25,
+    "EventSource": 30,
+}
+
+
+async def run(
+    hub: FireHub,
+    url: str,
+    node: NodeRunner,
+    *,
+    seed: int,
+    crowd: dict[str, int],
+    seconds: float,
+    pause: float,
+) -> tuple[list[Target], int]:
+    """Hold the crowd under fire for so many seconds; return it, and the count of numbers."""
+    targets = population(node, url, seed, crowd)
+    async with contextlib.AsyncExitStack() as stack:
+        for target in targets:
+            await stack.enter_async_context(target)
+        # A few at a time: what is tested is not the start.
+        for start in range(0, len(targets), 20):
+            await asyncio.gather(*(target.start() for target in targets[start : start + 20]))
+        async with asyncio.timeout(LAST_WORDS):
+            await hub.gathered.wait()
+        until = asyncio.get_running_loop().time() + seconds
+        async with asyncio.TaskGroup() as tasks:
+            # Some numbers come after the last cut.
+            publishing = tasks.create_task(publish(hub, until + 1))
+            for target in targets:
+                tasks.create_task(target.suffer(until, pause))
+        count = publishing.result()
+        # Who does not get there is named by what it heard.
+        await asyncio.gather(
+            *(asyncio.wait_for(target.reach(count - 1), LAST_WORDS) for target in targets),
+            return_exceptions=True,
+        )
+    return targets, count
+
+
+@pytest.fixture
+def seed() -> int:
+    return int(os.environ.get("CROSSBAND_SEED") or secrets.randbelow(10**9))
+
+
+def count_of(counter: Counter[str]) -> str:
+    return ", ".join(f"{what} {number}" for what, number in counter.items()) or "none"
+
+
+def report(
+    capsys: pytest.CaptureFixture[str], seed: int, targets: list[Target], count: int
+) -> tuple[int, list[str]]:
+    """Print the seed and the counts, whatever the outcome; return gaps and failures."""
+    gaps = Counter(
+        f"{item} ({target.kind})"
+        for target in targets
+        for item in target.heard
+        if isinstance(item, str)
+    )
+    losses = sum(target.losses for target in targets)
+    cuts: Counter[str] = Counter()
+    failures = []
+    for target in targets:
+        cuts[target.kind] += target.cuts
+        problem = judge(target.heard, count)
+        if problem is not None:
+            failures.append(f"{target.kind}: {problem}")
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nunder fire: CROSSBAND_SEED={seed}: {len(targets)} clients, {count} numbers, "
+            f"{sum(cuts.values())} cuts, {losses} other losses, {gaps.total()} gaps, "
+            f"{len(failures)} failures\n  cuts: {count_of(cuts)}\n  gaps: {count_of(gaps)}\n"
+        )
+    return gaps.total(), failures
+
+
+async def test_every_client_hears_every_number_once_in_order(
+    serve: Serve, node: NodeRunner, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = FireHub(sum(CROWD.values()))
+    server = await serve(hub)
+    targets, count = await run(
+        hub, server.url, node, seed=seed, crowd=CROWD, seconds=30.0, pause=4.0
+    )
+    gaps, failures = report(capsys, seed, targets, count)
+    assert not failures
+    # The default history is 20 s of these numbers: nobody was away for so long.
+    assert gaps == 0
+    assert all(target.heard == list(range(count)) for target in targets)
+
+
+async def test_holes_of_a_short_history_are_told_as_gaps(
+    serve: Serve, node: NodeRunner, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A fifth of a second of numbers: many are away for longer.
+    crowd = {kind: max(4, size // 5) for kind, size in CROWD.items()}
+    hub = FireHub(sum(crowd.values()), history_size=10)
+    server = await serve(hub)
+    targets, count = await run(
+        hub, server.url, node, seed=seed, crowd=crowd, seconds=5.0, pause=1.0
+    )
+    gaps, failures = report(capsys, seed, targets, count)
+    assert not failures
+    # Of every kind there was somebody who missed something, and knew.
+    told = {target.kind for target in targets if any(isinstance(i, str) for i in target.heard)}
+    assert told == set(crowd)
+    assert gaps

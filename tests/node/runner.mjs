@@ -37,10 +37,13 @@ class Cable extends http.Agent {
   #torn = false;
 
   createConnection(options, callback) {
+    if (this.#torn) {
+      callback(new Error("the cable is cut"));
+      return undefined;
+    }
     const socket = super.createConnection(options, callback);
     this.#open.add(socket);
     socket.once("close", () => this.#open.delete(socket));
-    if (this.#torn) socket.destroy(new Error("the cable is cut"));
     return socket;
   }
 

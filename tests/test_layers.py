@@ -16,6 +16,7 @@ LAYERS = (
     ("cli",),
     (FACADE,),
     ("server", "standalone"),
+    ("lane",),
     ("asgi",),
     ("transports",),
     ("hub",),

@@ -13,21 +13,49 @@ from typing import Any
 import msgspec
 
 from crossband.broker import Publication
-from crossband.protocol import envelope, payload, socketio, sse
+from crossband.protocol import envelope, payload, socketio, sse, websocket
 from crossband.protocol.payload import Payload
 
 
 class Wire:
     """One message ready to be written; shared by all its recipients."""
 
-    __slots__ = ("_polling", "messages", "size")
+    __slots__ = ("_deflated", "_frames", "_polling", "messages", "size")
 
     def __init__(self, *messages: str | bytes) -> None:
         # What is written: WebSocket messages (a text and its binary parts), or stream bytes.
         self.messages = messages
         # Bytes; characters of a text, which is near enough to bound an outbox.
         self.size = sum(map(len, messages))
+        # Each form is built once, when the first recipient needs it.
         self._polling: str | None = None
+        self._frames: bytes | None = None
+        self._deflated: bytes | None = None
+
+    @property
+    def frames(self) -> bytes:
+        """The WebSocket frames of this message."""
+        frames = self._frames
+        if frames is None:
+            frames = self._frames = b"".join(map(websocket.encode_frame, self.messages))
+        return frames
+
+    @property
+    def deflated(self) -> bytes:
+        """The same compressed, each frame by itself."""
+        if self._deflated is None:
+            self._deflated = b"".join(map(websocket.encode_deflated, self.messages))
+        return self._deflated
+
+    @property
+    def chunk(self) -> bytes:
+        """The stream bytes of this message as a chunk of an HTTP/1.1 body (RFC 9112 §7.1)."""
+        chunk = self._frames
+        if chunk is None:
+            (data,) = self.messages
+            assert isinstance(data, bytes)
+            chunk = self._frames = b"%x\r\n%b\r\n" % (len(data), data)
+        return chunk
 
     @property
     def polling(self) -> str:

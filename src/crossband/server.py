@@ -20,16 +20,13 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
+from typing import Any, Final, Literal, Protocol, Self
 
 import uvicorn
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from crossband.errors import CrossbandError
+from crossband.lane import HTTPProtocol, WebSocketProtocol
 from crossband.settings import Settings
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGISendEvent
 
 ASGIApp = Callable[
     [
@@ -71,7 +68,8 @@ class Server:
     `server.run()` is the same for a process of its own, with signals.
 
     A `Hub`, or a Starlette or FastAPI app that mounts one, sets the WebSocket pings, the
-    largest message and the shutdown timeout. Raises `StartError` when the address cannot
+    largest message and the shutdown timeout. Without the `lane`, they speak ASGI messages
+    with it, as on any other server: slower, and the same to clients. Raises `StartError` when the address cannot
     be bound, a certificate cannot be read or the app fails to start.
     """
 
@@ -88,6 +86,7 @@ class Server:
         root_path: str = "",
         forwarded_allow_ips: str | None = None,
         access_log: bool = False,
+        lane: bool = True,
     ) -> None:
         self.app = app
         self.host = host.removeprefix("[").removesuffix("]")
@@ -100,6 +99,7 @@ class Server:
         self._root_path = root_path
         self._forwarded_allow_ips = forwarded_allow_ips
         self._access_log = access_log
+        self._lane = lane
         self._hubs = _hubs_of(app)
         # Both None while the server is not running.
         self._uvicorn: _Uvicorn | None = None
@@ -214,8 +214,8 @@ class Server:
         config = uvicorn.Config(
             self.app,
             loop="none",
-            http="httptools",
-            ws=_WebSocketProtocol,
+            http=HTTPProtocol if self._lane else "httptools",
+            ws=WebSocketProtocol if self._lane else "websockets-sansio",
             interface="asgi3",
             # Logging belongs to the program: the CLI, or the application around the server.
             log_config=None,
@@ -276,32 +276,6 @@ class Server:
             raise _bind_error(failure, self.host, self.port) from failure
         self.port = sockets[0].getsockname()[1]
         return sockets
-
-
-class _WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, where it leaves a refused handshake unfinished."""
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        # Not HTTP, or past the header limits of `websockets` (128 lines of 8 KiB): uvicorn
-        # looks at the frames' errors only, and would keep such a connection for ever.
-        if self.conn.handshake_exc is not None and not self.transport.is_closing():
-            self.transport.write(
-                b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            )
-            self.transport.close()
-
-    def shutdown(self) -> None:
-        if self.conn.handshake_exc is not None:
-            self.transport.close()
-        else:
-            super().shutdown()
-
-    async def send(self, message: ASGISendEvent) -> None:
-        await super().send(message)
-        # An application that refused has answered: uvicorn logs an error otherwise.
-        if message["type"] == "websocket.http.response.body" and self.close_sent:
-            self.handshake_complete = True
 
 
 class _Uvicorn(uvicorn.Server):

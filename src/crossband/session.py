@@ -162,6 +162,13 @@ class Connection(ABC):
         if self._drained is not None and not self.queue and self.queued <= 0:
             self._release()
 
+    def taken_all(self) -> None:
+        """Empty the queue: the transport has all of it."""
+        self.queue.clear()
+        self.queued = 0
+        if self._drained is not None:
+            self._release()
+
     async def drained(self) -> None:
         """Wait until everything queued was written, or the connection closed."""
         if self.closed or not self.queued:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.extensions.permessage_deflate import PerMessageDeflate
-from websockets.frames import Frame, Opcode
+from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import CLIENT, Protocol
 
 from crossband.protocol.websocket import (
@@ -23,6 +23,7 @@ from crossband.protocol.websocket import (
     TOO_LARGE,
     WINDOW_BITS,
     FrameSplitter,
+    encode_close,
     encode_deflated,
     encode_frame,
     encode_pong,
@@ -74,6 +75,14 @@ def test_deflate_pays_for_what_repeats() -> None:
     text = "crossband " * MIN_DEFLATED
     assert len(encode_deflated(text)) < len(text) / 10
     assert encode_deflated("short") == encode_frame("short")
+
+
+@pytest.mark.parametrize("reason", ["", "bye", "é" * 100])
+def test_close_frame_is_read_back(reason: str) -> None:
+    (frame,) = read_back(encode_close(4_001, reason))
+    close = Close.parse(bytes(frame.data))
+    assert close.code == 4_001
+    assert close.reason == reason[:61]
 
 
 def test_control_frames_are_read_back() -> None:

@@ -59,6 +59,12 @@ def encode_deflated(message: str | bytes) -> bytes:
     return _header(0xC0 | opcode, deflated) + deflated
 
 
+def encode_close(code: int, reason: str) -> bytes:
+    """Build a close frame; the reason is cut at 123 bytes (§5.5)."""
+    payload = code.to_bytes(2, "big") + reason.encode()[:123].decode(errors="ignore").encode()
+    return bytes((0x88, len(payload))) + payload
+
+
 def encode_pong(payload: bytes) -> bytes:
     """Build the answer to a ping."""
     return _header(0x80 | PONG, payload) + payload

@@ -29,6 +29,13 @@ from crossband.protocol.engineio import PacketType as Engine
 from crossband.protocol.socketio import PacketType
 from crossband.session import Connection, Deadlines, Handshake, Roll
 from crossband.transports.http import ClientGone, HeaderList, Request
+from crossband.transports.lane import (
+    Lane,
+    WebSocketOffer,
+    close_lane,
+    offer_of,
+    write_frames,
+)
 from crossband.transports.websocket import CLOSE_TIME, Writer
 
 logger = logging.getLogger("crossband")
@@ -81,6 +88,7 @@ class EngineConnection(Connection):
     __slots__ = (
         "_decoder",
         "_door",
+        "_lane",
         "_last",
         "_lingers",
         "_poll",
@@ -115,24 +123,30 @@ class EngineConnection(Connection):
         self._last = _CLOSE
         # Ended, and its client is to hear of it at its next poll.
         self._lingers = False
-        # None while polling.
+        # Both None while polling; then one of the two.
         self._websocket: Writer | None = None
+        self._lane: Lane | None = None
         # Ends the WebSocket's reading when our close gets no answer, or its upgrade takes too
         # long. None while there is none.
         self._reading: asyncio.Timeout | None = None
 
     @property
     def transport(self) -> str:
-        return "polling" if self._websocket is None else "websocket"
+        polling = self._websocket is None and self._lane is None
+        return "polling" if polling else "websocket"
 
     @property
     def behind(self) -> bool:
+        if self._lane is not None:
+            return self._lane.paused
         if self._websocket is not None:
             return self._websocket.busy and bool(self.queue)
         return self._poll is None and self.queued > self.limit // 4
 
     def flush(self) -> None:
-        if self._websocket is not None:
+        if self._lane is not None:
+            write_frames(self, self._lane)
+        elif self._websocket is not None:
             self._websocket.wake()
         elif self._poll is not None and not self._poll.done():
             self._poll.set_result(None)
@@ -171,6 +185,9 @@ class EngineConnection(Connection):
             # Raised when it is being cancelled already.
             with contextlib.suppress(RuntimeError):
                 self._reading.reschedule(asyncio.get_running_loop().time() + patience)
+        if self._lane is not None:
+            close_lane(self, self._lane, code, text)
+            return
         if self._websocket is not None:
             self._websocket.close(code, text)
             return
@@ -244,7 +261,7 @@ class EngineConnection(Connection):
 
     async def post(self, request: Request, cors: HeaderList) -> None:
         """Take a POST's packets."""
-        if self._websocket is not None or self._posting:
+        if self.transport == "websocket" or self._posting:
             if self._posting:
                 self.end("transport error")
             await self._door.bad_request(request, "request", cors)
@@ -292,8 +309,10 @@ class EngineConnection(Connection):
                     if not await self._upgrade(request, reading):
                         return
                     reading.reschedule(None)
-                self._websocket = writer
                 self._door.carry(self)
+                if self._take_over(request):
+                    return
+                self._websocket = writer
                 self._reading = reading
                 task = loop.create_task(writer.run())
                 if self.closed:
@@ -330,24 +349,80 @@ class EngineConnection(Connection):
         frame: str | bytes = text if text is not None else message["bytes"]
         if len(frame) > limit:
             raise ProtocolError("Message too large", close_code=CloseCode.MESSAGE_TOO_BIG)
+        self._receive_frame(frame)
+        await self._caught_up()
+
+    def _receive_frame(self, frame: str | bytes) -> None:
         if isinstance(frame, bytes):
             self.receive(engineio.Packet(Engine.MESSAGE, frame))
-        else:
-            packet = engineio.decode_packet(frame)
-            if packet.type is Engine.PING or packet.type in (Engine.OPEN, Engine.UPGRADE):
-                raise ProtocolError(f"unexpected {packet.type.name} packet (Engine.IO 4)")
-            self.receive(packet)
+            return
+        packet = engineio.decode_packet(frame)
+        if packet.type is Engine.PING or packet.type in (Engine.OPEN, Engine.UPGRADE):
+            raise ProtocolError(f"unexpected {packet.type.name} packet (Engine.IO 4)")
+        self.receive(packet)
+
+    @property
+    def _crowded(self) -> Socket | None:
         for socket in self.sockets.values():
             if socket.crowded:
-                await socket.caught_up()
-                break
+                return socket
+        return None
+
+    async def _caught_up(self) -> None:
+        crowded = self._crowded
+        if crowded is not None:
+            await crowded.caught_up()
+
+    # Over a lane.
+
+    def _take_over(self, request: Request) -> bool:
+        offer: WebSocketOffer | None = offer_of(request.scope)
+        if offer is None or self.closed:
+            return False
+        limit = self._door.hub.settings.limits.max_http_buffer_size
+        self._lane = offer(self, limit=limit)
+        if self._lane is None:
+            return False
+        write_frames(self, self._lane)
+        return True
+
+    def frame_received(self, frame: str | bytes) -> None:
+        if self.closed:
+            return
+        try:
+            self._receive_frame(frame)
+        except ProtocolError as error:
+            self.end("parse error", error.close_code, str(error)[:100])
+            return
+        if self._lane is not None and self._crowded is not None:
+            self._lane.pause_reading()
+            self._door.hub.spawn(self._read_on(self._lane))
+
+    async def _read_on(self, lane: Lane) -> None:
+        await self._caught_up()
+        lane.resume_reading()
+
+    def too_large(self) -> None:
+        self.end("parse error", CloseCode.MESSAGE_TOO_BIG, "Message too large")
+
+    def pong_received(self) -> None:
+        """Take note of nothing: Engine.IO has heartbeats of its own."""
+
+    def resume_writing(self) -> None:
+        self.flush()
+
+    def connection_lost(self) -> None:
+        self.end("transport close")
+        self.state = State.CLOSED
+        self.discard_queue()
+        self._door.drop(self)
 
     async def _upgrade(self, request: Request, reading: asyncio.Timeout) -> bool:
         """Answer the probe and wait for the upgrade packet; False when it does not come."""
         receive, send = request.receive, request.send
         message = await receive()
         # Only one WebSocket may take the session over, and not one that ended meanwhile.
-        free = self.state is State.OPEN and self._websocket is None
+        free = self.state is State.OPEN and self.transport == "polling"
         if message.get("text") != "2probe" or not free:
             await self._abandon(request, message)
             return False

@@ -15,7 +15,8 @@ from crossband.hub.base import BaseHub, Resume
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.session import Connection, Deadlines, Roll, Ticker
-from crossband.transports.http import ClientGone, HeaderList, Request
+from crossband.transports.http import ClientGone, HeaderList, Request, Send
+from crossband.transports.lane import Lane, StreamOffer, offer_of
 from crossband.transports.websocket import CLOSE_TIME, answer_envelope
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ MAX_ENDED = 10_000
 class StreamConnection(Connection):
     """One event stream and its one socket."""
 
-    __slots__ = ("_closing", "_door", "_idle", "_request", "_writing", "socket")
+    __slots__ = ("_closing", "_door", "_idle", "_lane", "_writing", "socket")
 
-    def __init__(self, ticker: Ticker, door: StreamDoor, request: Request, *, limit: int) -> None:
+    def __init__(self, ticker: Ticker, door: StreamDoor, *, limit: int) -> None:
         super().__init__(ticker, limit=limit)
         self._door = door
-        self._request = request
+        # None over ASGI.
+        self._lane: Lane | None = None
         # None while writing; else what flush() resolves.
         self._idle: asyncio.Future[None] | None = None
         self._closing = False
@@ -50,10 +52,14 @@ class StreamConnection(Connection):
 
     @property
     def behind(self) -> bool:
+        if self._lane is not None:
+            return self._lane.paused
         return self._idle is None and bool(self.queue)
 
     def flush(self) -> None:
-        if self._idle is not None and not self._idle.done():
+        if self._lane is not None:
+            self._write_chunks(self._lane)
+        elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
     def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
@@ -63,8 +69,56 @@ class StreamConnection(Connection):
         self._closing = True
         if now:
             self.discard_queue()
+        if self._lane is not None:
+            self._end_lane(self._lane, now=now)
+            return
         self._limit_writing(0.1 if now else CLOSE_TIME)
         self.flush()
+
+    # Over a lane.
+
+    def attach(self, lane: Lane) -> None:
+        """Be carried by a lane from here on."""
+        self._lane = lane
+        if self.closed:
+            self._end_lane(lane, now=False)
+
+    def _write_chunks(self, lane: Lane) -> None:
+        # Hot: once per tick and client.
+        queue = self.queue
+        if lane.paused or not queue:
+            return
+        data = queue[0].chunk if len(queue) == 1 else b"".join([wire.chunk for wire in queue])
+        self.taken_all()
+        lane.write(data)
+
+    def _end_lane(self, lane: Lane, *, now: bool) -> None:
+        if now and lane.paused:
+            # It does not read: there is no telling it anything.
+            lane.abort()
+            return
+        if self.queue:
+            data = b"".join([wire.chunk for wire in self.queue])
+            self.taken_all()
+            lane.write(data)
+        lane.close(CloseCode.NORMAL, "")
+
+    def frame_received(self, frame: str | bytes) -> None:
+        """Take nothing: a stream's client posts."""
+
+    def too_large(self) -> None:
+        """Take nothing: see `frame_received`."""
+
+    def pong_received(self) -> None:
+        """Take nothing: see `frame_received`."""
+
+    def resume_writing(self) -> None:
+        self.flush()
+
+    def connection_lost(self) -> None:
+        self._door.lost(self)
+
+    # Over ASGI.
 
     def _limit_writing(self, seconds: float) -> None:
         if self._writing is not None:
@@ -79,7 +133,7 @@ class StreamConnection(Connection):
             self._door.forbid(namespace, self.socket.session)
         self.close(code, reason)
 
-    async def run(self, headers: HeaderList, preamble: bytes) -> None:
+    async def run(self, send: Send) -> None:
         """Write until the client goes or the stream is closed.
 
         Raises TimeoutError when the client does not take the rest of a closed stream.
@@ -87,13 +141,10 @@ class StreamConnection(Connection):
         async with asyncio.timeout(None) as self._writing:
             if self.closed:
                 self._limit_writing(CLOSE_TIME)
-            await self._write(headers, preamble)
+            await self._write(send)
 
-    async def _write(self, headers: HeaderList, preamble: bytes) -> None:
-        send = self._request.send
+    async def _write(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": preamble, "more_body": True})
         while True:
             queue = self.queue
             if queue:
@@ -168,7 +219,7 @@ class StreamDoor:
             return
         # EventSource sends the header when it comes back by itself; it is newer.
         cursor = _utf8(request.headers.get("last-event-id", "")) or request.first("lastEventId")
-        connection = StreamConnection(hub.ticker, self, request, limit=settings.limits.outbox)
+        connection = StreamConnection(hub.ticker, self, limit=settings.limits.outbox)
         admission = await hub.admit(
             connection,
             name,
@@ -177,28 +228,50 @@ class StreamDoor:
             resume=Resume(key, cursor or None),
             rooms=request.query.get("room", ()),
         )
+        # A comment at once, so that headers leave every proxy's buffer.
+        preamble = sse.encode_comment("ok") + sse.encode_retry(round(settings.retry * 1000))
+        try:
+            await request.send({"type": "http.response.start", "status": 200, "headers": headers})
+            await request.send({"type": "http.response.body", "body": preamble, "more_body": True})
+        except BaseException:
+            hub.withdraw(admission)
+            raise
         socket = connection.socket = admission.socket
         self._roll.add(connection)
         self._by_id[socket.id] = connection
-        hub.open(admission)
         self._keepalive.add(connection)
-        # A comment at once, so that headers leave every proxy's buffer.
-        preamble = sse.encode_comment("ok") + sse.encode_retry(round(settings.retry * 1000))
+        offer: StreamOffer | None = offer_of(request.scope)
+        lane = offer(request.scope, connection) if offer is not None else None
+        if lane is not None:
+            connection.attach(lane)
+            # From here on the lane tells of the end.
+            hub.open(admission)
+            return
+        hub.open(admission)
         watcher = asyncio.get_running_loop().create_task(self._watch(request, connection))
         try:
             # The server raises when the client is gone; TimeoutError is one too.
             with contextlib.suppress(OSError):
-                await connection.run(headers, preamble)
+                await connection.run(request.send)
         finally:
-            connection.closed = True
-            connection.discard_queue()
             watcher.cancel()
-            self._keepalive.discard(connection)
-            self._roll.discard(connection)
+            # The watcher is done when it was the client that left.
+            self._forget(connection, "transport close" if watcher.done() else "forced close")
+
+    def lost(self, connection: StreamConnection) -> None:
+        """Clean up after a connection whose lane ended."""
+        self._forget(connection, "forced close" if connection.closed else "transport close")
+
+    def _forget(self, connection: StreamConnection, reason: str) -> None:
+        connection.closed = True
+        connection.discard_queue()
+        self._keepalive.discard(connection)
+        self._roll.discard(connection)
+        socket = connection.socket
+        if socket is not None:
             if self._by_id.get(socket.id) is connection:
                 del self._by_id[socket.id]
-            # The watcher is done when it was the client that left.
-            hub.leave(socket, "transport close" if watcher.done() else "forced close")
+            self._hub.leave(socket, reason)
 
     async def _watch(self, request: Request, connection: StreamConnection) -> None:
         with contextlib.suppress(Exception):

@@ -19,8 +19,16 @@ from crossband.errors import (
 from crossband.hub.base import BaseHub, Resume
 from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import envelope
-from crossband.session import Connection, Roll, Ticker
+from crossband.protocol.websocket import PING_FRAME
+from crossband.session import Connection, Deadlines, Roll, Ticker
 from crossband.transports.http import Request, Send
+from crossband.transports.lane import (
+    Lane,
+    WebSocketOffer,
+    close_lane,
+    offer_of,
+    write_frames,
+)
 
 if TYPE_CHECKING:
     from crossband.session import Handshake
@@ -29,6 +37,9 @@ if TYPE_CHECKING:
 CLOSE_TIME = 2.0
 # A binary frame of a plain namespace, as an argument whose value is attached.
 _ATTACHED = msgspec.Raw(b'{"_placeholder":true,"num":0}')
+
+
+Reader = Callable[["WebSocketConnection", Socket, "str | bytes"], None]
 
 
 class Writer:
@@ -84,18 +95,23 @@ class Writer:
 
 
 class WebSocketConnection(Connection):
-    """One raw WebSocket and its one socket."""
+    """One raw WebSocket and its one socket; it is the peer of a lane where there is one."""
 
-    __slots__ = ("_reading", "_request", "_writer", "socket")
+    __slots__ = ("_door", "_lane", "_reading", "_writer", "read", "reason", "socket")
 
-    def __init__(self, ticker: Ticker, request: Request, *, limit: int) -> None:
+    def __init__(self, ticker: Ticker, door: WebSocketDoor, *, limit: int) -> None:
         super().__init__(ticker, limit=limit)
-        self._request = request
-        self._writer = Writer(self, request.send)
+        self._door = door
+        # One of the two once accepted: the lane, or over ASGI the writer.
+        self._lane: Lane | None = None
+        self._writer: Writer | None = None
         # None until the handshake is complete: ends the reading when a close gets no answer.
         self._reading: asyncio.Timeout | None = None
         # None until opened.
         self.socket: Socket | None = None
+        self.read: Reader | None = None
+        # Why the server ended it. None while the client would be the one.
+        self.reason: str | None = None
 
     @property
     def transport(self) -> str:
@@ -103,25 +119,77 @@ class WebSocketConnection(Connection):
 
     @property
     def behind(self) -> bool:
-        return self._writer.busy and bool(self.queue)
+        if self._lane is not None:
+            return self._lane.paused
+        return self._writer is not None and self._writer.busy and bool(self.queue)
 
     def flush(self) -> None:
-        self._writer.wake()
+        if self._lane is not None:
+            write_frames(self, self._lane)
+        elif self._writer is not None:
+            self._writer.wake()
 
     def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
         if self.closed:
             return
         self.closed = True
+        if self.reason is None:
+            self.reason = "forced close"
         if now:
             self.discard_queue()
-        self._writer.close(code, reason)
+        if self._lane is not None:
+            close_lane(self, self._lane, code, reason)
+        elif self._writer is not None:
+            self._writer.close(code, reason)
         if self._reading is not None:
             patience = 0.1 if now else CLOSE_TIME
             self._reading.reschedule(asyncio.get_running_loop().time() + patience)
 
-    async def run(self, receive_frame: Callable[[str | bytes], None]) -> str:
+    # Over a lane.
+
+    def attach(self, lane: Lane) -> None:
+        """Be carried by a lane from here on."""
+        self._lane = lane
+        if self.closed:
+            close_lane(self, lane, CloseCode.GOING_AWAY, "")
+
+    def frame_received(self, frame: str | bytes) -> None:
+        socket, read = self.socket, self.read
+        if self.closed or socket is None or read is None:
+            return
+        read(self, socket, frame)
+        if socket.crowded and self._lane is not None:
+            self._lane.pause_reading()
+            self._door.hub.spawn(self._read_on(socket, self._lane))
+
+    async def _read_on(self, socket: Socket, lane: Lane) -> None:
+        await socket.caught_up()
+        lane.resume_reading()
+
+    def too_large(self) -> None:
+        if self.socket is not None:
+            self._door.refuse_size(self, self.socket)
+
+    def pong_received(self) -> None:
+        self._door.pong(self)
+
+    def resume_writing(self) -> None:
+        self.flush()
+
+    def connection_lost(self) -> None:
+        self._door.lost(self)
+
+    def ping(self) -> None:
+        """Ask the peer for a sign of life, over its lane."""
+        if self._lane is not None:
+            self._lane.write(PING_FRAME)
+
+    # Over ASGI.
+
+    async def run(self, request: Request, receive_frame: Callable[[str | bytes], None]) -> str:
         """Serve until the WebSocket ends; return the disconnect reason."""
-        receive = self._request.receive
+        receive = request.receive
+        self._writer = Writer(self, request.send)
         writer = asyncio.get_running_loop().create_task(self._writer.run())
         reason = "transport close"
         try:
@@ -154,16 +222,21 @@ class WebSocketDoor:
     """Admits raw WebSocket clients and reads their frames."""
 
     def __init__(self, hub: BaseHub) -> None:
-        self._hub = hub
+        self.hub = hub
         self._roll = Roll[WebSocketConnection]()
         self.emptied = self._roll.emptied
+        # For those on a lane; elsewhere the server pings, at its own pace.
+        loop = asyncio.get_running_loop()
+        settings = hub.settings
+        self._pings = Deadlines[WebSocketConnection](loop, settings.ping_interval, self._ping)
+        self._pongs = Deadlines[WebSocketConnection](loop, settings.ping_timeout, self._give_up)
 
     async def serve(self, request: Request, namespace_name: str) -> None:
         """Serve one WebSocket from handshake to end."""
-        hub = self._hub
+        hub = self.hub
         await request.receive()
         limits = hub.settings.limits
-        connection = WebSocketConnection(hub.ticker, request, limit=limits.outbox)
+        connection = WebSocketConnection(hub.ticker, self, limit=limits.outbox)
         try:
             request.cors(hub.settings.cors_origins)
             namespace = hub.find(namespace_name)
@@ -190,12 +263,28 @@ class WebSocketDoor:
             hub.withdraw(admission)
             raise
         socket = connection.socket = admission.socket
-        reader = self._read_plain if codec is PLAIN else self._read_envelope
-        reason = "transport error"
+        read: Reader = self._read_plain if codec is PLAIN else self._read_envelope
+        connection.read = read
         self._roll.add(connection)
+        offer: WebSocketOffer | None = offer_of(request.scope)
+        lane = offer(connection, limit=limits.message_size) if offer is not None else None
+        if lane is not None:
+            connection.attach(lane)
+            self._pings.add(connection)
+            # From here on the lane tells: of frames, and of the end.
+            hub.open(admission)
+            return
+        reason = "transport error"
+
+        def receive_frame(frame: str | bytes) -> None:
+            if self._too_large(frame):
+                self.refuse_size(connection, socket)
+            else:
+                read(connection, socket, frame)
+
         try:
             hub.open(admission)
-            reason = await connection.run(lambda frame: reader(connection, socket, frame))
+            reason = await connection.run(request, receive_frame)
         finally:
             self._roll.discard(connection)
             hub.leave(socket, reason)
@@ -203,8 +292,6 @@ class WebSocketDoor:
     def _read_envelope(
         self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
     ) -> None:
-        if self._too_large(connection, socket, frame):
-            return
         name = socket.namespace.name
         try:
             if isinstance(frame, bytes):
@@ -218,32 +305,59 @@ class WebSocketDoor:
     def _read_plain(
         self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
     ) -> None:
-        if self._too_large(connection, socket, frame):
-            return
         if isinstance(frame, bytes):
             socket.receive(Incoming("message", [_ATTACHED], [frame]))
         else:
             socket.receive(Incoming("message", [msgspec.Raw(msgspec.json.encode(frame))]))
 
-    def _too_large(
-        self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
-    ) -> bool:
-        limit = self._hub.settings.limits.message_size
+    def _too_large(self, frame: str | bytes) -> bool:
+        limit = self.hub.settings.limits.message_size
         size = len(frame)
         # A character is one to four bytes: only in between they need counting.
         if size <= limit // 4:
             return False
         if isinstance(frame, str) and size <= limit and not frame.isascii():
             size = len(frame.encode())
-        if size <= limit:
-            return False
-        error = MessageTooLarge(limit)
+        return size > limit
+
+    def refuse_size(self, connection: WebSocketConnection, socket: Socket) -> None:
+        """Tell a client that its message was too large, and end its connection."""
+        error = MessageTooLarge(self.hub.settings.limits.message_size)
         connection.push(socket.codec.problem(socket.namespace.name, error.to_dict(), None))
         connection.close(CloseCode.MESSAGE_TOO_BIG, error.message)
-        return True
+
+    def pong(self, connection: WebSocketConnection) -> None:
+        """Note that a client answered its ping."""
+        self._pongs.discard(connection)
+        self._pings.add(connection)
+
+    def _ping(self, connection: WebSocketConnection) -> None:
+        connection.ping()
+        self._pongs.add(connection)
+
+    def _give_up(self, connection: WebSocketConnection) -> None:
+        socket = connection.socket
+        # Its pong may wait behind events that we are slow to handle.
+        if socket is not None and socket.crowded:
+            self.pong(connection)
+            return
+        connection.reason = "ping timeout"
+        connection.close(CloseCode.INTERNAL_ERROR, "ping timeout", now=True)
+
+    def lost(self, connection: WebSocketConnection) -> None:
+        """Clean up after a connection whose lane ended."""
+        connection.closed = True
+        connection.discard_queue()
+        self._pings.discard(connection)
+        self._pongs.discard(connection)
+        self._roll.discard(connection)
+        if connection.socket is not None:
+            self.hub.leave(connection.socket, connection.reason or "transport close")
 
     def close(self, code: CloseCode, reason: str) -> None:
         """End all connections."""
+        self._pings.close()
+        self._pongs.close()
         for connection in self._roll:
             connection.close(code, reason)
 

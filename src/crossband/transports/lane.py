@@ -1,0 +1,110 @@
+"""The ASGI extension `crossband.lane`: what a server offers that lends its connections.
+
+After the handshake the hub takes a connection over: ready bytes go straight to the transport,
+what arrives comes straight to a callback, and no task waits on either side. A server without
+it is served over plain ASGI messages, with the same result. `crossband.lane` implements it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from crossband.session import Connection
+from crossband.transports.http import Scope
+
+EXTENSION = "crossband.lane"
+
+
+class Lane(Protocol):
+    """One connection that was taken over, as the hub drives it."""
+
+    # The transport's buffer is full: what is written now would only pile up.
+    paused: bool
+    # Compressed frames may be written (permessage-deflate, no context takeover).
+    deflate: bool
+
+    def write(self, data: bytes) -> None:
+        """Write ready bytes."""
+
+    def close(self, code: int, reason: str) -> None:
+        """End it in order; cut it if the peer does not answer in time."""
+
+    def abort(self) -> None:
+        """Cut it now."""
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the peer until `resume_reading`."""
+
+    def resume_reading(self) -> None:
+        """Take what the peer sent meanwhile, and go on."""
+
+
+class Peer(Protocol):
+    """What is told of a connection that was taken over."""
+
+    def frame_received(self, frame: str | bytes) -> None:
+        """Take a message: text or binary."""
+
+    def too_large(self) -> None:
+        """Take note that a message over the limit was announced; none comes any more."""
+
+    def pong_received(self) -> None:
+        """Take note that the peer is alive."""
+
+    def resume_writing(self) -> None:
+        """Write on: the transport has room again."""
+
+    def connection_lost(self) -> None:
+        """Clean up: the connection has ended."""
+
+
+class WebSocketOffer(Protocol):
+    """What stands under `crossband.lane` in a WebSocket's scope."""
+
+    def __call__(self, peer: Peer, *, limit: int) -> Lane | None:
+        """Take the accepted WebSocket over; messages are bounded by `limit` bytes.
+
+        None where it cannot be: go on over ASGI.
+        """
+
+
+class StreamOffer(Protocol):
+    """What stands under `crossband.lane` in an HTTP request's scope."""
+
+    def __call__(self, scope: Scope, peer: Peer) -> Lane | None:
+        """Take the connection over, after the response was started.
+
+        What is written then is the rest of the body, in chunks as HTTP/1.1 has them. None
+        where it cannot be: go on over ASGI.
+        """
+
+
+def offer_of(scope: Scope) -> Any:
+    """Return what the server offers for this request; None when nothing."""
+    extensions = scope.get("extensions")
+    return extensions.get(EXTENSION) if extensions else None
+
+
+def write_frames(connection: Connection, lane: Lane) -> None:
+    """Write all that waits as one piece of WebSocket frames. Hot: once per tick and client."""
+    queue = connection.queue
+    if lane.paused or not queue:
+        return
+    if lane.deflate:
+        data = b"".join([wire.deflated for wire in queue])
+    elif len(queue) == 1:
+        data = queue[0].frames
+    else:
+        data = b"".join([wire.frames for wire in queue])
+    connection.taken_all()
+    lane.write(data)
+
+
+def close_lane(connection: Connection, lane: Lane, code: int, reason: str) -> None:
+    """Close a lane after what is queued, which is bounded by the outbox."""
+    queue = connection.queue
+    if queue:
+        deflate = lane.deflate
+        lane.write(b"".join([wire.deflated if deflate else wire.frames for wire in queue]))
+        connection.taken_all()
+    lane.close(code, reason)

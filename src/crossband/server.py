@@ -68,9 +68,9 @@ class Server:
     `server.run()` is the same for a process of its own, with signals.
 
     A `Hub`, or a Starlette or FastAPI app that mounts one, sets the WebSocket pings, the
-    largest message and the shutdown timeout. Without the `lane`, they speak ASGI messages
-    with it, as on any other server: slower, and the same to clients. Raises `StartError` when the address cannot
-    be bound, a certificate cannot be read or the app fails to start.
+    largest message and the shutdown timeout. Without the `lane` they exchange ASGI messages
+    with it, as on any other server: slower, and the same to clients. Raises `StartError`
+    when the address cannot be bound, a certificate cannot be read or the app fails to start.
     """
 
     def __init__(

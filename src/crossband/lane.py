@@ -7,7 +7,7 @@ The only file that knows the inside of uvicorn: each private name it leans on is
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -40,6 +40,8 @@ USED: Final = {
         "close_sent",
         "stop_keepalive",
         "handle_connect",
+        "handle_cont",
+        "handle_parser_exception",
     ),
     HttpToolsProtocol: (
         "transport",
@@ -47,14 +49,20 @@ USED: Final = {
         "cycle",
         "flow",
         "pipeline",
+        "loop",
         "scope",
         "on_message_begin",
+        "on_headers_complete",
     ),
 }
 
 # Seconds for the peer to answer our close frame, and after a broken protocol for the
 # transport to deliver it: closed with unread input, the kernel would reset it away.
 CLOSE_TIME: Final = 2.0
+# Frames of one message. Their bytes are bounded anyway, but empty ones cost memory too.
+MAX_FRAGMENTS: Final = 1_024
+# Bytes of a request's head. Node: 16 KiB, nginx: 32 KiB, uvicorn on httptools: no limit.
+MAX_HEAD: Final = 65_536
 # Bytes a client of an event stream may send on before it is cut.
 MAX_PIPELINED: Final = 65_536
 BROKEN_TIME: Final = 0.1
@@ -195,7 +203,9 @@ class WebSocketLane(asyncio.Protocol):
             elif self._closing:
                 continue
             elif kind == websocket.PING:
-                self.transport.write(websocket.encode_pong(payload))
+                # A peer that does not read gets none: the latest alone needs an answer (§5.5.3).
+                if not self.paused:
+                    self.transport.write(websocket.encode_pong(payload))
             elif kind == websocket.TOO_LARGE:
                 self._too_large()
 
@@ -214,6 +224,10 @@ class WebSocketLane(asyncio.Protocol):
     def _handle_library_frame(self, frame: Frame) -> None:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             self._message.append(frame)
+            if len(self._message) > MAX_FRAGMENTS:
+                self._message = []
+                self._break(1009, "too many fragments")
+                return
             if frame.fin:
                 first = self._message[0].opcode
                 payload = b"".join([bytes(part.data) for part in self._message])
@@ -318,6 +332,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             )
             self.transport.close()
 
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self.frames = []
+            self.conn.fail(1009, "too many fragments")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
     def shutdown(self) -> None:
         if self.conn.handshake_exc is not None:
             self.transport.close()
@@ -394,11 +416,54 @@ class StreamLane(asyncio.Protocol):
 
 
 class HTTPProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which can hand a started response to the hub."""
+    """uvicorn's HTTP protocol, which can hand a started response to the hub.
+
+    It also bounds a request's head, in bytes and in time.
+    """
+
+    # Seconds for a head to arrive, from its first byte or the connection's beginning.
+    head_time: ClassVar[float] = 45.0
+
+    # Bytes of the head so far. None between the end of a head and the next one.
+    _head: int | None = 0
+    # None while no head is awaited.
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(self.head_time, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            self._head += len(data)
+        super().data_received(data)
+        if self._head is not None and self._head > MAX_HEAD and not self.transport.is_closing():
+            self.transport.write(
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+                b"connection: close\r\ncontent-length: 0\r\n\r\n"
+            )
+            self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: self.take}  # type: ignore[dict-item]
+        if self._head is None:
+            self._head = 0
+            self._head_timer = self.loop.call_later(self.head_time, self.transport.close)
+
+    def on_headers_complete(self) -> None:
+        self._end_head()
+        super().on_headers_complete()
+
+    def _end_head(self) -> None:
+        self._head = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def take(self, scope: Any, peer: Peer) -> Lane | None:
         """Hand the connection over, its response being started; see `StreamOffer`."""

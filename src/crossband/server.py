@@ -201,6 +201,7 @@ class Server:
 
     def _config(self) -> uvicorn.Config:
         options: dict[str, Any] = {}
+        head_time = Settings().limits.handshake_time
         if self._hubs:
             settings = [hub.settings for hub in self._hubs]
             options["ws_ping_interval"] = min(each.ping_interval for each in settings)
@@ -210,11 +211,14 @@ class Server:
             options["ws_max_size"] = 2 * max(
                 max(each.limits.message_size, each.limits.max_http_buffer_size) for each in settings
             )
+            head_time = max(each.limits.handshake_time for each in settings)
             options["timeout_graceful_shutdown"] = max(each.shutdown_timeout for each in settings)
+        # uvicorn makes its protocols itself: settings reach them by class.
+        http = type("HTTPProtocol", (HTTPProtocol,), {"head_time": head_time})
         config = uvicorn.Config(
             self.app,
             loop="none",
-            http=HTTPProtocol if self._lane else "httptools",
+            http=http if self._lane else "httptools",
             ws=WebSocketProtocol if self._lane else "websockets-sansio",
             interface="asgi3",
             # Logging belongs to the program: the CLI, or the application around the server.

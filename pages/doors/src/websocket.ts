@@ -6,7 +6,7 @@ interface Frame {
   type: string;
   data?: unknown;
   id?: number;
-  offset?: string;
+  offset?: string | null;
   sid?: string;
   session?: string;
   recovered?: boolean;
@@ -116,7 +116,7 @@ export class WebSocketDoor implements Door {
         this.attempt = 0;
         this.session = frame.session;
         // After a recovery the replay is still to come: this is where it begins.
-        this.cursor = frame.offset;
+        if (frame.offset) this.cursor = frame.offset;
         this.listener.onState("connected");
         this.listener.onTransport("websocket");
         this.listener.onWelcome({
@@ -126,7 +126,7 @@ export class WebSocketDoor implements Door {
         });
         break;
       case "gap":
-        this.cursor = frame.offset;
+        this.cursor = frame.offset ?? this.cursor;
         this.listener.onGap({ reason: frame.reason ?? "", offset: frame.offset ?? "" });
         break;
       case "ack":
@@ -142,7 +142,7 @@ export class WebSocketDoor implements Door {
         this.listener.onError(frame.message ?? "The server is shutting down");
         break;
       default:
-        if (frame.offset !== undefined) this.cursor = frame.offset;
+        if (frame.offset) this.cursor = frame.offset;
         if (frame.type === "chat:message") {
           this.listener.onMessage(frame.data, frame.offset ?? "");
         }

@@ -296,6 +296,49 @@ CROWD = {
 }
 
 
+@dataclass
+class Fire:
+    """What came of a run."""
+
+    targets: list[Target]
+    # Numbers sent.
+    count: int
+    # Seconds from the last number until everybody had it.
+    settling: float
+
+    def heard_gaps(self) -> Counter[str]:
+        """Count the gaps by their reason and the kind of client."""
+        return Counter(
+            f"{item} ({target.kind})"
+            for target in self.targets
+            for item in target.heard
+            if isinstance(item, str)
+        )
+
+    def failures(self) -> list[str]:
+        """Name the clients that lost or doubled something."""
+        judged = ((target.kind, judge(target.heard, self.count)) for target in self.targets)
+        return [f"{kind}: {problem}" for kind, problem in judged if problem is not None]
+
+    def report(self) -> str:
+        """Tell the counts, which are of interest even where nothing went wrong."""
+        cuts: Counter[str] = Counter()
+        for target in self.targets:
+            cuts[target.kind] += target.cuts
+        gaps = self.heard_gaps()
+        losses = sum(target.losses for target in self.targets)
+        return (
+            f"  {len(self.targets)} clients, {self.count} numbers, {cuts.total()} cuts, "
+            f"{losses} other losses, {gaps.total()} gaps, {len(self.failures())} failures, "
+            f"all there after {self.settling:.1f} s\n"
+            f"  cuts: {count_of(cuts)}\n  gaps: {count_of(gaps)}\n"
+        )
+
+
+def count_of(counter: Counter[str]) -> str:
+    return ", ".join(f"{what} {number}" for what, number in counter.items()) or "none"
+
+
 async def run(
     hub: FireHub,
     url: str,
@@ -305,8 +348,9 @@ async def run(
     crowd: dict[str, int],
     seconds: float,
     pause: float,
-) -> tuple[list[Target], int]:
-    """Hold the crowd under fire for so many seconds; return it, and the count of numbers."""
+) -> Fire:
+    """Hold the crowd under fire for so many seconds, each cut every `pause` on average."""
+    loop = asyncio.get_running_loop()
     targets = population(node, url, seed, crowd)
     async with contextlib.AsyncExitStack() as stack:
         for target in targets:
@@ -316,85 +360,62 @@ async def run(
             await asyncio.gather(*(target.start() for target in targets[start : start + 20]))
         async with asyncio.timeout(LAST_WORDS):
             await hub.gathered.wait()
-        until = asyncio.get_running_loop().time() + seconds
+        until = loop.time() + seconds
         async with asyncio.TaskGroup() as tasks:
             # Some numbers come after the last cut.
             publishing = tasks.create_task(publish(hub, until + 1))
             for target in targets:
                 tasks.create_task(target.suffer(until, pause))
         count = publishing.result()
+        sent = loop.time()
         # Who does not get there is named by what it heard.
         await asyncio.gather(
             *(asyncio.wait_for(target.reach(count - 1), LAST_WORDS) for target in targets),
             return_exceptions=True,
         )
-    return targets, count
+        return Fire(targets, count, loop.time() - sent)
 
 
 @pytest.fixture
-def seed() -> int:
-    return int(os.environ.get("CROSSBAND_SEED") or secrets.randbelow(10**9))
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Write to the terminal, captured or not."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(text)
+
+    return say
 
 
-def count_of(counter: Counter[str]) -> str:
-    return ", ".join(f"{what} {number}" for what, number in counter.items()) or "none"
-
-
-def report(
-    capsys: pytest.CaptureFixture[str], seed: int, targets: list[Target], count: int
-) -> tuple[int, list[str]]:
-    """Print the seed and the counts, whatever the outcome; return gaps and failures."""
-    gaps = Counter(
-        f"{item} ({target.kind})"
-        for target in targets
-        for item in target.heard
-        if isinstance(item, str)
-    )
-    losses = sum(target.losses for target in targets)
-    cuts: Counter[str] = Counter()
-    failures = []
-    for target in targets:
-        cuts[target.kind] += target.cuts
-        problem = judge(target.heard, count)
-        if problem is not None:
-            failures.append(f"{target.kind}: {problem}")
-    with capsys.disabled():
-        sys.stdout.write(
-            f"\nunder fire: CROSSBAND_SEED={seed}: {len(targets)} clients, {count} numbers, "
-            f"{sum(cuts.values())} cuts, {losses} other losses, {gaps.total()} gaps, "
-            f"{len(failures)} failures\n  cuts: {count_of(cuts)}\n  gaps: {count_of(gaps)}\n"
-        )
-    return gaps.total(), failures
+@pytest.fixture
+def seed(say: Callable[[str], None]) -> int:
+    seed = int(os.environ.get("CROSSBAND_SEED") or secrets.randbelow(10**9))
+    say(f"\nunder fire: CROSSBAND_SEED={seed}\n")
+    return seed
 
 
 async def test_every_client_hears_every_number_once_in_order(
-    serve: Serve, node: NodeRunner, seed: int, capsys: pytest.CaptureFixture[str]
+    serve: Serve, node: NodeRunner, seed: int, say: Callable[[str], None]
 ) -> None:
     hub = FireHub(sum(CROWD.values()))
     server = await serve(hub)
-    targets, count = await run(
-        hub, server.url, node, seed=seed, crowd=CROWD, seconds=30.0, pause=4.0
-    )
-    gaps, failures = report(capsys, seed, targets, count)
-    assert not failures
+    fire = await run(hub, server.url, node, seed=seed, crowd=CROWD, seconds=30.0, pause=4.0)
+    say(fire.report())
+    assert not fire.failures()
     # The default history is 20 s of these numbers: nobody was away for so long.
-    assert gaps == 0
-    assert all(target.heard == list(range(count)) for target in targets)
+    assert not fire.heard_gaps()
+    assert all(target.heard == list(range(fire.count)) for target in fire.targets)
 
 
 async def test_holes_of_a_short_history_are_told_as_gaps(
-    serve: Serve, node: NodeRunner, seed: int, capsys: pytest.CaptureFixture[str]
+    serve: Serve, node: NodeRunner, seed: int, say: Callable[[str], None]
 ) -> None:
     # A fifth of a second of numbers: many are away for longer.
     crowd = {kind: max(4, size // 5) for kind, size in CROWD.items()}
     hub = FireHub(sum(crowd.values()), history_size=10)
     server = await serve(hub)
-    targets, count = await run(
-        hub, server.url, node, seed=seed, crowd=crowd, seconds=5.0, pause=1.0
-    )
-    gaps, failures = report(capsys, seed, targets, count)
-    assert not failures
+    fire = await run(hub, server.url, node, seed=seed, crowd=crowd, seconds=5.0, pause=1.0)
+    say(fire.report())
+    assert not fire.failures()
     # Of every kind there was somebody who missed something, and knew.
-    told = {target.kind for target in targets if any(isinstance(i, str) for i in target.heard)}
-    assert told == set(crowd)
-    assert gaps
+    assert set(fire.heard_gaps()) == {f"expired ({kind})" for kind in crowd}

@@ -1,0 +1,295 @@
+"""The lane: that it is taken, what it leaves alone, and that uvicorn still has what it uses."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import socket as sockets
+from typing import Any
+
+import httpx
+import pytest
+import websockets
+from fastapi import FastAPI, WebSocket
+from websockets.asyncio.client import connect
+
+from crossband import Hub, Socket
+from crossband.lane import USED, HTTPProtocol, StreamLane, WebSocketLane, WebSocketProtocol
+from crossband.server import Server
+from tests.conftest import Serve
+
+
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def websocket_url(server: Server, path: str = "/ws") -> str:
+    return server.url.replace("http", "ws", 1) + path
+
+
+def lanes(server: Server) -> list[object]:
+    """Return the server's connections that were taken over."""
+    runner = server._uvicorn
+    assert runner is not None
+    return [
+        connection
+        for connection in runner.server_state.connections
+        if isinstance(connection, (WebSocketLane, StreamLane))
+    ]
+
+
+def hub_with_echo(**settings: Any) -> Hub:
+    hub = Hub(**settings)
+
+    @hub.on("echo")
+    def echo(socket: Socket, data: Any) -> Any:
+        return data
+
+    return hub
+
+
+@pytest.mark.parametrize("protocol", USED, ids=lambda protocol: protocol.__name__)
+def test_uvicorn_has_what_the_lane_uses(protocol: type[asyncio.Protocol]) -> None:
+    # Attributes are set in methods: their names must stand in the class's source.
+    source = inspect.getsource(protocol)
+    for name in USED[protocol]:
+        assert hasattr(protocol, name) or f"self.{name}" in source, name
+
+
+async def test_connections_of_every_door_are_taken_over(serve: Serve) -> None:
+    hub = hub_with_echo()
+    server = await serve(hub)
+    async with (
+        connect(websocket_url(server)) as raw,
+        connect(websocket_url(server, "/socket.io/?EIO=4&transport=websocket")) as official,
+        httpx.AsyncClient() as http,
+        http.stream("GET", server.url + "/events") as stream,
+    ):
+        await raw.recv()
+        assert (await official.recv())[0] == "0"
+        await official.send("40")
+        assert str(await official.recv()).startswith("40{")
+        lines = stream.aiter_lines()
+        assert await anext(lines) == ": ok"
+        kinds = sorted(type(lane).__name__ for lane in lanes(server))
+        assert kinds == ["StreamLane", "WebSocketLane", "WebSocketLane"]
+        # No task waits for any of them.
+        runner = server._uvicorn
+        assert runner is not None
+        assert not runner.server_state.tasks
+        await hub.emit("x", "é" * 100)
+        assert json.loads(await raw.recv())["data"] == "é" * 100
+        assert "é" * 100 in str(await official.recv())
+        while not (line := await anext(lines)).startswith("event: x"):
+            pass
+        assert line == "event: x"
+
+
+async def test_without_the_lane_all_is_the_same(serve: Serve) -> None:
+    server = await serve(hub_with_echo(), lane=False)
+    async with connect(websocket_url(server)) as raw:
+        assert json.loads(await raw.recv())["type"] == "welcome"
+        await raw.send('{"type": "echo", "data": [1], "id": 1}')
+        assert json.loads(await raw.recv()) == {"type": "ack", "id": 1, "data": [1]}
+        assert lanes(server) == []
+
+
+@pytest.mark.parametrize("lane", [True, False])
+async def test_compressed_messages_pass_both_ways(serve: Serve, lane: bool) -> None:
+    hub = hub_with_echo()
+    server = await serve(hub, lane=lane)
+    text = "crossband " * 500
+    async with connect(websocket_url(server), compression="deflate") as one:
+        assert "permessage-deflate" in str(one.response and one.response.headers)
+        async with connect(websocket_url(server), compression=None) as other:
+            await one.recv()
+            await other.recv()
+            # Twice: each message by itself, whatever came before it.
+            for number in (1, 2):
+                await one.send(json.dumps({"type": "echo", "data": text, "id": number}))
+                assert json.loads(await one.recv())["data"] == text
+            await hub.emit("x", text)
+            for client in (one, other):
+                assert json.loads(await client.recv())["data"] == text
+
+
+@pytest.mark.parametrize("size", [1, 125, 126, 65_535, 65_536, 300_000])
+async def test_binary_of_any_size_passes(serve: Serve, size: int) -> None:
+    hub = Hub(limits={"message_size": 300_000})
+
+    @hub.of("/plain", plain=True).on("message")
+    async def message(socket: Socket, data: bytes) -> None:
+        await socket.emit("message", data)
+
+    server = await serve(hub)
+    async with connect(websocket_url(server, "/ws/plain"), max_size=None) as client:
+        await client.send(b"x" * size)
+        assert await client.recv() == b"x" * size
+
+
+async def test_fragmented_message_is_put_together(serve: Serve) -> None:
+    server = await serve(hub_with_echo())
+    async with connect(websocket_url(server)) as client:
+        await client.recv()
+        message = json.dumps({"type": "echo", "data": "é", "id": 1}, ensure_ascii=False)
+        await client.send(list(message))
+        assert json.loads(await client.recv())["data"] == "é"
+        # And the common case afterwards.
+        await client.send(message)
+        assert json.loads(await client.recv())["data"] == "é"
+
+
+async def test_ping_between_fragments_is_answered(serve: Serve) -> None:
+    server = await serve(hub_with_echo())
+    async with connect(websocket_url(server)) as client:
+        await client.recv()
+        message = json.dumps({"type": "echo", "data": 1, "id": 1})
+
+        async def fragments() -> Any:
+            yield message[:10]
+            await (await client.ping(b"still there"))
+            yield message[10:]
+
+        await client.send(fragments())
+        assert json.loads(await client.recv())["data"] == 1
+
+
+async def test_client_that_closes_is_answered_with_its_code(serve: Serve) -> None:
+    hub = hub_with_echo()
+    reasons: asyncio.Queue[str] = asyncio.Queue()
+
+    @hub.on("disconnect")
+    def left(socket: Socket, reason: str) -> None:
+        reasons.put_nowait(reason)
+
+    server = await serve(hub)
+    client = await connect(websocket_url(server))
+    await client.recv()
+    await client.close(4321, "done")
+    assert client.close_code == 4321
+    assert await reasons.get() == "transport close"
+    assert not hub.sockets
+
+
+async def test_dead_peer_is_ended_by_the_heartbeat(serve: Serve) -> None:
+    hub = hub_with_echo(ping_interval=0.1, ping_timeout=0.1)
+    reasons: asyncio.Queue[str] = asyncio.Queue()
+
+    @hub.on("disconnect")
+    def left(socket: Socket, reason: str) -> None:
+        reasons.put_nowait(reason)
+
+    server = await serve(hub)
+    # One answers its pings, the other is deaf: it never answers anything.
+    async with connect(websocket_url(server), ping_interval=None) as alive:
+        await alive.recv()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(UPGRADE)
+        async with asyncio.timeout(5):
+            assert await reasons.get() == "ping timeout"
+            received = await reader.read()
+        assert b"\x03\xf3ping timeout" in received
+        writer.close()
+        assert len(hub.sockets) == 1
+        await hub.emit("x")
+        assert json.loads(await alive.recv())["type"] == "x"
+
+
+async def test_reader_that_stops_costs_a_bounded_outbox(serve: Serve) -> None:
+    hub = hub_with_echo(limits={"outbox": 100_000})
+    reasons: asyncio.Queue[str] = asyncio.Queue()
+
+    @hub.on("disconnect")
+    def left(socket: Socket, reason: str) -> None:
+        reasons.put_nowait(reason)
+
+    server = await serve(hub)
+    raw = sockets.create_connection(("127.0.0.1", server.port))
+    raw.sendall(
+        b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n",
+    )
+    async with connect(websocket_url(server)) as client, asyncio.timeout(10):
+        await client.recv()
+        number = 0
+        while len(hub.sockets) == 1:
+            await hub.emit("wake")
+            await client.recv()
+        # The stream's client reads nothing: the kernel's buffers fill, then its outbox.
+        while reasons.empty():
+            number += 1
+            await hub.emit("x", [number, "x" * 10_000])
+            message = json.loads(await client.recv())
+            while message["type"] != "x":
+                message = json.loads(await client.recv())
+            # Its neighbour misses nothing.
+            assert message["data"][0] == number
+        assert await reasons.get() == "forced close"
+    raw.close()
+
+
+async def test_other_websocket_routes_keep_their_asgi(serve: Serve) -> None:
+    app = FastAPI()
+    app.mount("/realtime", hub_with_echo())
+
+    @app.websocket("/other")
+    async def other(websocket: WebSocket) -> None:
+        await websocket.accept(subprotocol="a", headers=[(b"x-one", b"1")])
+        await websocket.send_text(await websocket.receive_text())
+        await websocket.send_bytes(await websocket.receive_bytes())
+        await websocket.close(4000, "bye")
+
+    @app.get("/page")
+    async def page() -> dict[str, int]:
+        return {"page": 1}
+
+    server = await serve(app)
+    async with connect(
+        websocket_url(server, "/other"), subprotocols=[websockets.Subprotocol("a")]
+    ) as client:
+        assert client.subprotocol == "a"
+        await client.send("text")
+        assert await client.recv() == "text"
+        await client.send(b"bytes")
+        assert await client.recv() == b"bytes"
+        await client.wait_closed()
+        assert (client.close_code, client.close_reason) == (4000, "bye")
+    async with connect(websocket_url(server, "/realtime/ws")) as client:
+        assert json.loads(await client.recv())["type"] == "welcome"
+        assert len(lanes(server)) == 1
+    async with httpx.AsyncClient() as http:
+        for _ in range(2):
+            assert (await http.get(server.url + "/page")).json() == {"page": 1}
+
+
+async def test_client_that_sent_before_it_was_accepted_is_served_over_asgi(serve: Serve) -> None:
+    hub = hub_with_echo()
+    gate, reached = asyncio.Event(), asyncio.Event()
+
+    @hub.use
+    async def wait(socket: Socket) -> None:
+        reached.set()
+        await gate.wait()
+
+    server = await serve(hub)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(UPGRADE)
+    async with asyncio.timeout(5):
+        await reached.wait()
+        writer.write(bytes((0x81, 0x80 | 33, 0, 0, 0, 0)) + b'{"type":"echo","data":"x","id":1}')
+        # A whole round trip later the server has read it, too.
+        async with httpx.AsyncClient() as http:
+            await http.get(server.url + "/healthz")
+        gate.set()
+        received = b""
+        while b'"type":"ack"' not in received:
+            received += await reader.read(1024)
+    assert lanes(server) == []
+    writer.close()
+
+
+def test_lane_protocols_are_uvicorns_own() -> None:
+    for protocol in USED:
+        assert issubclass(HTTPProtocol, protocol) or issubclass(WebSocketProtocol, protocol)

@@ -19,7 +19,6 @@ from crossband.lane import USED, HTTPProtocol, StreamLane, WebSocketLane, WebSoc
 from crossband.server import Server
 from tests.conftest import Serve
 
-
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"

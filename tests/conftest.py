@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -12,6 +14,24 @@ from crossband.server import Server
 from tests.clients import CLIENTS, Client, NewClient, NodeRunner, OfficialClient
 
 Serve = Callable[..., Awaitable[Server]]
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+# Other than asyncio's own, by test file: what shows the whole server runs on uvloop, as
+# `crossband serve` does.
+LOOPS: dict[str, Mapping[str, LoopFactory]] = {}
+if sys.platform != "win32":
+    import uvloop
+
+    LOOPS["test_fire.py"] = {"uvloop": uvloop.new_event_loop}
+    LOOPS["test_scenario.py"] = {
+        "asyncio": asyncio.new_event_loop,
+        "uvloop": uvloop.new_event_loop,
+    }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, LoopFactory]:
+    return LOOPS.get(item.path.name, {"asyncio": asyncio.new_event_loop})
 
 
 @pytest.fixture

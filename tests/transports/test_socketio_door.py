@@ -928,6 +928,23 @@ async def test_session_left_on_purpose_is_not_kept(
     await connection.close()
 
 
+async def test_session_survives_a_ping_timeout(serve: Serve) -> None:
+    hub = echo_hub(ping_interval=0.1, ping_timeout=0.1)
+    departures = Departures(hub)
+    server = await serve(hub)
+    connection, answer = await engine_websocket(server.url)
+    await hub.emit("number", 0)
+    offset = offset_of(await text(connection))
+    assert await departures.next() == "ping timeout"
+    await close_code(connection)
+    await hub.emit("number", 1)
+    auth = {"pid": answer["pid"], "offset": offset}
+    connection, again = await engine_websocket(server.url, auth)
+    assert again == answer
+    assert (await text(connection)).startswith('42["number",1,')
+    await connection.close()
+
+
 @pytest.mark.parametrize(
     "auth",
     [

@@ -3,13 +3,13 @@
 An HTML comment before a code block of README.md or docs/ says what to do with it:
 
     <!-- run: file NAME -->      save it under that name
-    <!-- run: serve [NAME] -->   run the command and wait for its address; each page's servers
-                                 get free ports in place of those it names
+    <!-- run: serve [NAME] -->   run the command and wait for its address, which stands in place of
+                                 the one in the page. A hub that needs no options is served here
     <!-- run: restart -->        stop that server and start it again where it was
     <!-- run: listen -->         run the command in the background, once it has connected
     <!-- run: publish -->        run the commands; the lines between are what they print
     <!-- run: node [NAME] -->    run it by Node.js, in the background
-    <!-- run: python [NAME] -->  run it by Python, in the background
+    <!-- run: python [NAME] -->  run it in a thread
     <!-- run: browser [NAME] --> type it into the console of a tab on the server's page
     <!-- output: NAME -->        the next lines of that stream; `(any order)` where it has none
     <!-- cut -->                 reset every connection to the server
@@ -33,6 +33,8 @@ import signal
 import socket
 import struct
 import sys
+import threading
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +45,16 @@ import msgspec
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, CDPSession, ConsoleMessage, async_playwright
+from typer.testing import CliRunner
 
 import crossband
+from crossband import Hub, cli
 from crossband.cli.settings import SETTINGS
 from crossband.errors import ERRORS, CloseCode
 from crossband.limits import Limits
+from crossband.server import Server
 from crossband.settings import Settings
+from crossband.standalone import create_hub
 
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"
@@ -234,8 +240,9 @@ class Page:
         self._stack = stack
         self._streams: dict[str, asyncio.Queue[str]] = {}
         self._tabs: dict[str, CDPSession] = {}
-        # By name: the process, its command, and the port it has in the page.
-        self._servers: dict[str, asyncio.subprocess.Process] = {}
+        self._files: dict[str, str] = {}
+        # Those that run here, by name.
+        self._servers: dict[str, Server] = {}
         # What stands in the page, and what it stands for.
         self._known: dict[str, str] = {}
         self._proxies: dict[str, Proxy] = {}
@@ -257,6 +264,7 @@ class Page:
             code = self._fill(step.code)
             match what:
                 case "file":
+                    self._files[name] = code
                     (self._directory / name).write_text(code, encoding="utf-8")
                 case "serve":
                     await self._serve(name, step.code)
@@ -360,24 +368,31 @@ class Page:
     async def _until(self, process: asyncio.subprocess.Process, pattern: str) -> re.Match[str]:
         """Read either output until a line matches."""
         seen: list[str] = []
-        found: asyncio.Future[re.Match[str]] = asyncio.get_running_loop().create_future()
 
-        async def read(stream: asyncio.StreamReader | None) -> None:
+        async def read(stream: asyncio.StreamReader | None) -> re.Match[str] | None:
             assert stream is not None
             async for line in stream:
                 seen.append(line.decode())
-                match = re.search(pattern, seen[-1])
-                if match and not found.done():
-                    found.set_result(match)
+                if match := re.search(pattern, seen[-1]):
+                    return match
+            return None
 
-        for stream in (process.stdout, process.stderr):
-            task = asyncio.create_task(read(stream))
-            self._readers.add(task)
-            task.add_done_callback(self._readers.discard)
+        readers = [asyncio.create_task(read(each)) for each in (process.stdout, process.stderr)]
         try:
-            return await asyncio.wait_for(found, WAIT)
+            for reader in asyncio.as_completed(readers, timeout=WAIT):
+                if match := await reader:
+                    return match
         except TimeoutError:
-            raise AssertionError(f"no {pattern!r} in the output: {''.join(seen)}") from None
+            pass
+        finally:
+            for task in readers:
+                task.cancel()
+            await asyncio.wait(readers)
+            # Nobody is to wait for room in a pipe.
+            for stream in (process.stdout, process.stderr):
+                self._read(stream, None)
+        status = process.returncode
+        raise AssertionError(f"no {pattern!r} in the output (exit {status}): {''.join(seen)}")
 
     async def _serve(self, name: str, code: str) -> None:
         (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
@@ -387,21 +402,36 @@ class Page:
             at = words.index("--port")
             port = words[at + 1]
             del words[at : at + 2]
-        process = await self._start([*words, "--port", "0"])
-        self._servers[name] = process
-        match = await self._until(process, r"http://127\.0\.0\.1:(\d+)")
-        proxy = self._proxies[name] = Proxy(int(match[1]))
+        if words[:2] == ["crossband", "serve"] and len(words) == 3:
+            target = await self._serve_here(name, words[2])
+        elif words == ["crossband", "serve", "--api-keys", "secret"]:
+            target = await self._start_server(name, create_hub(api_keys=["secret"]))
+        else:
+            process = await self._start([*words, "--port", "0"])
+            match = await self._until(process, r"http://127\.0\.0\.1:(\d+)")
+            target = int(match[1])
+        proxy = self._proxies[name] = Proxy(target)
         await proxy.start()
         self._stack.push_async_callback(proxy.stop)
         self._known[f"127.0.0.1:{port}"] = f"127.0.0.1:{proxy.port}"
 
+    async def _serve_here(self, name: str, target: str, *, port: int = 0) -> int:
+        module, _, attribute = target.partition(":")
+        scope: dict[str, Any] = {"__name__": module}
+        exec(compile(self._files[f"{module}.py"], f"{module}.py", "exec"), scope)
+        return await self._start_server(name, scope[attribute], port=port)
+
+    async def _start_server(self, name: str, hub: Hub, *, port: int = 0) -> int:
+        hub.configure(retry=0.1)
+        server = self._servers[name] = Server(hub, port=port)
+        await server.start()
+        self._stack.push_async_callback(server.stop)
+        return server.port
+
     async def _restart(self, name: str, code: str) -> None:
-        await end(self._servers[name])
-        (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
-        port = self._proxies[name].target
-        process = await self._start([*shlex.split(command), "--port", str(port)])
-        self._servers[name] = process
-        await self._until(process, rf"http://127\.0\.0\.1:{port}")
+        (target,) = re.findall(r"^\$ crossband serve (\S+)$", code, re.MULTILINE)
+        await self._servers[name].stop()
+        await self._serve_here(name, target, port=self._proxies[name].target)
 
     async def _listen(self, code: str) -> None:
         (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
@@ -409,12 +439,12 @@ class Page:
         await self._until(process, "connected to")
 
     async def _commands(self, code: str) -> None:
-        for block in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
+        for block in re.split(r"^\$ crossband ", code, flags=re.MULTILINE)[1:]:
             command, *lines = block.splitlines()
-            process = await self._start(shlex.split(self._fill(command)))
-            output, errors = await asyncio.wait_for(process.communicate(), WAIT)
-            got = output.decode().splitlines()
-            assert len(got) == len(lines), f"{command}: {got} {errors.decode()}"
+            words = shlex.split(self._fill(command))
+            result = await asyncio.to_thread(CliRunner().invoke, cli.app, words)
+            got = result.stdout.splitlines()
+            assert len(got) == len(lines), f"{command}: {got} {result.output}"
             for expected, line in zip(lines, got, strict=True):
                 assert self._matches(expected, line), f"expected {expected!r}, got {line!r}"
 
@@ -427,12 +457,26 @@ class Page:
         self._read(process.stderr, name)
 
     async def _python(self, name: str, code: str) -> None:
-        process = await self._start([sys.executable, "-"], code=code)
-        self._read(process.stdout, name)
-        self._read(process.stderr, name)
+        stream = self._stream(name)
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def say(*values: object) -> None:
+            loop.call_soon_threadsafe(stream.put_nowait, " ".join(map(str, values)))
+
+        def run() -> None:
+            try:
+                exec(compile(code, name, "exec"), {"__name__": "__main__", "print": say})
+            except BaseException:
+                say(traceback.format_exc())
+            with contextlib.suppress(RuntimeError):  # the test is over
+                loop.call_soon_threadsafe(done.set_result, None)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
         if "127.0.0.1" not in code:
-            # Nothing to wait for, so it ends by itself.
-            assert await asyncio.wait_for(process.wait(), WAIT) == 0, code
+            # It only defines something.
+            await done
+            assert stream.empty(), stream.get_nowait()
 
     async def _broadcast(self, event: str, data: Any) -> None:
         base = next(iter(self._proxies.values())).target
@@ -509,9 +553,10 @@ class Proxy:
         for pair in list(self._pairs):
             for writer in pair:
                 # With a zero linger, closing sends RST.
-                writer.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
+                with contextlib.suppress(OSError):
+                    writer.get_extra_info("socket").setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
                 writer.transport.abort()
 
     async def stop(self) -> None:
@@ -549,42 +594,16 @@ async def browser() -> AsyncIterator[Browser]:
         await running.close()
 
 
-async def follow(path: Path, text: str, browser: Browser, directory: Path) -> None:
-    """Run the code of a page, in its order."""
+@pytest.mark.browser
+@pytest.mark.node
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+async def test_code_of_the_page_runs(path: Path, browser: Browser, tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        page = Page(directory, browser, stack)
-        for step in steps(text):
+        page = Page(tmp_path, browser, stack)
+        for step in steps(RUNNABLE[path]):
             try:
                 await page.follow(step)
             except AssertionError as error:
                 error.add_note(f"{name_of(path)}:{step.line}: {step.directive}")
                 raise
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def followed(
-    browser: Browser, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[dict[Path, asyncio.Task[None]]]:
-    """Follow all the pages that are asked for at once: they wait more than they work."""
-    wanted = {
-        item.callspec.params.get("path")
-        for item in request.session.items
-        if item.path == Path(__file__) and hasattr(item, "callspec")
-    }
-    tasks = {
-        path: asyncio.create_task(follow(path, text, browser, tmp_path_factory.mktemp("docs")))
-        for path, text in RUNNABLE.items()
-        if path in wanted
-    }
-    yield tasks
-    for task in tasks.values():
-        task.cancel()
-    await asyncio.gather(*tasks.values(), return_exceptions=True)
-
-
-@pytest.mark.browser
-@pytest.mark.node
-@pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
-async def test_code_of_the_page_runs(path: Path, followed: dict[Path, asyncio.Task[None]]) -> None:
-    await followed[path]

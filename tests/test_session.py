@@ -85,6 +85,16 @@ async def test_full_outbox_closes_the_connection() -> None:
     assert not peer.queue
 
 
+async def test_much_at_once_is_not_slowness() -> None:
+    peer = link(limit=10)
+    peer.stalled = False
+    for _ in range(100):
+        peer.push(Wire("x" * 8))
+    assert not peer.closed
+    peer.take()
+    assert peer.taken == ["x" * 8] * 100
+
+
 async def test_drained_waits_until_all_is_written_or_closed() -> None:
     peer = link(100)
     peer.push(Wire("x" * 8))

@@ -7,6 +7,7 @@ The only file that knows the inside of uvicorn: each private name it leans on is
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -25,6 +26,8 @@ from crossband.transports.lane import EXTENSION, Lane, Peer
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
     from websockets.http11 import Request
+
+logger = logging.getLogger("crossband")
 
 # What is used of uvicorn beyond its public API (0.54), by class.
 USED: Final = {
@@ -120,10 +123,12 @@ class WebSocketLane(asyncio.Protocol):
     # The hub's side.
 
     def write(self, data: bytes) -> None:
-        self.transport.write(data)
+        # After a broken frame the hub writes on until it is told of the end.
+        if not self._closing:
+            self.transport.write(data)
 
     def close(self, code: int, reason: str) -> None:
-        if self._closing:
+        if self._closing or self.transport.is_closing():
             return
         self._closing = True
         self.transport.write(websocket.encode_close(code, reason))
@@ -156,7 +161,11 @@ class WebSocketLane(asyncio.Protocol):
     # The transport's side.
 
     def data_received(self, data: bytes) -> None:
-        self._handle(self._splitter.feed(data))
+        try:
+            self._handle(self._splitter.feed(data))
+        except Exception:
+            logger.exception("a frame could not be handled")
+            self._break(1011, "Internal server error")
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -253,11 +262,16 @@ class WebSocketLane(asyncio.Protocol):
     def _half_close(self) -> None:
         if self.transport.is_closing():
             return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self._cut_in(BROKEN_TIME)
-        else:
+        if not self.transport.can_write_eof():
             self.transport.close()
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:
+            # The peer has reset the connection, and the transport is yet to hear of it.
+            self.transport.abort()
+        else:
+            self._cut_in(BROKEN_TIME)
 
     def _protocol(self) -> Protocol:
         if self._library is None:

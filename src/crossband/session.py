@@ -147,7 +147,10 @@ class Connection(ABC):
         self.queue.append(wire)
         self.queued += wire.size
         if self.queued > self.limit and len(self.queue) > 1:
-            self.overflow()
+            # Much at once is not slowness: what the transport takes now is not behind.
+            self.flush()
+            if self.queued > self.limit and len(self.queue) > 1:
+                self.overflow()
         elif not self.dirty:
             self.dirty = True
             self._ticker.add(self)

@@ -181,12 +181,13 @@ class EngineConnection(Connection):
         # Not while fan-out walks the sockets, which may have led here.
         asyncio.get_running_loop().call_soon(self._leave_all, reason)
         if self._reading is not None:
-            patience = 0.1 if now else CLOSE_TIME
+            # An upgrade under way has nobody to wait for.
+            patience = 0.1 if now or self._websocket is None else CLOSE_TIME
             # Raised when it is being cancelled already.
             with contextlib.suppress(RuntimeError):
                 self._reading.reschedule(asyncio.get_running_loop().time() + patience)
         if self._lane is not None:
-            close_lane(self, self._lane, code, text)
+            close_lane(self, self._lane, code, text, now=now)
             return
         if self._websocket is not None:
             self._websocket.close(code, text)

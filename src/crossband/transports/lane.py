@@ -100,8 +100,14 @@ def write_frames(connection: Connection, lane: Lane) -> None:
     lane.write(data)
 
 
-def close_lane(connection: Connection, lane: Lane, code: int, reason: str) -> None:
+def close_lane(
+    connection: Connection, lane: Lane, code: int, reason: str, *, now: bool = False
+) -> None:
     """Close a lane after what is queued, which is bounded by the outbox."""
+    if now and lane.paused:
+        # It does not read: there is no telling it anything.
+        lane.abort()
+        return
     queue = connection.queue
     if queue:
         deflate = lane.deflate

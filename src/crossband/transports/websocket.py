@@ -138,7 +138,7 @@ class WebSocketConnection(Connection):
         if now:
             self.discard_queue()
         if self._lane is not None:
-            close_lane(self, self._lane, code, reason)
+            close_lane(self, self._lane, code, reason, now=now)
         elif self._writer is not None:
             self._writer.close(code, reason)
         if self._reading is not None:
@@ -328,8 +328,9 @@ class WebSocketDoor:
 
     def pong(self, connection: WebSocketConnection) -> None:
         """Note that a client answered its ping."""
-        self._pongs.discard(connection)
-        self._pings.add(connection)
+        if not connection.closed:
+            self._pongs.discard(connection)
+            self._pings.add(connection)
 
     def _ping(self, connection: WebSocketConnection) -> None:
         connection.ping()

@@ -1,0 +1,68 @@
+"""What a hub holds at a moment: after every client has gone it must be what it was before."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import Callable
+
+from crossband import Hub, Socket
+from crossband.broker.memory import MemoryBroker
+from crossband.hub.base import Admission
+from crossband.hub.catchup import CatchUp, Hold
+from crossband.hub.socket import Incoming
+from crossband.session import Acks, Connection
+from crossband.transports.http import Request
+from crossband.transports.websocket import Writer
+
+# Objects there must be none left of.
+_MORTAL = (Socket, Connection, Admission, CatchUp, Hold, Incoming, Acks, Request, Writer)
+
+
+def census(hub: Hub) -> Counter[str]:
+    """Count everything that comes and goes with clients; absent means none."""
+    counts: Counter[str] = Counter()
+    for name, namespace in hub.namespaces.items():
+        counts[f"namespace {name}"] = 1
+        counts["sockets"] += len(namespace.sockets)
+        counts["sessions of sockets"] += len(namespace._by_session)
+        counts["rooms"] += namespace.room_count
+        counts["holds"] += namespace.holds
+    counts["tasks of the hub"] = len(hub._tasks)
+    engine, websockets, streams = hub._engine, hub._websockets, hub._streams
+    if engine is not None and websockets is not None and streams is not None:
+        counts["engine sessions"] = len(engine.connections)
+        counts["lingering sessions"] = len(engine._lingering)
+        counts["streams by id"] = len(streams._by_id)
+        for roll in (engine._roll, websockets._roll, streams._roll):
+            counts["connections"] += len(list(roll))
+        for deadlines in (engine._pings, engine._pongs, engine._connects, engine._lingers):
+            counts["deadlines"] += len(deadlines._due)
+        counts["deadlines"] += len(streams._keepalive._due)
+    broker = hub.broker
+    assert isinstance(broker, MemoryBroker)
+    counts["connected sessions"] = len(broker._connected)
+    for task in asyncio.all_tasks():
+        coroutine = task.get_coro()
+        counts[f"task {getattr(coroutine, '__qualname__', coroutine)}"] += 1
+    return +counts
+
+
+def survivors() -> Counter[str]:
+    """Count the objects of clients that are still alive."""
+    gc.collect()
+    return Counter(
+        type(item).__name__ for item in gc.get_objects() if issubclass(type(item), _MORTAL)
+    )
+
+
+async def returns_to(start: Counter[str], take: Callable[[], Counter[str]]) -> None:
+    """Wait until a count is what it was; say what differs when it does not become so."""
+    for _ in range(500):
+        if take() == start:
+            return
+        # Ends of connections are noticed in their own time, and by no one event.
+        await asyncio.sleep(0.01)
+    now = take()
+    assert now == start, f"left behind: {now - start}; missing: {start - now}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -71,6 +72,10 @@ MAX_PIPELINED: Final = 65_536
 BROKEN_TIME: Final = 0.1
 
 
+def _discard(data: bytes) -> None:
+    """Write nothing: the connection has ended."""
+
+
 class WebSocketLane(asyncio.Protocol):
     """A WebSocket in the hub's hands."""
 
@@ -88,6 +93,7 @@ class WebSocketLane(asyncio.Protocol):
         "deflate",
         "paused",
         "transport",
+        "write",
     )
 
     def __init__(
@@ -101,6 +107,8 @@ class WebSocketLane(asyncio.Protocol):
         paused: bool,
     ) -> None:
         self.transport = transport
+        # The transport's own: nothing of ours is between the hub and it.
+        self.write: Callable[[bytes], None] = transport.write
         self._peer = peer
         # The server's, which waits for all of them at its end.
         self._connections = connections
@@ -122,15 +130,10 @@ class WebSocketLane(asyncio.Protocol):
 
     # The hub's side.
 
-    def write(self, data: bytes) -> None:
-        # After a broken frame the hub writes on until it is told of the end.
-        if not self._closing:
-            self.transport.write(data)
-
     def close(self, code: int, reason: str) -> None:
         if self._closing or self.transport.is_closing():
             return
-        self._closing = True
+        self._stop_writing()
         self.transport.write(websocket.encode_close(code, reason))
         # It was paused if the hub was slow: the answer must be read.
         self._waiting = None
@@ -138,8 +141,13 @@ class WebSocketLane(asyncio.Protocol):
         self._cut_in(CLOSE_TIME)
 
     def abort(self) -> None:
-        self._closing = True
+        self._stop_writing()
         self.transport.abort()
+
+    def _stop_writing(self) -> None:
+        # After a close frame nothing may follow; the hub writes on until it is told of the end.
+        self._closing = True
+        self.write = _discard
 
     def pause_reading(self) -> None:
         if self._waiting is None:
@@ -178,7 +186,7 @@ class WebSocketLane(asyncio.Protocol):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._closing = True
+        self._stop_writing()
         self.paused = False
         self._connections.discard(self)
         if self._timer is not None:
@@ -255,7 +263,7 @@ class WebSocketLane(asyncio.Protocol):
 
     def _end(self, close_frame: bytes) -> None:
         if not self._closing:
-            self._closing = True
+            self._stop_writing()
             self.transport.write(close_frame)
         self._half_close()
 
@@ -370,12 +378,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 class StreamLane(asyncio.Protocol):
     """A response's body in the hub's hands: it writes chunks, and hears when the client left."""
 
-    __slots__ = ("_connections", "_peer", "_received", "deflate", "paused", "transport")
+    __slots__ = ("_connections", "_peer", "_received", "deflate", "paused", "transport", "write")
 
     def __init__(
         self, transport: asyncio.Transport, peer: Peer, connections: set[Any], *, paused: bool
     ) -> None:
         self.transport = transport
+        self.write: Callable[[bytes], None] = transport.write
         self._peer = peer
         self._connections = connections
         self.paused = paused
@@ -383,10 +392,8 @@ class StreamLane(asyncio.Protocol):
         # Bytes a client sent on, which it has no reason to.
         self._received = 0
 
-    def write(self, data: bytes) -> None:
-        self.transport.write(data)
-
     def close(self, code: int, reason: str) -> None:
+        self.write = _discard
         if not self.transport.is_closing():
             self.transport.write(b"0\r\n\r\n")
             self.transport.close()
@@ -394,6 +401,7 @@ class StreamLane(asyncio.Protocol):
             asyncio.get_running_loop().call_later(CLOSE_TIME, self.transport.abort)
 
     def abort(self) -> None:
+        self.write = _discard
         self.transport.abort()
 
     def pause_reading(self) -> None:
@@ -424,6 +432,7 @@ class StreamLane(asyncio.Protocol):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.write = _discard
         self.paused = False
         self._connections.discard(self)
         self._peer.connection_lost()

@@ -40,19 +40,21 @@ class Handshake:
 class Ticker:
     """Flushes every connection that was written to, once per event-loop tick."""
 
-    __slots__ = ("_dirty", "_loop")
+    __slots__ = ("_loop", "dirty")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._dirty: list[Connection] = []
+        # Those to be flushed. Who appends to it calls `schedule` first.
+        self.dirty: list[Connection] = []
 
-    def add(self, connection: Connection) -> None:
-        if not self._dirty:
+    def schedule(self) -> list[Connection]:
+        """See to it that there is a flush, and return the list it will flush."""
+        if not self.dirty:
             self._loop.call_soon(self._flush)
-        self._dirty.append(connection)
+        return self.dirty
 
     def _flush(self) -> None:
-        dirty, self._dirty = self._dirty, []
+        dirty, self.dirty = self.dirty, []
         for connection in dirty:
             connection.dirty = False
             try:
@@ -141,19 +143,24 @@ class Connection(ABC):
         self._drained: asyncio.Future[None] | None = None
 
     def push(self, wire: Wire) -> None:
-        """Queue a message for the next tick. Hot: once per recipient."""
+        """Queue a message for the next tick; `Namespace.deliver` does the same in its loop."""
         if self.closed:
             return
         self.queue.append(wire)
         self.queued += wire.size
-        if self.queued > self.limit and len(self.queue) > 1:
+        if self.queued > self.limit:
+            self.overfull()
+        if not self.dirty:
+            self.dirty = True
+            self._ticker.schedule().append(self)
+
+    def overfull(self) -> None:
+        """Find out whether a client whose outbox is over its limit is slow."""
+        if len(self.queue) > 1:
             # Much at once is not slowness: what the transport takes now is not behind.
             self.flush()
             if self.queued > self.limit and len(self.queue) > 1:
                 self.overflow()
-        elif not self.dirty:
-            self.dirty = True
-            self._ticker.add(self)
 
     def overflow(self) -> None:
         """Disconnect a client that does not keep up; it resumes from its cursor."""

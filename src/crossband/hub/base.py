@@ -8,7 +8,6 @@ import itertools
 import logging
 import re
 import secrets
-import string
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -34,7 +33,6 @@ logger = logging.getLogger("crossband")
 
 # Socket ids are 20 characters: the sharded Redis adapter knows them by that.
 SID_LENGTH = 20
-_ID_ALPHABET = string.ascii_letters + string.digits
 _SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
 # Seconds a client without a session, coming back with a cursor, waits for its connect
 # handler to join rooms before its missed events are sent.
@@ -42,8 +40,8 @@ CONNECT_HANDLER_TIME = 1.0
 
 
 def new_id() -> str:
-    """Return a fresh public id of 20 characters."""
-    return "_" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(SID_LENGTH - 1))
+    """Return a fresh public id of 20 characters, 76 bits of them random."""
+    return "_" + secrets.token_hex(SID_LENGTH // 2)[1:]
 
 
 def is_socket_id(room: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,7 +22,7 @@ from crossband.errors import (
     EventError,
 )
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
-from crossband.hub.events import NAME_LENGTH, check_event, check_name
+from crossband.hub.events import NAME_LENGTH, EventSchema, check_event, check_name
 from crossband.protocol import payload
 from crossband.protocol.payload import Payload
 from crossband.session import Acks, Connection, Handshake
@@ -33,6 +35,8 @@ logger = logging.getLogger("crossband")
 
 # Reasons after which the client is not expected back: its session is dropped.
 FINAL_REASONS = frozenset({"client namespace disconnect", "server namespace disconnect"})
+# What most handlers return; asking whether another type is awaitable takes its time.
+_DATA = frozenset({type(None), dict, list, tuple, str, int, float, bool, bytes})
 # How many times its inbox a client may fill while it owes an acknowledgement: a handler may
 # wait for the answer, and that stands behind the events the client sent before it.
 ACK_INBOX = 8
@@ -257,8 +261,37 @@ class Socket:
         return self._acks is not None and self._acks.resolve(ack_id, answer)
 
     def receive(self, message: Incoming) -> None:
-        """Handle an event after those this client sent before it."""
+        """Handle an event after those this client sent before it. Hot: once per event.
+
+        A plain handler that is alone runs here and now: a task costs more than most of them.
+        """
+        if self._worker is None and not self._inbox:
+            schema = self.namespace.plain_handler(message.event)
+            if schema is not None:
+                self._run_plain(schema, message)
+                return
         self.enqueue(message)
+
+    def _run_plain(self, schema: EventSchema, message: Incoming) -> None:
+        try:
+            bound = schema.bind(message.raws, message.attachments, single=message.single)
+            result = schema.handler(self, *bound)
+            if type(result) not in _DATA and inspect.isawaitable(result):
+                self.enqueue(functools.partial(self._finish, message, result))
+                return
+            answer = encode_answer(result)
+        except Exception as error:
+            self._fail(message, error)
+        else:
+            self._answer(message, answer)
+
+    async def _finish(self, message: Incoming, result: Awaitable[Any]) -> None:
+        try:
+            answer = encode_answer(await result)
+        except Exception as error:
+            self._fail(message, error)
+        else:
+            self._answer(message, answer)
 
     def enqueue(self, job: Incoming | Callable[[], Awaitable[None]]) -> None:
         """Run a job after those before it."""
@@ -328,23 +361,32 @@ class Socket:
     async def _handle(self, message: Incoming) -> None:
         try:
             answer = await self.namespace.dispatch(self, message)
-        except EventError as error:
-            self._refuse(message, error)
         except (Exception, asyncio.CancelledError) as error:
             # Cancelled is also a handler that awaited something that was.
             if isinstance(error, asyncio.CancelledError) and cancelling():
                 if message.reply is not None:
                     message.reply(EventError(code="shutting_down"))
                 raise
-            logger.exception(
-                "the handler of %r in namespace %r failed", message.event, self.namespace.name
-            )
-            self._refuse(message, EventError(code="internal_error"))
+            self._fail(message, error)
         else:
-            if message.reply is not None:
-                message.reply(answer)
-            elif message.ack_id is not None:
-                self.connection.push(self.codec.ack(self.namespace.name, message.ack_id, answer))
+            self._answer(message, answer)
+
+    def _answer(self, message: Incoming, answer: Payload) -> None:
+        if message.reply is not None:
+            message.reply(answer)
+        elif message.ack_id is not None:
+            self.connection.push(self.codec.ack(self.namespace.name, message.ack_id, answer))
+
+    def _fail(self, message: Incoming, error: BaseException) -> None:
+        if not isinstance(error, EventError):
+            logger.error(
+                "the handler of %r in namespace %r failed",
+                message.event,
+                self.namespace.name,
+                exc_info=error,
+            )
+            error = EventError(code="internal_error")
+        self._refuse(message, error)
 
     def _refuse(self, message: Incoming, error: EventError) -> None:
         self.tell(error, message.event, message.ack_id, message.reply)
@@ -375,6 +417,13 @@ def cancelling() -> bool:
     """Tell whether it is this task that is being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def encode_answer(result: Any) -> Payload:
+    """Encode what a handler returned: nothing, one value, or a tuple of several."""
+    if result is None:
+        return payload.EMPTY
+    return payload.encode(result if isinstance(result, tuple) else (result,))
 
 
 class Deadline:

@@ -7,6 +7,7 @@ it is served over plain ASGI messages, with the same result. `crossband.lane` im
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from crossband.session import Connection
@@ -22,9 +23,8 @@ class Lane(Protocol):
     paused: bool
     # Compressed frames may be written (permessage-deflate, no context takeover).
     deflate: bool
-
-    def write(self, data: bytes) -> None:
-        """Write ready bytes."""
+    # Writes ready bytes. An attribute: it is the transport's own `write`, with nothing between.
+    write: Callable[[bytes], None]
 
     def close(self, code: int, reason: str) -> None:
         """End it in order; cut it if the peer does not answer in time."""

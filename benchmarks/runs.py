@@ -1,0 +1,236 @@
+"""A server under load: its process, the load generator's, and what a measurement returns."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Self
+
+import msgspec
+
+from benchmarks import machine
+from benchmarks.contenders import PAYLOAD, Contender
+from benchmarks.install import ROOT, Toolbox
+
+# Seconds for a server to answer, and to end.
+START_TIME = 30.0
+STOP_TIME = 10.0
+
+
+class BenchmarkError(Exception):
+    """A measurement that could not be made; the message says why."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What the load generator saw; latencies in nanoseconds, client_cpu in seconds."""
+
+    count: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    p50: int = 0
+    p99: int = 0
+    max: int = 0
+    extra: int = 0
+    client_cpu: float = 0.0
+
+
+class _Ports(msgspec.Struct):
+    port: int
+    control: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measurement. Costs in nanoseconds of the server's CPU time, latencies in seconds."""
+
+    count: int
+    seconds: float
+    cpu: int
+    p50: float
+    p99: float
+    # Share of a core that the load generator took: near 1, it was the bottleneck.
+    client_busy: float
+    # Bytes per unit, where memory is asked for.
+    memory: float = 0.0
+
+    @classmethod
+    def of(cls, reply: Reply, cpu: int, *, memory: float = 0.0) -> Self:
+        """Set what the load generator saw beside what the server took."""
+        return cls(
+            count=reply.count,
+            seconds=reply.seconds,
+            cpu=cpu,
+            p50=reply.p50 / 1e9,
+            p99=reply.p99 / 1e9,
+            client_busy=reply.client_cpu / reply.seconds,
+            memory=memory,
+        )
+
+    @property
+    def rate(self) -> float:
+        """Units per second."""
+        return self.count / self.seconds
+
+    @property
+    def cost(self) -> float:
+        """CPU time per unit, in microseconds."""
+        return self.cpu / self.count / 1000
+
+
+class Run:
+    """One server with its load generator, from start to stop."""
+
+    def __init__(self, contender: Contender, toolbox: Toolbox) -> None:
+        self.contender = contender
+        self._client_program = toolbox.compile("client")
+        self._command, self._environment = toolbox.command(contender)
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
+        # None before start() and after stop().
+        self._server: subprocess.Popen[bytes] | None = None
+        self._client: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the server, wait for its ports, and start the load generator.
+
+        Raises BenchmarkError.
+        """
+        self._server = subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            env=os.environ | self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        ports = self._ports()
+        command = [str(self._client_program), str(ports.port), str(ports.control), PAYLOAD]
+        if self.contender.control_path is not None:
+            command.append(self.contender.control_path)
+        self._client = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+        )
+
+    def stop(self) -> None:
+        """End both processes."""
+        if self._client is not None:
+            assert self._client.stdin is not None
+            assert self._client.stdout is not None
+            self._client.kill()
+            self._client.wait()
+            self._client.stdin.close()
+            self._client.stdout.close()
+            self._client = None
+        if self._server is not None:
+            assert self._server.stdout is not None
+            # Not a graceful stop: some would wait for clients that are gone.
+            for pid in reversed(list(machine.family(self._server.pid))):
+                _kill(pid)
+            self._server.wait()
+            self._server.stdout.close()
+            self._server = None
+        self._log.close()
+
+    def _ports(self) -> _Ports:
+        assert self._server is not None
+        assert self._server.stdout is not None
+        if self.contender.runtime == "nginx":
+            return self._nginx_ports()
+        line = self._server.stdout.readline()
+        if not line:
+            self._server.wait(STOP_TIME)
+            raise BenchmarkError(f"{self.contender.name} did not start:\n{self._said()}")
+        return msgspec.json.decode(line, type=_Ports)
+
+    def _nginx_ports(self) -> _Ports:
+        port = int(self._command[2].rstrip("/").rpartition("-")[2])
+        deadline = time.monotonic() + START_TIME
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return _Ports(port, port)
+            time.sleep(0.02)
+        raise BenchmarkError(f"{self.contender.name} did not start:\n{self._said()}")
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")[-4000:].strip()
+
+    # -- the server ------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        assert self._server is not None
+        return self._server.pid
+
+    def settle(self) -> None:
+        machine.settle(self.pid)
+
+    # -- the load generator ----------------------------------------------------------------
+
+    def order(self, command: str) -> Reply:
+        """Send a command and wait for its answer. Raises BenchmarkError."""
+        assert self._client is not None
+        assert self._client.stdin is not None
+        assert self._client.stdout is not None
+        try:
+            self._client.stdin.write(command.encode() + b"\n")
+            self._client.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self._client.stdout.readline()
+        if not line:
+            raise BenchmarkError(f"{self.contender.name}: {self._said()}")
+        return msgspec.json.decode(line, type=Reply)
+
+    def connect(self, group: int, door: str, count: int, *, concurrency: int = 32) -> Reply:
+        """Open connections, `concurrency` at a time, each up to its welcome."""
+        protocol, path = ("http", "/") if door == "http" else self.contender.doors[door]
+        return self.order(f"connect {group} {protocol} {count} {concurrency} {path}")
+
+    def measure(self, command: str) -> Sample:
+        """Run a command and set its figures beside the server's CPU time."""
+        before = machine.cpu_time(self.pid)
+        reply = self.order(command)
+        return Sample.of(reply, machine.cpu_time(self.pid) - before)
+
+
+def raise_file_limit() -> int:
+    """Allow as many files as the system lets us; return the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

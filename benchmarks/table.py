@@ -1,0 +1,83 @@
+"""The answers as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.results import GROWTH, TARGETS, Answer, Result
+
+# The load generator's share of a core from which its figures are marked.
+BUSY = 0.9
+
+
+def print_answer(console: Console, answer: Answer) -> None:
+    """Print one question: who answered it, at what cost."""
+    title = f"{answer.question.title} (per {answer.question.unit})"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", min_width=16, no_wrap=True)
+    figures = ("KiB",) if answer.of_memory else ("CPU µs", "per s", "p50 ms", "p99 ms")
+    for header in (*figures, "× floor", "× ours"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for result in answer.results.values():
+        style = "bold" if result.contender.startswith("crossband") else None
+        if result.error is not None or not result.samples:
+            table.add_row(result.contender, f"[red]{result.error or 'no answer'}", style=style)
+            continue
+        value = "memory" if answer.of_memory else "cost"
+        table.add_row(
+            result.contender,
+            *_figures(answer, result),
+            _ratio(answer.ratio(result.contender, "floor", value)),
+            _ratio(answer.ratio(result.contender, "crossband", value)),
+            style=style,
+        )
+    console.print(table)
+
+
+def _figures(answer: Answer, result: Result) -> Sequence[str]:
+    if answer.of_memory:
+        return (f"{result.memory / 1024:.1f}",)
+    busy = result.median(lambda sample: sample.client_busy) > BUSY
+    return (
+        f"{result.cost:.2f}",
+        f"{result.rate:,.0f}{'*' if busy else ''}",
+        f"{result.median(lambda sample: sample.p50) * 1000:.2f}",
+        f"{result.median(lambda sample: sample.p99) * 1000:.2f}",
+    )
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def print_targets(console: Console, answers: Mapping[str, Answer]) -> None:
+    """Print the targets whose questions were asked."""
+    table = Table(title="Targets", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for header in ("target", "measured", ""):
+        table.add_column(header, justify="right")
+    for target in TARGETS:
+        answer = answers.get(target.question)
+        measured = None if answer is None else target.measured(answer)
+        if answer is not None and measured is not None:
+            _add(table, target.question, str(target), measured, target.met(measured))
+    for door in ("ws", "sio", "sse"):
+        for burst in (1, 16):
+            few = answers.get(f"fanout-{door}-500-{burst}")
+            many = answers.get(f"fanout-{door}-5000-{burst}")
+            if few is None or many is None:
+                continue
+            pair = few.results.get("crossband"), many.results.get("crossband")
+            if pair[0] and pair[1] and pair[0].samples and pair[1].samples:
+                grown = pair[1].cost / pair[0].cost
+                _add(table, many.question.id, f"≤ {GROWTH} × 500", grown, grown <= GROWTH)
+    if table.row_count:
+        console.print(table)
+
+
+def _add(table: Table, title: str, target: str, measured: float, met: bool) -> None:
+    table.add_row(title, target, f"{measured:.2f}", "[green]met" if met else "[red]missed")

@@ -160,7 +160,8 @@ class Gap(CrossbandError):
     """A cursor can no longer be caught up from.
 
     `reason` is one of `unknown` (another epoch, or not a cursor of this namespace), `expired`
-    (older than the history) and `session` (the session to resume is gone).
+    (older than the history) and `session` (the session to resume is gone). Clients may also
+    be told `timeout` (a connect handler took too long to say which rooms are theirs).
     """
 
     def __init__(self, reason: str) -> None:

@@ -121,37 +121,51 @@ async def test_client_cut_in_its_replay_leaves_nothing_behind(hub: BaseHub) -> N
     assert asyncio.all_tasks() == tasks
 
 
-async def test_slow_connect_handler_does_not_hold_the_replay_twice(
-    hub: BaseHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("crossband.hub.base.CONNECT_HANDLER_TIME", 0.01)
+async def test_slow_connect_handler_loses_nothing(hub: BaseHub) -> None:
     cursor = await start_of(hub)
-    for n in range(SIZE - 1):
-        hub.emit("n", n)
-    gate, done = asyncio.Event(), asyncio.Event()
+    gate = asyncio.Event()
 
     @hub.on("connect")
     async def connect(socket: Socket) -> None:
         await gate.wait()
-        done.set()
+        await socket.join("late")
 
-    tasks = asyncio.all_tasks()
-    link = Link(hub.ticker, limit=400)
-    socket = await join(hub, link, resume=Resume(None, cursor))
-    async with asyncio.timeout(5):
-        while not link.queued > link.limit // 2:
-            link.flushed.clear()
-            await link.flushed.wait()
-        gate.set()
-        await done.wait()
-        await asyncio.sleep(0)
-        # One waits for the outbox, not two.
-        assert len(asyncio.all_tasks() - tasks) == 1
-        while socket.catching is not None:
-            link.take()
-            await asyncio.sleep(0)
-    link.take()
-    assert numbers(link) == list(range(SIZE - 1))
+    hub.to("late").emit("n", 0)
+    link = Link(hub.ticker, stalled=False)
+    await join(hub, link, resume=Resume(None, cursor))
+    hub.to("late").emit("n", 1)
+    hub.emit("n", 2)
+    gate.set()
+    await link.messages(4)
+    hub.emit("n", 3)
+    await link.messages(5)
+    assert numbers(link) == [0, 1, 2, 3]
+
+
+async def test_too_slow_connect_handler_is_a_gap(
+    hub: BaseHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.base.CONNECT_HANDLER_TIME", 0.01)
+    cursor = await start_of(hub)
+    gate = asyncio.Event()
+
+    @hub.on("connect")
+    async def connect(socket: Socket) -> None:
+        await gate.wait()
+        await socket.join("late")
+
+    hub.to("late").emit("n", 0)
+    link = Link(hub.ticker, stalled=False)
+    await join(hub, link, resume=Resume(None, cursor))
+    welcome, gap = await link.messages(2)
+    assert welcome["type"] == "welcome"
+    assert gap == {"type": "gap", "reason": "timeout", "offset": hub.broker.head("/")}
+    assert hub.holds == 0
+    # From there on it is live.
+    hub.emit("n", 1)
+    await link.messages(3)
+    assert numbers(link) == [1]
+    gate.set()
 
 
 class Picky(EnvelopeCodec):

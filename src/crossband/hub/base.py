@@ -35,8 +35,8 @@ logger = logging.getLogger("crossband")
 SID_LENGTH = 20
 _SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
 # Seconds a client without a session, coming back with a cursor, waits for its connect
-# handler to join rooms before its missed events are sent.
-CONNECT_HANDLER_TIME = 1.0
+# handlers to join its rooms. Its events are held meanwhile; past it, it is told of a gap.
+CONNECT_HANDLER_TIME = 5.0
 
 
 def new_id() -> str:
@@ -509,7 +509,7 @@ class BaseHub(Namespace):
             else:
                 # Without a session its rooms are those the connect handler will join.
                 timer = asyncio.get_running_loop().call_later(
-                    CONNECT_HANDLER_TIME, namespace.advance, socket
+                    CONNECT_HANDLER_TIME, self._connect_is_late, socket, catch_up
                 )
                 socket.enqueue(lambda: self._connect_then_advance(socket, timer))
         if namespace.registry.connect and (catch_up is None or admission.taken is not None):
@@ -524,6 +524,28 @@ class BaseHub(Namespace):
         finally:
             timer.cancel()
             socket.namespace.advance(socket)
+
+    def _connect_is_late(self, socket: Socket, catch_up: CatchUp) -> None:
+        # After a stall of the loop timers come first: whoever was ready all along goes before.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._give_up_catching_up, socket, catch_up)
+
+    def _give_up_catching_up(self, socket: Socket, catch_up: CatchUp) -> None:
+        if socket.catching is not catch_up or catch_up.begun:
+            return
+        namespace = socket.namespace
+        socket.catching = None
+        namespace.release(catch_up)
+        logger.warning(
+            "a connect handler of namespace %r takes more than %g s: a client that came back "
+            "is told of a gap",
+            namespace.name,
+            CONNECT_HANDLER_TIME,
+        )
+        head = self.broker.head(namespace.name)
+        notice = socket.codec.gap(namespace.name, reason="timeout", offset=head)
+        if notice is not None:
+            socket.connection.push(notice)
 
     def leave(self, socket: Socket, reason: str, *, keep_session: bool = True) -> None:
         """Take a socket out of its namespace, and keep its session if it may come back."""

@@ -38,7 +38,7 @@ class CatchUp:
     moment both are empty.
     """
 
-    __slots__ = ("_missed", "_seen", "hold", "pausing", "socket")
+    __slots__ = ("_missed", "_seen", "begun", "hold", "pausing", "socket")
 
     def __init__(self, missed: Iterable[Publication], hold: Hold) -> None:
         self._missed = deque(missed)
@@ -46,6 +46,8 @@ class CatchUp:
         self.hold = hold
         # None until opened.
         self.socket: Socket | None = None
+        # Some of it was sent, or could have been.
+        self.begun = False
         # Its outbox is full: somebody waits to go on.
         self.pausing = False
 

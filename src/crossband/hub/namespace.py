@@ -417,6 +417,7 @@ class Namespace(Handlers):
         connection = socket.connection
         if connection.closed:
             return
+        catch_up.begun = True
         rooms = socket.rooms
         while connection.queued <= connection.limit // 2:
             publication = catch_up.next()

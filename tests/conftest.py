@@ -23,10 +23,11 @@ if sys.platform != "win32":
     import uvloop
 
     LOOPS["test_fire.py"] = {"uvloop": uvloop.new_event_loop}
-    LOOPS["test_scenario.py"] = {
-        "asyncio": asyncio.new_event_loop,
-        "uvloop": uvloop.new_event_loop,
-    }
+    for name in ("test_scenario.py", "test_hostile.py", "test_leaks.py"):
+        LOOPS[name] = {
+            "asyncio": asyncio.new_event_loop,
+            "uvloop": uvloop.new_event_loop,
+        }
 
 
 @pytest.hookimpl(optionalhook=True)

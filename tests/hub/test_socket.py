@@ -215,3 +215,57 @@ async def test_acknowledgement_without_json_form_is_an_internal_error(hub: BaseH
             link.flushed.clear()
             await link.flushed.wait()
     assert "internal_error" in str(link.taken[-1])
+
+
+async def test_client_that_leaves_without_its_answer_is_no_error(
+    hub: BaseHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = asyncio.Event()
+
+    @hub.on("ask")
+    async def ask(socket: Socket) -> None:
+        await socket.emit_with_ack("question")
+
+    @hub.on("disconnect")
+    def disconnect(socket: Socket, reason: str) -> None:
+        ended.set()
+
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link)
+    outcome: list[Payload | EventError] = []
+    socket.receive(Incoming("ask", [], reply=outcome.append))
+    await link.messages(2)
+    hub.leave(socket, "transport close")
+    async with asyncio.timeout(1):
+        await ended.wait()
+    assert not caplog.records
+    (answer,) = outcome
+    assert isinstance(answer, EventError)
+    assert answer.code == "unknown_client"
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_plain_handler_that_met_a_cancelled_future_answers_an_error(
+    later: bool, hub: BaseHub
+) -> None:
+    cancelled = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+
+    @hub.on("bad")
+    def bad(socket: Socket) -> Any:
+        return cancelled if later else cancelled.result()
+
+    outcome: list[Payload | EventError] = []
+    answered = asyncio.Event()
+
+    def reply(answer: Payload | EventError) -> None:
+        outcome.append(answer)
+        answered.set()
+
+    socket = await join(hub, Link(hub.ticker))
+    socket.receive(Incoming("bad", [], reply=reply))
+    async with asyncio.timeout(1):
+        await answered.wait()
+    (answer,) = outcome
+    assert isinstance(answer, EventError)
+    assert answer.code == "internal_error"

@@ -280,15 +280,16 @@ class Socket:
                 self.enqueue(functools.partial(self._finish, message, result))
                 return
             answer = encode_answer(result)
-        except Exception as error:
-            self._fail(message, error)
+        except (Exception, asyncio.CancelledError) as error:
+            # Not inside a task of ours: a plain handler can only have raised it.
+            self._fail(message, error, stopping=False)
         else:
             self._answer(message, answer)
 
     async def _finish(self, message: Incoming, result: Awaitable[Any]) -> None:
         try:
             answer = encode_answer(await result)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._fail(message, error)
         else:
             self._answer(message, answer)
@@ -362,11 +363,6 @@ class Socket:
         try:
             answer = await self.namespace.dispatch(self, message)
         except (Exception, asyncio.CancelledError) as error:
-            # Cancelled is also a handler that awaited something that was.
-            if isinstance(error, asyncio.CancelledError) and cancelling():
-                if message.reply is not None:
-                    message.reply(EventError(code="shutting_down"))
-                raise
             self._fail(message, error)
         else:
             self._answer(message, answer)
@@ -377,7 +373,15 @@ class Socket:
         elif message.ack_id is not None:
             self.connection.push(self.codec.ack(self.namespace.name, message.ack_id, answer))
 
-    def _fail(self, message: Incoming, error: BaseException) -> None:
+    def _fail(self, message: Incoming, error: BaseException, *, stopping: bool = True) -> None:
+        # Cancelled is also a handler that awaited something that was.
+        if stopping and isinstance(error, asyncio.CancelledError) and cancelling():
+            if message.reply is not None:
+                message.reply(EventError(code="shutting_down"))
+            raise error
+        if isinstance(error, Disconnected) and not self.connected:
+            # It asked its own client, who left: nobody failed, nobody waits.
+            error = EventError(code="unknown_client")
         if not isinstance(error, EventError):
             logger.error(
                 "the handler of %r in namespace %r failed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from typing import Any
 
@@ -100,6 +101,35 @@ async def test_cursor_alone_catches_up_by_another_door(
     assert not second.gaps
     # A socket of its own: the session was not asked for.
     assert second.sid != first.sid
+
+
+@pytest.mark.parametrize("kind", ["websocket", "sse"])
+async def test_slow_connect_handler_loses_nothing(
+    kind: str, serve: Serve, new_client: NewClient
+) -> None:
+    hub = Hub()
+    looked_up = asyncio.Event()
+
+    @hub.on("connect")
+    async def connect(socket: Socket) -> None:
+        # With a cursor and no session its rooms are known only after this.
+        await looked_up.wait()
+        await socket.join("numbers")
+
+    server = await serve(hub)
+    cursor = await hub.emit("number", 0)
+    await hub.to("numbers").emit("number", 1)
+    client = new_client(kind)
+    await client.connect(server.url, offset=cursor)
+    await hub.to("numbers").emit("number", 2)
+    await hub.emit("number", 3)
+    looked_up.set()
+    await client.next_event("number")
+    await hub.to("numbers").emit("number", 4)
+    for _ in range(3):
+        await client.next_event("number")
+    assert client.data_of("number") == [1, 2, 3, 4]
+    assert not client.gaps
 
 
 @pytest.mark.node

@@ -72,11 +72,15 @@ class Tape {
 
   gap(reason) {
     this.heard.push(reason);
+    for (const { resolve } of this.#awaited) resolve();
+    this.#awaited = [];
   }
 
+  // Waits for the last number, which was sent, or a gap in its place.
   until(last) {
     return new Promise((resolve) => {
-      if (this.heard.some((value) => value >= last)) resolve();
+      const latest = this.heard.at(-1);
+      if (latest >= last || typeof latest === "string") resolve();
       else this.#awaited.push({ last, resolve });
     });
   }

@@ -82,7 +82,6 @@ class Hub(BaseHub):
         settings = self.settings
         path = request.path
         if not self.started:
-            await request.receive()
             await request.deny(EventError(code="shutting_down"))
             return
         if path.rstrip("/") == settings.socketio_path:
@@ -92,7 +91,6 @@ class Hub(BaseHub):
         if rest is not None:
             await self._websockets.serve(request, rest or "/")
             return
-        await request.receive()
         await request.deny(self._lost(request))
 
     async def _serve_http(self, request: Request) -> None:

@@ -7,17 +7,25 @@ The only file that knows the inside of uvicorn: each private name it leans on is
 from __future__ import annotations
 
 import asyncio
+import binascii
 import logging
+from base64 import b64decode, b64encode
 from collections.abc import Callable
+from hashlib import sha1
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import PayloadTooBig
+from websockets.exceptions import InvalidHeader, NegotiationError, PayloadTooBig
 from websockets.extensions.permessage_deflate import (
     PerMessageDeflate,
+    ServerPerMessageDeflateFactory,
 )
 from websockets.frames import Frame, Opcode
+from websockets.headers import build_extension, parse_extension
 from websockets.protocol import SERVER, Protocol
 
 from crossband.protocol import websocket
@@ -26,7 +34,6 @@ from crossband.transports.lane import EXTENSION, Lane, Peer
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
-    from websockets.http11 import Request
 
 logger = logging.getLogger("crossband")
 
@@ -43,7 +50,7 @@ USED: Final = {
         "handshake_complete",
         "close_sent",
         "stop_keepalive",
-        "handle_connect",
+        "app",
         "handle_cont",
         "handle_parser_exception",
     ),
@@ -57,6 +64,19 @@ USED: Final = {
         "scope",
         "on_message_begin",
         "on_headers_complete",
+        "handle_websocket_upgrade",
+        "url",
+        "headers",
+        "server",
+        "client",
+        "scheme",
+        "root_path",
+        "asgi_version",
+        "app",
+        "app_state",
+        "tasks",
+        "config",
+        "server_state",
     ),
 }
 
@@ -67,6 +87,18 @@ CLOSE_TIME: Final = 2.0
 MAX_FRAGMENTS: Final = 1_024
 # Bytes of a request's head. Node: 16 KiB, nginx: 32 KiB, uvicorn on httptools: no limit.
 MAX_HEAD: Final = 65_536
+# Header lines of a handshake; as `websockets`.
+MAX_HEADERS: Final = 128
+# RFC 6455 §1.3.
+GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+# No context is kept in either direction: a compressed frame is built once for all, and an
+# idle connection holds no window.
+DEFLATE: Final = ServerPerMessageDeflateFactory(
+    server_no_context_takeover=True,
+    client_no_context_takeover=True,
+    server_max_window_bits=websocket.WINDOW_BITS,
+    client_max_window_bits=websocket.WINDOW_BITS,
+)
 # Bytes a client of an event stream may send on before it is cut.
 MAX_PIPELINED: Final = 65_536
 BROKEN_TIME: Final = 0.1
@@ -297,15 +329,169 @@ class WebSocketLane(asyncio.Protocol):
         self.transport.abort()
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, which can hand its connection to the hub."""
+class Handshake(asyncio.Protocol):
+    """A WebSocket that is not accepted yet: the application decides who carries it.
 
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        # Not there when the handshake was refused. The application starts at the next tick.
-        scope = getattr(self, "scope", None)
-        if scope is not None:
-            scope["extensions"][EXTENSION] = self.take
+    The hub takes the lane: the handshake is answered here, from the request that was parsed
+    once. Any other application exchanges ASGI messages, and at its first one uvicorn's own
+    protocol is put in place, with its behaviour unchanged.
+    """
+
+    def __init__(self, http: HTTPProtocol, scope: dict[str, Any], key: bytes) -> None:
+        self._http = http
+        self._scope = scope
+        self._key = key
+        self.transport: asyncio.Transport = http.transport
+        # What the client sent before it was accepted.
+        self._early = b""
+        self._lost = False
+        self._writable = True
+        # One of the two once the application has decided.
+        self._delegate: WebSocketProtocol | None = None
+        self._lane: WebSocketLane | None = None
+        # How the application ended, for the delegate to draw its conclusions.
+        self._outcome: asyncio.Future[Any] | None = None
+
+    # The application's side.
+
+    async def run(self) -> None:
+        """Run the application."""
+        try:
+            result = await self._http.app(self._scope, self._receive, self._send)
+        except BaseException as error:
+            if self._lane is not None:
+                logger.exception("a connection could not be taken over")
+                self._lane.abort()
+                return
+            self._become()
+            assert self._outcome is not None
+            self._outcome.set_exception(error)
+        else:
+            if self._lane is None:
+                self._become()
+                assert self._outcome is not None
+                self._outcome.set_result(result)
+
+    async def _receive(self) -> Any:
+        return await self._become().receive()
+
+    async def _send(self, message: Any) -> None:
+        await self._become().send(message)
+
+    def take(self, peer: Peer, *, limit: int) -> Lane | None:
+        """Hand the connection over; see `WebSocketOffer`."""
+        if self._delegate is not None:
+            return self._delegate.take(peer, limit=limit)
+        transport = self.transport
+        if self._lost or self._lane is not None or transport.is_closing():
+            return None
+        extension, extension_header = self._negotiate()
+        connections = self._http.connections
+        lane = WebSocketLane(
+            transport,
+            peer,
+            connections,
+            limit=limit,
+            extension=extension,
+            paused=not self._writable,
+        )
+        self._lane = lane
+        transport.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
+            % (b64encode(sha1(self._key + GUID, usedforsecurity=False).digest()), extension_header)
+        )
+        connections.discard(self)
+        connections.add(lane)  # type: ignore[arg-type]
+        transport.set_protocol(lane)
+        if self._early:
+            asyncio.get_running_loop().call_soon(lane.data_received, self._early)
+        access = logging.getLogger("uvicorn.error")
+        if access.isEnabledFor(logging.INFO):
+            scope: Any = self._scope
+            access.info(
+                '%s - "WebSocket %s" [accepted]',
+                get_client_addr(scope),
+                get_path_with_query_string(scope),
+            )
+        return lane
+
+    def _negotiate(self) -> tuple[PerMessageDeflate | None, bytes]:
+        # RFC 7692 §5: the first offer that suits; none is no error.
+        if not self._http.config.ws_per_message_deflate:
+            return None, b""
+        for name, value in self._scope["headers"]:
+            if name == b"sec-websocket-extensions":
+                try:
+                    offers = parse_extension(value.decode("latin-1"))
+                except InvalidHeader:
+                    continue
+                for offered, parameters in offers:
+                    if offered == DEFLATE.name:
+                        try:
+                            accepted, extension = DEFLATE.process_request_params(parameters, [])
+                        except NegotiationError:
+                            continue
+                        header = build_extension([(DEFLATE.name, accepted)])
+                        return extension, b"Sec-WebSocket-Extensions: %b\r\n" % header.encode()
+        return None, b""
+
+    def _become(self) -> WebSocketProtocol:
+        """Put uvicorn's protocol in place, as its HTTP protocol does at an upgrade."""
+        if self._delegate is not None:
+            return self._delegate
+        http = self._http
+        protocol = WebSocketProtocol(http.config, http.server_state, http.app_state)
+        self._delegate = protocol
+        outcome = self._outcome = asyncio.get_running_loop().create_future()
+
+        async def app(*_: Any) -> Any:
+            return await outcome
+
+        # The application runs already: uvicorn waits for its end.
+        protocol.app = app
+        http.connections.discard(self)
+        protocol.connection_made(self.transport)
+        head = [b"GET ", http.url, b" HTTP/1.1\r\n"]
+        for name, value in http.headers:
+            head += [name, b": ", value, b"\r\n"]
+        protocol.data_received(b"".join([*head, b"\r\n"]))
+        if not self._writable:
+            protocol.pause_writing()
+        self.transport.set_protocol(protocol)
+        if self._early:
+            protocol.data_received(self._early)
+        if self._lost:
+            protocol.connection_lost(None)
+        return protocol
+
+    # The transport's side.
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data
+        if len(self._early) > MAX_HEAD:
+            self.transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._http.connections.discard(self)
+
+    def shutdown(self) -> None:
+        """End it when the server stops, before the application decided."""
+        self.transport.close()
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol, which can hand its accepted connection to the hub."""
 
     def take(self, peer: Peer, *, limit: int) -> Lane | None:
         """Hand the accepted connection over; see `WebSocketOffer`."""
@@ -482,6 +668,70 @@ class HTTPProtocol(HttpToolsProtocol):
         self._end_head()
         super().on_headers_complete()
 
+    def handle_websocket_upgrade(self) -> None:
+        key = self._websocket_key()
+        if key is None:
+            # Not a handshake, or not one of the common case: the library knows what to answer.
+            super().handle_websocket_upgrade()
+            return
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        if "%" in path:
+            path = unquote(path)
+        protocols = [value for name, value in self.headers if name == b"sec-websocket-protocol"]
+        scope: dict[str, Any] = {
+            "type": "websocket",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": "wss" if self.scheme == "https" else "ws",
+            "server": self.server,
+            "client": self.client,
+            "root_path": self.root_path,
+            "path": self.root_path + path,
+            "raw_path": self.root_path.encode("ascii") + url.path,
+            "query_string": url.query or b"",
+            "headers": self.headers,
+            "subprotocols": [
+                token.strip() for value in protocols for token in value.decode("latin-1").split(",")
+            ],
+            "state": self.app_state.copy(),
+            "extensions": {"websocket.http.response": {}},
+        }
+        handshake = Handshake(self, scope, key)
+        scope["extensions"][EXTENSION] = handshake.take
+        self.connections.discard(self)
+        self.connections.add(handshake)  # type: ignore[arg-type]
+        self.transport.set_protocol(handshake)
+        task = self.loop.create_task(handshake.run())
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    def _websocket_key(self) -> bytes | None:
+        """Return the key of a handshake as RFC 6455 §4.2.1 wants it; None of any other."""
+        found: dict[bytes, bytes] = {}
+        for name, value in self.headers:
+            if name in _HANDSHAKE_HEADERS:
+                if name in found:
+                    return None
+                found[name] = value
+        key = found.get(b"sec-websocket-key", b"")
+        try:
+            valid = len(key) == 24 and len(b64decode(key, validate=True)) == 16
+        except binascii.Error:
+            valid = False
+        if (
+            valid
+            and found.get(b"sec-websocket-version") == b"13"
+            and b"host" in found
+            # A body, or one more way to say how long it is: not of the common case.
+            and len(found) == 3
+            and len(self.headers) <= MAX_HEADERS
+            and self.scope["method"] == "GET"
+            and self.scope["http_version"] == "1.1"
+        ):
+            return key
+        return None
+
     def _end_head(self) -> None:
         self._head = None
         if self._head_timer is not None:
@@ -514,6 +764,18 @@ class HTTPProtocol(HttpToolsProtocol):
         # A cycle of references, through the parser's callbacks.
         self.parser = None  # type: ignore[assignment]
         return lane
+
+
+# Told by name what a handshake must have once, and what it must not have at all.
+_HANDSHAKE_HEADERS: Final = frozenset(
+    {
+        b"host",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"content-length",
+        b"transfer-encoding",
+    }
+)
 
 
 class _Gone(asyncio.Transport):

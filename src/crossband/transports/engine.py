@@ -313,6 +313,8 @@ class EngineConnection(Connection):
                 self._door.carry(self)
                 if self._take_over(request):
                     return
+                if not upgrade:
+                    await request.accept()
                 self._websocket = writer
                 self._reading = reading
                 task = loop.create_task(writer.run())
@@ -629,7 +631,6 @@ class EngineDoor:
 
     async def serve_websocket(self, request: Request) -> None:
         """Serve a WebSocket: a session of its own, or the upgrade of a polling one."""
-        await request.receive()
         try:
             request.cors(self.hub.settings.cors_origins)
         except EventError as error:
@@ -647,7 +648,6 @@ class EngineDoor:
             return
         sid = request.first("sid")
         if sid is None:
-            await request.send({"type": "websocket.accept"})
             connection = self._open(request, "websocket")
             # Before anything else may be queued.
             connection.push(Wire(self._open_packet(connection, [])))
@@ -659,7 +659,7 @@ class EngineDoor:
         if connection.transport == "websocket" or connection.state is not State.OPEN:
             await request.deny(EventError("Bad request", code="invalid_request", engine=3))
             return
-        await request.send({"type": "websocket.accept"})
+        await request.accept()
         await connection.serve(request, upgrade=True)
 
     def _problem(self, request: Request, transport: str) -> str | None:

@@ -44,6 +44,8 @@ class Request:
         self.send = send
         # Below the mount point.
         self.path = path
+        # The "websocket.connect" message was taken.
+        self._connect_seen = False
 
     @property
     def method(self) -> str:
@@ -149,8 +151,19 @@ class Request:
             headers = [*headers, (b"connection", b"close")]
         await self.respond(error.status, _body(error), headers=headers)
 
+    async def accept(self) -> None:
+        """Accept a WebSocket handshake, over ASGI."""
+        await self._see_connect()
+        await self.send({"type": "websocket.accept"})
+
+    async def _see_connect(self) -> None:
+        if not self._connect_seen:
+            self._connect_seen = True
+            await self.receive()
+
     async def deny(self, error: EventError) -> None:
         """Refuse a WebSocket handshake over HTTP, where the server can; else close it."""
+        await self._see_connect()
         if "websocket.http.response" not in self.scope.get("extensions", {}):
             await self.send({"type": "websocket.close", "code": 4000 + error.status})
             return

@@ -62,9 +62,10 @@ class WebSocketOffer(Protocol):
     """What stands under `crossband.lane` in a WebSocket's scope."""
 
     def __call__(self, peer: Peer, *, limit: int) -> Lane | None:
-        """Take the accepted WebSocket over; messages are bounded by `limit` bytes.
+        """Take the WebSocket over, accepting it if that was not done over ASGI.
 
-        None where it cannot be: go on over ASGI.
+        Messages are bounded by `limit` bytes. What the client sent already comes at the next
+        tick. None where it cannot be taken: go on over ASGI.
         """
 
 

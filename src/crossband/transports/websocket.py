@@ -234,7 +234,6 @@ class WebSocketDoor:
     async def serve(self, request: Request, namespace_name: str) -> None:
         """Serve one WebSocket from handshake to end."""
         hub = self.hub
-        await request.receive()
         limits = hub.settings.limits
         connection = WebSocketConnection(hub.ticker, self, limit=limits.outbox)
         try:
@@ -257,23 +256,24 @@ class WebSocketDoor:
         except EventError as error:
             await request.deny(error)
             return
-        try:
-            await request.send({"type": "websocket.accept"})
-        except BaseException:
-            hub.withdraw(admission)
-            raise
         socket = connection.socket = admission.socket
         read: Reader = self._read_plain if codec is PLAIN else self._read_envelope
         connection.read = read
-        self._roll.add(connection)
         offer: WebSocketOffer | None = offer_of(request.scope)
         lane = offer(connection, limit=limits.message_size) if offer is not None else None
         if lane is not None:
+            # From here on the lane tells: of frames, and of the end.
+            self._roll.add(connection)
             connection.attach(lane)
             self._pings.add(connection)
-            # From here on the lane tells: of frames, and of the end.
             hub.open(admission)
             return
+        try:
+            await request.accept()
+        except BaseException:
+            hub.withdraw(admission)
+            raise
+        self._roll.add(connection)
         reason = "transport error"
 
         def receive_frame(frame: str | bytes) -> None:

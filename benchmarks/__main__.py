@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -46,9 +47,7 @@ class Bench:
             ]
             for question in questions
         }
-        rounds = {
-            question: 1 if question.once else self._scale.repetitions for question in questions
-        }
+        rounds = {question: question.rounds(self._scale) for question in questions}
         total = sum(rounds[each] * len(plan[each]) for each in questions)
         self._progress.update(self._task, total=total)
         answers: dict[str, Answer] = {}
@@ -68,23 +67,27 @@ class Bench:
         with ExitStack() as stack:
             runs: dict[str, Run] = {}
             failed: dict[str, str] = {}
-            for contender in plan[questions[0]]:
-                self._tell(questions[0], f"starting {contender.name}")
+            first = questions[0]
+            self._tell(first, "starting the servers")
+            for contender in plan[first]:
                 try:
-                    run = stack.enter_context(Run(contender, self._toolbox))
-                    door = questions[0].door_of(contender)
-                    if questions[0].clients and door is not None:
-                        run.connect(0, door, questions[0].clients)
-                    runs[contender.name] = run
+                    run = runs[contender.name] = Run(contender, self._toolbox)
                 except Missing as missing:
-                    if contender.name not in self._missing:
-                        self._missing.add(contender.name)
-                        self._progress.console.print(f"{contender.name} is left out: {missing}")
-                    self._progress.advance(
-                        self._task, sum(rounds[question] for question in questions)
-                    )
+                    self._leave_out(contender, str(missing))
+                    self._progress.advance(self._task, sum(rounds[each] for each in questions))
+                else:
+                    stack.callback(run.stop)
+                    run.launch()
+            for name, run in list(runs.items()):
+                self._tell(first, f"connecting to {name}")
+                try:
+                    run.ready()
+                    door = first.door_of(run.contender)
+                    if first.clients and door is not None:
+                        run.connect(0, door, first.clients)
                 except BenchmarkError as error:
-                    failed[contender.name] = str(error)
+                    failed[name] = str(error)
+                    del runs[name]
             for question in questions:
                 answer = Answer(question)
                 for contender in plan[question]:
@@ -116,15 +119,21 @@ class Bench:
                 if repetition >= 0:
                     self._progress.advance(self._task)
 
+    def _leave_out(self, contender: Contender, why: str) -> None:
+        if contender.name not in self._missing:
+            self._missing.add(contender.name)
+            self._progress.console.print(f"{contender.name} is left out: {why}")
+
     def _tell(self, question: Question, what: str) -> None:
         self._progress.update(self._task, description=f"{question.id} · {what}")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a pattern matches, or is a part of the name; no patterns match all."""
-    name = name.lower()
+    """Tell whether a pattern matches, or is whole words of the name; no patterns match all."""
     return not patterns or any(
-        fnmatchcase(name, pattern.lower()) or pattern.lower() in name for pattern in patterns
+        fnmatchcase(name.lower(), pattern.lower())
+        or re.search(rf"(?<!\w){re.escape(pattern)}(?!\w)", name, re.IGNORECASE)
+        for pattern in patterns
     )
 
 
@@ -132,14 +141,12 @@ def main(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", help="Ask questions whose name holds or matches this; may be repeated."
+            "--only", help="Ask only these, by whole words of the name or with *; may be repeated."
         ),
     ] = None,
     server: Annotated[
         list[str] | None,
-        typer.Option(
-            "--server", help="Ask servers whose name holds or matches this; may be repeated."
-        ),
+        typer.Option("--server", help="Ask only these servers, likewise."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Under two minutes, rougher.")] = False,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Samples per server.")] = None,
@@ -152,17 +159,18 @@ def main(
 ) -> None:
     """Measure what a message costs Crossband, a floor in C, and its peers."""
     console = Console()
-    questions = [each for each in QUESTIONS if _matches(each.id, only or ())]
+    scale = QUICK if quick else FULL
+    questions = [each for each in QUESTIONS if _matches(each.id, only or ()) and each.rounds(scale)]
     if not questions:
         raise typer.BadParameter(f"no question is called like {', '.join(only or ())}")
     if listing:
         for question in questions:
             console.print(f"{question.id:20} {question.title}", highlight=False)
         return
-    scale = QUICK if quick else FULL
     scale = Scale(
         seconds=seconds or scale.seconds,
         repetitions=repetitions or scale.repetitions,
+        connects=scale.connects,
         idle=scale.idle,
         thorough=scale.thorough,
     )

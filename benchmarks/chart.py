@@ -19,8 +19,8 @@ GAP: Final = 30
 TITLE: Final = 28
 # Room for the figure behind the longest bar.
 FIGURE: Final = 74
-# Longer bars end here, with a cut through them.
-LONGEST: Final = 5.0
+# Multiples of the floor; longer bars end here, with a cut through them.
+LONGEST: Final = 4.0
 
 # Readable on light and on dark pages.
 _STYLE: Final = """\
@@ -31,8 +31,8 @@ text { font: 13px system-ui, sans-serif; fill: #24292f }
 rect { fill: #afb8c1 }
 rect.ours { fill: #0a7c6e }
 rect.floor { fill: #6e7781 }
-line { stroke: #6e7781; stroke-dasharray: 3 3 }
-.cut { stroke: #ffffff; stroke-width: 3; stroke-dasharray: none }
+.mark { stroke: #6e7781; stroke-dasharray: 3 3 }
+.cut { stroke: #ffffff; stroke-width: 3 }
 .page { fill: #ffffff }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 }
@@ -67,22 +67,21 @@ def draw(answers: Mapping[str, Answer], about: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(answer: Answer) -> list[tuple[str, float, float]]:
+def _rows(answer: Answer) -> list[tuple[str, float]]:
     return [
-        (name, ratio, result.cost)
-        for name, result in answer.results.items()
+        (name, ratio)
+        for name in answer.results
         if (ratio := answer.ratio(name, "floor")) is not None
     ]
 
 
 def _panel(answer: Answer, top: int) -> Iterator[str]:
     rows = _rows(answer)
-    longest = min(LONGEST, max(ratio for _, ratio, _ in rows))
-    scale = (WIDTH - 2 * MARGIN - LABEL - FIGURE) / longest
+    scale = (WIDTH - 2 * MARGIN - LABEL - FIGURE) / LONGEST
     left = MARGIN + LABEL
     yield _text(MARGIN, top + 4, answer.question.title, "title")
     first = top + TITLE - ROW / 2
-    for index, (name, ratio, cost) in enumerate(rows):
+    for index, (name, ratio) in enumerate(rows):
         kind = "ours" if name == "crossband" else "floor" if name == "floor" else ""
         y = first + ROW * index
         width = min(ratio, LONGEST) * scale
@@ -96,10 +95,9 @@ def _panel(answer: Answer, top: int) -> Iterator[str]:
             )
         figure = f"{ratio:.2f} ×" if ratio < 10 else f"{ratio:.1f} ×"
         yield _text(left + width + 6, y + BAR - 3, figure, kind or "small")
-        yield f"<!-- {cost:.3f} µs -->"
     x = left + scale
     yield (
-        f'<line x1="{x:.1f}" y1="{first - 5:.0f}" '
+        f'<line class="mark" x1="{x:.1f}" y1="{first - 5:.0f}" '
         f'x2="{x:.1f}" y2="{first + ROW * len(rows) - 4:.0f}"/>'
     )
 

@@ -46,13 +46,13 @@ def resident(pid: int) -> int:
 
 
 def settle(pid: int, *, patience: float = 15.0) -> None:
-    """Wait until a process does next to nothing: under 2 ms of CPU time in 0.2 s."""
+    """Wait until a process does next to nothing: under 1 ms of CPU time in 0.1 s."""
     deadline = time.monotonic() + patience
     before = cpu_time(pid)
     while time.monotonic() < deadline:
-        time.sleep(0.2)
+        time.sleep(0.1)
         now = cpu_time(pid)
-        if now - before < 2_000_000:
+        if now - before < 1_000_000:
             return
         before = now
 

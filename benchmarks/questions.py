@@ -14,8 +14,6 @@ from benchmarks.runs import Run, Sample
 # Connections that ask, one request in flight each, as many users do; and on one connection.
 IN_FLIGHT: Final = 32
 PUBLISHERS: Final = 8
-# Connections of one sample of `connects`.
-CONNECTS: Final = 1000
 # Handshakes at a time.
 CONCURRENCY: Final = 32
 
@@ -28,14 +26,15 @@ class Scale:
 
     seconds: float
     repetitions: int
-    # Connections whose memory is taken.
+    # Connections of one sample of `connects`, and of the one of `idle`.
+    connects: int
     idle: int
     # Every peer in every question; a quick run leaves the peers out of the largest.
     thorough: bool
 
 
-FULL: Final = Scale(seconds=0.4, repetitions=15, idle=5000, thorough=True)
-QUICK: Final = Scale(seconds=0.2, repetitions=3, idle=2000, thorough=False)
+FULL: Final = Scale(seconds=0.4, repetitions=15, connects=1000, idle=5000, thorough=True)
+QUICK: Final = Scale(seconds=0.2, repetitions=3, connects=400, idle=1500, thorough=False)
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,9 @@ class Question(ABC):
         """Questions of one stage are asked of the same servers."""
         return f"fanout {self.door} {self.clients}"
 
-    @property
-    def once(self) -> bool:
-        """Whether a server can be asked only once."""
-        return False
+    def rounds(self, scale: Scale) -> int:
+        """Return how many samples are taken of each server; 0 leaves the question out."""
+        return scale.repetitions
 
     def door_of(self, contender: Contender) -> str | None:
         """Return the door a contender is measured at, or None when it cannot be."""
@@ -88,6 +86,10 @@ class FanOut(Question):
     """Rounds of publications to everybody; the next when all have the last."""
 
     burst: int
+
+    def rounds(self, scale: Scale) -> int:
+        large = self.clients > 1000 and self.burst > 1
+        return scale.repetitions if scale.thorough or not large else 0
 
     def in_short(self, contender: Contender) -> bool:
         return self.clients <= 1000 or not contender.peer
@@ -162,13 +164,16 @@ class Connects(Question):
         return f"connects {self.door}"
 
     def prepare(self, run: Run, scale: Scale) -> None:
-        self.sample(run, scale)
+        run.connect(1, self.door_of(run.contender) or "", 50)
+        run.order("close 1")
+        run.settle()
 
     def sample(self, run: Run, scale: Scale) -> Sample:
         door = self.door_of(run.contender)
         before = machine.cpu_time(run.pid)
-        reply = run.connect(1, door or "", CONNECTS, concurrency=CONCURRENCY)
+        reply = run.connect(1, door or "", scale.connects, concurrency=CONCURRENCY)
         # Whatever a server does right after its welcome belongs to the connection too.
+        run.settle()
         cpu = machine.cpu_time(run.pid) - before
         run.order("close 1")
         run.settle()
@@ -183,9 +188,13 @@ class Idle(Question):
     def stage(self) -> str:
         return f"idle {self.door}"
 
-    @property
-    def once(self) -> bool:
-        return True
+    def rounds(self, scale: Scale) -> int:
+        # A server is new only once.
+        return 1
+
+    def door_of(self, contender: Contender) -> str | None:
+        # The floor keeps a file descriptor and nothing else.
+        return None if contender.runtime == "native" else super().door_of(contender)
 
     def prepare(self, run: Run, scale: Scale) -> None:
         door = self.door_of(run.contender)

@@ -98,7 +98,8 @@ class Run:
 
     def __enter__(self) -> Self:
         try:
-            self.start()
+            self.launch()
+            self.ready()
         except BaseException:
             self.stop()
             raise
@@ -112,11 +113,8 @@ class Run:
     ) -> None:
         self.stop()
 
-    def start(self) -> None:
-        """Start the server, wait for its ports, and start the load generator.
-
-        Raises BenchmarkError.
-        """
+    def launch(self) -> None:
+        """Start the server's process."""
         self._server = subprocess.Popen(
             self._command,
             cwd=ROOT,
@@ -126,6 +124,12 @@ class Run:
             stderr=self._log,
             start_new_session=True,
         )
+
+    def ready(self) -> None:
+        """Wait until the server answers, and start its load generator.
+
+        Raises BenchmarkError.
+        """
         ports = self._ports()
         command = [str(self._client_program), str(ports.port), str(ports.control), PAYLOAD]
         if self.contender.control_path is not None:

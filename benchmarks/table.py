@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.results import GROWTH, TARGETS, Answer, Result
@@ -20,22 +21,25 @@ def print_answer(console: Console, answer: Answer) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", min_width=16, no_wrap=True)
     figures = ("KiB",) if answer.of_memory else ("CPU µs", "per s", "p50 ms", "p99 ms")
-    for header in (*figures, "× floor", "× ours"):
+    ratios = ("crossband",) if answer.of_memory else ("floor", "crossband")
+    for header in (*figures, *(f"× {other}" for other in ratios)):
         table.add_column(header, justify="right", no_wrap=True)
     for result in answer.results.values():
         style = "bold" if result.contender.startswith("crossband") else None
-        if result.error is not None or not result.samples:
-            table.add_row(result.contender, f"[red]{result.error or 'no answer'}", style=style)
+        if not result.samples:
+            table.add_row(result.contender, "[red]failed")
             continue
         value = "memory" if answer.of_memory else "cost"
         table.add_row(
             result.contender,
             *_figures(answer, result),
-            _ratio(answer.ratio(result.contender, "floor", value)),
-            _ratio(answer.ratio(result.contender, "crossband", value)),
+            *(_ratio(answer.ratio(result.contender, other, value)) for other in ratios),
             style=style,
         )
     console.print(table)
+    for result in answer.results.values():
+        if result.error is not None:
+            console.print(f"[red]{escape(result.error)}")
 
 
 def _figures(answer: Answer, result: Result) -> Sequence[str]:

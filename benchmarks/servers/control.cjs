@@ -27,8 +27,12 @@ function onPublish(publish) {
     request.on('data', (chunk) => chunks.push(chunk));
     request.on('end', () => {
       publish(JSON.parse(Buffer.concat(chunks).toString()).data);
-      response.writeHead(200, { 'Content-Type': 'application/json' });
-      response.end('{"success":true}');
+      const body = '{"success":true}';
+      response.writeHead(200, {
+        'Content-Type': 'application/json',
+        'Content-Length': body.length,
+      });
+      response.end(body);
     });
   };
 }

@@ -1,0 +1,109 @@
+"""The benchmark runs and adds up; what it measures is never held against a limit here."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Sequence
+from xml.etree import ElementTree as ET
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks import chart
+from benchmarks.__main__ import Bench
+from benchmarks.contenders import CROSSBAND, PAYLOAD
+from benchmarks.install import Toolbox
+from benchmarks.questions import FULL, QUESTIONS, QUICK, FanOut, Question, RoundTrip, Scale
+from benchmarks.results import TARGETS, Answer, Result
+from benchmarks.runs import Sample
+from benchmarks.table import print_answer, print_targets
+
+INSTANT = Scale(seconds=0.02, repetitions=1, connects=5, idle=5, thorough=False)
+
+
+def sample(cost: float, *, memory: float = 0.0) -> Sample:
+    """Make a sample of 1,000 messages with a cost in microseconds."""
+    return Sample(1000, 0.1, round(cost * 1_000_000), 0.001, 0.002, 0.5, memory)
+
+
+def answered(question: Question, costs: dict[str, Sequence[float]]) -> Answer:
+    results = {name: Result(name, [sample(each) for each in row]) for name, row in costs.items()}
+    return Answer(question, results)
+
+
+FAN_OUT = next(each for each in QUESTIONS if each.id == "fanout-ws-500-1")
+
+
+def test_ratio_compares_neighbours_in_time() -> None:
+    # The machine was busy in the second repetition, for both.
+    answer = answered(FAN_OUT, {"floor": [2.0, 8.0, 2.0], "crossband": [2.4, 9.6, 2.8]})
+    assert answer.ratio("crossband", "floor") == pytest.approx(1.2)
+    assert answer.results["crossband"].cost == pytest.approx(2.8)
+
+
+def test_ratio_to_who_was_not_asked_is_none() -> None:
+    answer = answered(FAN_OUT, {"crossband": [2.4]})
+    assert answer.ratio("crossband", "floor") is None
+
+
+def test_payload_has_128_bytes() -> None:
+    assert len(PAYLOAD.encode()) == 128
+
+
+def test_every_question_has_a_name_and_contenders() -> None:
+    assert len({question.id for question in QUESTIONS}) == len(QUESTIONS)
+    for question in QUESTIONS:
+        all_names = [each.name for each in question.contenders(FULL)]
+        assert CROSSBAND.name in all_names
+        assert {each.name for each in question.contenders(QUICK)} <= set(all_names)
+
+
+def test_every_target_is_of_a_question_and_of_those_it_asks() -> None:
+    questions = {question.id: question for question in QUESTIONS}
+    for target in TARGETS:
+        names = {each.name for each in questions[target.question].contenders(FULL)}
+        assert {target.contender, target.against or target.contender} <= names
+
+
+def test_table_and_targets_name_everybody() -> None:
+    answer = answered(FAN_OUT, {"floor": [2.0], "crossband": [2.4], "Node ws": [4.0]})
+    answer.results["nchan"] = Result("nchan", error="nchan: connection [lost]")
+    console = Console(file=io.StringIO(), width=100)
+    print_answer(console, answer)
+    print_targets(console, {FAN_OUT.id: answer})
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for part in ("Node ws", "2.40", "1.20", "connection [lost]", "met"):
+        assert part in text
+
+
+def test_chart_is_well_formed_and_cuts_the_longest_bars() -> None:
+    answer = answered(FAN_OUT, {"floor": [2.0], "crossband": [2.4], "a <slow> one": [40.0]})
+    svg = chart.draw({FAN_OUT.id: answer}, {"cores": 2})
+    texts = [each.text for each in ET.fromstring(svg).iter() if each.text]
+    assert {"a <slow> one", "1.20 ×", "20.0 ×"} <= set(texts)
+    assert svg.count('class="cut"') == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs epoll and /proc")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_questions_are_answered_by_the_floor_and_crossband() -> None:
+    questions = [
+        FanOut("fanout", "Fan-out", "delivery", "sse", 5, burst=2),
+        RoundTrip("echo", "Echo", "round trip", "ws", 0, kind="echo", connections=2, depth=2),
+    ]
+    console = Console(file=io.StringIO())
+    with Progress(console=console) as progress:
+        bench = Bench(INSTANT, Toolbox(console.print), progress)
+        answers = bench.ask(questions, ["floor", "crossband"])
+    for answer in answers.values():
+        assert {"floor", "crossband"} <= answer.results.keys()
+        for result in answer.results.values():
+            assert result.error is None
+            assert len(result.samples) == 1
+            assert result.cost > 0
+    for result in answers["fanout"].results.values():
+        assert result.samples[0].count % (5 * 2) == 0

@@ -18,6 +18,10 @@ from crossband.errors import CloseCode, CrossbandError, Disconnected
 logger = logging.getLogger("crossband")
 
 
+# How many outboxes may be queued within one tick for a client that is not behind.
+BURST = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Handshake:
     """What is known of a client at connect."""
@@ -157,9 +161,11 @@ class Connection(ABC):
     def overfull(self) -> None:
         """Find out whether a client whose outbox is over its limit is slow."""
         if len(self.queue) > 1:
-            # Much at once is not slowness: what the transport takes now is not behind.
+            # Much at once is not slowness: what the transport takes now is not behind, and
+            # where that is known at the next tick only, there is room for a burst.
             self.flush()
-            if self.queued > self.limit and len(self.queue) > 1:
+            room = self.limit if self.behind else BURST * self.limit
+            if self.queued > room and len(self.queue) > 1:
                 self.overflow()
 
     def overflow(self) -> None:

@@ -638,6 +638,14 @@ REQUESTS: list[Attack] = [
     Http("WebSocket: elsewhere", upgrade("/nope"), 404, "not_found"),
     Http("WebSocket: at the event streams", upgrade("/events"), 404, "not_found"),
     Http("WebSocket: version 8", upgrade("/ws").replace(b"Version: 13", b"Version: 8"), 400),
+    Http("WebSocket: no address at all", upgrade("http://x:99999999/ws"), 400),
+    Http("WebSocket: an address without a path", upgrade("http://x"), 404, "not_found"),
+    Http(
+        "WebSocket: extensions that are none",
+        upgrade("/ws/nope", "Sec-WebSocket-Extensions: ;;;"),
+        400,
+    ),
+    Http("WebSocket: a long header", upgrade("/ws/nope", "X: " + "a" * 20_000), 400),
     Http("WebSocket: no key", re.sub(rb"Sec-WebSocket-Key: .*\r\n", b"", upgrade("/ws")), 400),
     Http(
         "WebSocket: a short key", upgrade("/ws").replace(b"dGhlIHNhbXBsZSBub25jZQ==", b"YQ=="), 400
@@ -1193,6 +1201,34 @@ async def test_head_that_takes_too_long_is_cut(begun: bytes, serve: Serve) -> No
         tcp.send(begun)
         async with asyncio.timeout(AT_LAST):
             await tcp.ended()
+
+
+async def test_frames_sent_before_the_welcome_are_read_after_it(serve: Serve) -> None:
+    hub = hub_under_attack()
+    waiting, gate = asyncio.Event(), asyncio.Event()
+
+    @hub.use
+    async def slow(socket: Socket) -> None:
+        waiting.set()
+        await gate.wait()
+
+    server = await serve(hub)
+    # What is kept of them until then is bounded.
+    async with dialled(server.url) as tcp:
+        tcp.send(upgrade("/ws"))
+        await waiting.wait()
+        tcp.send(frame(PING, b"x" * 100) * 3_000 + frame(TEXT, b'{"type":"echo","id":1}'))
+        async with dialled(server.url) as other:
+            other.send(http("/healthz"))
+            await other.answer()
+        gate.set()
+        async with asyncio.timeout(WAIT):
+            assert (await tcp.answer())[0] == 101
+            heard = b""
+            while b'"ack"' not in heard:
+                chunk = await tcp.reader.read(65_536)
+                assert chunk, heard[-100:]
+                heard += chunk
 
 
 @HUBS

@@ -344,6 +344,8 @@ class Handshake(asyncio.Protocol):
         self.transport: asyncio.Transport = http.transport
         # What the client sent before it was accepted.
         self._early = b""
+        # It sent so much that reading is paused.
+        self._full = False
         self._lost = False
         self._writable = True
         # One of the two once the application has decided.
@@ -366,6 +368,8 @@ class Handshake(asyncio.Protocol):
             self._become()
             assert self._outcome is not None
             self._outcome.set_exception(error)
+            # Nobody asks where the delegate has refused the handshake by itself.
+            self._outcome.exception()
         else:
             if self._lane is None:
                 self._become()
@@ -403,9 +407,11 @@ class Handshake(asyncio.Protocol):
         )
         connections.discard(self)
         connections.add(lane)  # type: ignore[arg-type]
-        transport.set_protocol(lane)
         if self._early:
-            asyncio.get_running_loop().call_soon(lane.data_received, self._early)
+            # This stays the protocol until then: what is read meanwhile must not overtake it.
+            asyncio.get_running_loop().call_soon(self._hand_over, lane)
+        else:
+            transport.set_protocol(lane)
         access = logging.getLogger("uvicorn.error")
         if access.isEnabledFor(logging.INFO):
             scope: Any = self._scope
@@ -459,6 +465,7 @@ class Handshake(asyncio.Protocol):
         if not self._writable:
             protocol.pause_writing()
         self.transport.set_protocol(protocol)
+        self._read_on()
         if self._early:
             protocol.data_received(self._early)
         if self._lost:
@@ -470,13 +477,29 @@ class Handshake(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._early += data
         if len(self._early) > MAX_HEAD:
+            self._full = True
             self.transport.pause_reading()
+
+    def _hand_over(self, lane: WebSocketLane) -> None:
+        if not self._lost:
+            self.transport.set_protocol(lane)
+            self._read_on()
+            lane.data_received(self._early)
+
+    def _read_on(self) -> None:
+        if self._full and not self.transport.is_closing():
+            self._full = False
+            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         self._writable = False
+        if self._lane is not None:
+            self._lane.pause_writing()
 
     def resume_writing(self) -> None:
         self._writable = True
+        if self._lane is not None:
+            self._lane.resume_writing()
 
     def eof_received(self) -> None:
         return None
@@ -484,6 +507,8 @@ class Handshake(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._http.connections.discard(self)
+        if self._lane is not None:
+            self._lane.connection_lost(exc)
 
     def shutdown(self) -> None:
         """End it when the server stops, before the application decided."""
@@ -674,8 +699,14 @@ class HTTPProtocol(HttpToolsProtocol):
             # Not a handshake, or not one of the common case: the library knows what to answer.
             super().handle_websocket_upgrade()
             return
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
+        try:
+            url = httptools.parse_url(self.url)
+        except httptools.HttpParserInvalidURLError:
+            self.send_400_response("Invalid URL")
+            return
+        # "http://host" has none (RFC 9112 §3.2.2).
+        raw_path = url.path or b"/"
+        path = raw_path.decode("ascii")
         if "%" in path:
             path = unquote(path)
         protocols = [value for name, value in self.headers if name == b"sec-websocket-protocol"]
@@ -688,7 +719,7 @@ class HTTPProtocol(HttpToolsProtocol):
             "client": self.client,
             "root_path": self.root_path,
             "path": self.root_path + path,
-            "raw_path": self.root_path.encode("ascii") + url.path,
+            "raw_path": self.root_path.encode("ascii") + raw_path,
             "query_string": url.query or b"",
             "headers": self.headers,
             "subprotocols": [

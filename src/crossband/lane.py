@@ -10,7 +10,7 @@ import asyncio
 import binascii
 import logging
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import unquote
@@ -108,6 +108,33 @@ def _discard(data: bytes) -> None:
     """Write nothing: the connection has ended."""
 
 
+class _Head:
+    """The `write` of a lane whose response has not been started: the head goes with it.
+
+    What the hub writes first, in the same tick, leaves in one segment with the head. Two
+    thirds of what a connect costs are system calls.
+    """
+
+    __slots__ = ("_head", "_lane")
+
+    def __init__(self, lane: WebSocketLane | StreamLane, head: bytes) -> None:
+        self._lane = lane
+        self._head = head
+        # A hub that writes nothing must not keep the client waiting. Twice: the hub's own
+        # writing is yet to be scheduled, in this tick.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self.flush)
+
+    def __call__(self, data: bytes) -> None:
+        self._lane.write = self._lane.transport.write
+        self._lane.transport.write(self._head + data)
+
+    def flush(self) -> None:
+        """Write the head alone, if nothing was written."""
+        if self._lane.write is self:
+            self(b"")
+
+
 class WebSocketLane(asyncio.Protocol):
     """A WebSocket in the hub's hands."""
 
@@ -177,6 +204,8 @@ class WebSocketLane(asyncio.Protocol):
         self.transport.abort()
 
     def _stop_writing(self) -> None:
+        if isinstance(self.write, _Head):
+            self.write.flush()
         # After a close frame nothing may follow; the hub writes on until it is told of the end.
         self._closing = True
         self.write = _discard
@@ -254,7 +283,7 @@ class WebSocketLane(asyncio.Protocol):
             elif kind == websocket.PING:
                 # A peer that does not read gets none: the latest alone needs an answer (§5.5.3).
                 if not self.paused:
-                    self.transport.write(websocket.encode_pong(payload))
+                    self.write(websocket.encode_pong(payload))
             elif kind == websocket.TOO_LARGE:
                 self._too_large()
 
@@ -400,10 +429,11 @@ class Handshake(asyncio.Protocol):
             paused=not self._writable,
         )
         self._lane = lane
-        transport.write(
+        lane.write = _Head(
+            lane,
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
-            % (b64encode(sha1(self._key + GUID, usedforsecurity=False).digest()), extension_header)
+            % (b64encode(sha1(self._key + GUID, usedforsecurity=False).digest()), extension_header),
         )
         connections.discard(self)
         connections.add(lane)  # type: ignore[arg-type]
@@ -604,6 +634,8 @@ class StreamLane(asyncio.Protocol):
         self._received = 0
 
     def close(self, code: int, reason: str) -> None:
+        if isinstance(self.write, _Head):
+            self.write.flush()
         self.write = _discard
         if not self.transport.is_closing():
             self.transport.write(b"0\r\n\r\n")
@@ -769,28 +801,43 @@ class HTTPProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def take(self, scope: Any, peer: Peer) -> Lane | None:
-        """Hand the connection over, its response being started; see `StreamOffer`."""
+    def take(self, scope: Any, peer: Peer, headers: Iterable[tuple[bytes, bytes]]) -> Lane | None:
+        """Start the response and hand the connection over; see `StreamOffer`."""
         cycle = self.cycle
         if (
             cycle.scope is not scope
-            or not cycle.response_started
-            or cycle.response_complete
+            or cycle.response_started
             or cycle.disconnected
-            or not cycle.chunked_encoding
             or cycle.more_body
             or self.pipeline
             or self.transport.is_closing()
+            # Chunks are HTTP/1.1's.
+            or scope["http_version"] != "1.1"
+            or scope["method"] != "GET"
         ):
             return None
         transport = self.transport
         lane = StreamLane(transport, peer, self.connections, paused=self.flow.write_paused)
+        lines = [b"%b: %b\r\n" % line for line in (*self.server_state.default_headers, *headers)]
+        lane.write = _Head(
+            lane,
+            b"HTTP/1.1 200 OK\r\n%btransfer-encoding: chunked\r\n\r\n" % b"".join(lines),
+        )
+        if cycle.access_log:
+            cycle.access_logger.info(
+                '%s - "%s %s HTTP/%s" %d',
+                get_client_addr(scope),
+                scope["method"],
+                get_path_with_query_string(scope),
+                scope["http_version"],
+                200,
+            )
         self.connections.discard(self)
         self.connections.add(lane)  # type: ignore[arg-type]
         transport.set_protocol(lane)
         # It may have been paused over a body.
         self.flow.resume_reading()
-        # To uvicorn the client is gone: it does not miss the rest of the response.
+        # To uvicorn the client is gone: it does not miss the response.
         cycle.disconnected = True
         # A cycle of references, through the parser's callbacks.
         self.parser = None  # type: ignore[assignment]

@@ -7,7 +7,7 @@ it is served over plain ASGI messages, with the same result. `crossband.lane` im
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from crossband.session import Connection
@@ -72,11 +72,13 @@ class WebSocketOffer(Protocol):
 class StreamOffer(Protocol):
     """What stands under `crossband.lane` in an HTTP request's scope."""
 
-    def __call__(self, scope: Scope, peer: Peer) -> Lane | None:
-        """Take the connection over, after the response was started.
+    def __call__(
+        self, scope: Scope, peer: Peer, headers: Iterable[tuple[bytes, bytes]]
+    ) -> Lane | None:
+        """Start a 200 response with these headers, and take the connection over.
 
-        What is written then is the rest of the body, in chunks as HTTP/1.1 has them. None
-        where it cannot be: go on over ASGI.
+        What is written then is the body, in chunks as HTTP/1.1 has them. None where it cannot
+        be: go on over ASGI.
         """
 
 

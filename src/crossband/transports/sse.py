@@ -174,6 +174,10 @@ class StreamDoor:
         self._keepalive = Deadlines[StreamConnection](
             asyncio.get_running_loop(), hub.settings.keepalive_interval, self._keep_alive
         )
+        # A comment at once, so that headers leave every proxy's buffer.
+        self._preamble = Wire(
+            sse.encode_comment("ok") + sse.encode_retry(round(hub.settings.retry * 1000))
+        )
         # Sessions the server ended: (namespace, key), oldest first.
         self._ended: dict[tuple[str, str], None] = {}
 
@@ -228,21 +232,26 @@ class StreamDoor:
             resume=Resume(key, cursor or None),
             rooms=request.query.get("room", ()),
         )
-        # A comment at once, so that headers leave every proxy's buffer.
-        preamble = sse.encode_comment("ok") + sse.encode_retry(round(settings.retry * 1000))
-        try:
-            await request.send({"type": "http.response.start", "status": 200, "headers": headers})
-            await request.send({"type": "http.response.body", "body": preamble, "more_body": True})
-        except BaseException:
-            hub.withdraw(admission)
-            raise
         socket = connection.socket = admission.socket
+        offer: StreamOffer | None = offer_of(request.scope)
+        lane = offer(request.scope, connection, headers) if offer is not None else None
+        if lane is None:
+            (preamble,) = self._preamble.messages
+            try:
+                await request.send(
+                    {"type": "http.response.start", "status": 200, "headers": headers}
+                )
+                await request.send(
+                    {"type": "http.response.body", "body": preamble, "more_body": True}
+                )
+            except BaseException:
+                hub.withdraw(admission)
+                raise
         self._roll.add(connection)
         self._by_id[socket.id] = connection
         self._keepalive.add(connection)
-        offer: StreamOffer | None = offer_of(request.scope)
-        lane = offer(request.scope, connection) if offer is not None else None
         if lane is not None:
+            connection.push(self._preamble)
             connection.attach(lane)
             # From here on the lane tells of the end.
             hub.open(admission)

@@ -6,19 +6,22 @@ import asyncio
 import inspect
 import json
 import socket as sockets
+import ssl
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import websockets
 from fastapi import FastAPI, WebSocket
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import connect, unix_connect
 
 from crossband import Hub, Socket
 from crossband.lane import USED, HTTPProtocol, StreamLane, WebSocketLane, WebSocketProtocol
 from crossband.server import Server
 from tests.conftest import Serve
 
+TLS = Path(__file__).parent / "tls"
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -289,6 +292,67 @@ async def test_what_a_client_sent_before_it_was_accepted_is_not_lost(serve: Serv
     assert received.index(b'"type":"welcome"') < received.index(b'"type":"ack"')
     assert len(lanes(server)) == 1
     writer.close()
+
+
+async def test_lane_over_tls(serve: Serve) -> None:
+    hub = hub_with_echo()
+    server = await serve(
+        hub, ssl_certfile=TLS / "certificate.pem", ssl_keyfile=TLS / "key.pem", host="127.0.0.1"
+    )
+    context = ssl.create_default_context(cafile=TLS / "certificate.pem")
+    context.check_hostname = False
+    async with connect(websocket_url(server), ssl=context) as client:
+        await client.recv()
+        await client.send('{"type": "echo", "data": "x", "id": 1}')
+        assert json.loads(await client.recv())["data"] == "x"
+        assert len(lanes(server)) == 1
+        (socket,) = hub.sockets.values()
+        assert socket.handshake.secure
+        # A message too large ends it although TLS cannot be half-closed.
+        await client.send("x" * 100_000)
+        assert json.loads(await client.recv())["code"] == "message_too_large"
+        await client.wait_closed()
+        assert client.close_code == 1009
+
+
+async def test_lane_over_ipv6_and_unix_sockets(serve: Serve, tmp_path: Path) -> None:
+    hub = hub_with_echo()
+    server = await serve(hub, host="::1")
+    async with connect(websocket_url(server)) as client:
+        await client.recv()
+        (socket,) = hub.sockets.values()
+        assert socket.handshake.address == "::1"
+        assert len(lanes(server)) == 1
+    hub = hub_with_echo()
+    path = str(tmp_path / "crossband.sock")
+    server = await serve(hub, uds=path)
+    async with unix_connect(path, "ws://localhost/ws") as client:
+        await client.recv()
+        (socket,) = hub.sockets.values()
+        assert socket.handshake.address is None
+        assert len(lanes(server)) == 1
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_trusted_proxy_tells_the_clients_address(serve: Serve, trusted: bool) -> None:
+    hub = hub_with_echo()
+    server = await serve(hub, forwarded_allow_ips="127.0.0.1" if trusted else "192.0.2.1")
+    headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+    async with connect(websocket_url(server), additional_headers=headers) as client:
+        await client.recv()
+        (socket,) = hub.sockets.values()
+        assert socket.handshake.address == ("203.0.113.7" if trusted else "127.0.0.1")
+        assert socket.handshake.secure is trusted
+        assert len(lanes(server)) == 1
+
+
+async def test_plain_namespace_is_accepted_though_nothing_is_said(serve: Serve) -> None:
+    hub = Hub()
+    hub.of("/plain", plain=True)
+    server = await serve(hub)
+    async with asyncio.timeout(5), connect(websocket_url(server, "/ws/plain")) as client:
+        await hub.of("/plain").emit("message", "hello")
+        assert await client.recv() == "hello"
 
 
 def test_lane_protocols_are_uvicorns_own() -> None:

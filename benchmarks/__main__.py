@@ -23,7 +23,7 @@ from benchmarks.install import Missing, Toolbox, commit, versions
 from benchmarks.questions import FULL, QUESTIONS, QUICK, Question, Scale
 from benchmarks.results import Answer, Result
 from benchmarks.runs import BenchmarkError, Run, raise_file_limit
-from benchmarks.table import print_answer, print_targets
+from benchmarks.table import print_answer, print_targets, to_markdown
 
 
 class Bench:
@@ -155,6 +155,9 @@ def main(
         Path | None, typer.Option("--json", help="Write every sample to a file.")
     ] = None,
     svg_file: Annotated[Path | None, typer.Option("--svg", help="Write a chart.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the tables for the documentation.")
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the questions.")] = False,
 ) -> None:
     """Measure what a message costs Crossband, a floor in C, and its peers."""
@@ -201,6 +204,8 @@ def main(
         json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if svg_file is not None:
         svg_file.write_text(chart.draw(answers, about), encoding="utf-8")
+    if markdown_file is not None:
+        markdown_file.write_text(to_markdown(answers), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def print_answer(console: Console, answer: Answer) -> None:
     table.add_column("", min_width=16, no_wrap=True)
     figures = ("KiB",) if answer.of_memory else ("CPU µs", "per s", "p50 ms", "p99 ms")
     ratios = ("crossband",) if answer.of_memory else ("floor", "crossband")
-    for header in (*figures, *(f"× {other}" for other in ratios)):
+    for header in (*figures, *(f"×\n{other}" for other in ratios)):
         table.add_column(header, justify="right", no_wrap=True)
     for result in answer.results.values():
         style = "bold" if result.contender.startswith("crossband") else None
@@ -47,11 +47,41 @@ def _figures(answer: Answer, result: Result) -> Sequence[str]:
         return (f"{result.memory / 1024:.1f}",)
     busy = result.median(lambda sample: sample.client_busy) > BUSY
     return (
-        f"{result.cost:.2f}",
+        _short(result.cost),
         f"{result.rate:,.0f}{'*' if busy else ''}",
-        f"{result.median(lambda sample: sample.p50) * 1000:.2f}",
-        f"{result.median(lambda sample: sample.p99) * 1000:.2f}",
+        _short(result.median(lambda sample: sample.p50) * 1000),
+        _short(result.median(lambda sample: sample.p99) * 1000),
     )
+
+
+def _short(value: float) -> str:
+    """Return three digits, or all before the point."""
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}"
+
+
+def to_markdown(answers: Mapping[str, Answer]) -> str:
+    """Return the answers as tables for the documentation: costs, and ratios to the floor."""
+    lines: list[str] = []
+    for answer in answers.values():
+        lines += ["", f"**{answer.question.title}**, per {answer.question.unit}", ""]
+        if answer.of_memory:
+            lines += ["| | KiB |", "|---|---|"]
+            rows = [
+                f"| {result.contender} | {result.memory / 1024:.1f} |"
+                for result in answer.results.values()
+                if result.samples
+            ]
+        else:
+            lines += ["| | CPU µs | × floor | per second | p50 ms | p99 ms |", "|---|" + "--:|" * 5]
+            rows = []
+            for name, result in answer.results.items():
+                if result.samples:
+                    cost, *rest = _figures(answer, result)
+                    cells = (name, cost, _ratio(answer.ratio(name, "floor")), *rest)
+                    rows.append(f"| {' | '.join(cells)} |")
+        lines += rows
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def _ratio(value: float | None) -> str:

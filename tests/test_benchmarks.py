@@ -19,7 +19,7 @@ from benchmarks.install import Toolbox
 from benchmarks.questions import FULL, QUESTIONS, QUICK, FanOut, Question, RoundTrip, Scale
 from benchmarks.results import TARGETS, Answer, Result
 from benchmarks.runs import Sample
-from benchmarks.table import print_answer, print_targets
+from benchmarks.table import print_answer, print_targets, to_markdown
 
 INSTANT = Scale(seconds=0.02, repetitions=1, connects=5, idle=5, thorough=False)
 
@@ -78,6 +78,15 @@ def test_table_and_targets_name_everybody() -> None:
     text = console.file.getvalue()
     for part in ("Node ws", "2.40", "1.20", "connection [lost]", "met"):
         assert part in text
+
+
+def test_markdown_has_costs_and_ratios() -> None:
+    idle = next(each for each in QUESTIONS if each.id == "idle-ws")
+    memory = Answer(idle, {"crossband": Result("crossband", [sample(0, memory=2048)])})
+    fan_out = answered(FAN_OUT, {"floor": [2.0], "crossband": [2.4]})
+    text = to_markdown({FAN_OUT.id: fan_out, idle.id: memory})
+    assert "| crossband | 2.40 | 1.20 | 10,000 | 1.00 | 2.00 |" in text
+    assert "| crossband | 2.0 |" in text
 
 
 def test_chart_is_well_formed_and_cuts_the_longest_bars() -> None:

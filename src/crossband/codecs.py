@@ -26,7 +26,7 @@ class Wire:
         # What is written: WebSocket messages (a text and its binary parts), or stream bytes.
         self.messages = messages
         # Bytes; characters of a text, which is near enough to bound an outbox.
-        self.size = sum(map(len, messages))
+        self.size = len(messages[0]) if len(messages) == 1 else sum(map(len, messages))
         # Each form is built once, when the first recipient needs it.
         self._polling: str | None = None
         self._frames: bytes | None = None
@@ -37,7 +37,10 @@ class Wire:
         """The WebSocket frames of this message."""
         frames = self._frames
         if frames is None:
-            frames = self._frames = b"".join(map(websocket.encode_frame, self.messages))
+            frames = websocket.encode_frame(self.messages[0])
+            if len(self.messages) > 1:
+                frames += b"".join(map(websocket.encode_frame, self.messages[1:]))
+            self._frames = frames
         return frames
 
     @property

@@ -162,6 +162,12 @@ class EventSchema:
         if not shapes:
             return []
         several = len(parameters) != 1 or self.variadic is not None
+        if not several and len(raws) == 1 and not attachments:
+            # Hot: most handlers take one argument. What does not fit is explained below.
+            try:
+                return [shapes[0].decode(raws[0])]
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                pass
         if single and raws and several:
             try:
                 raws = _array.decode(raws[0])

@@ -71,6 +71,8 @@ class Client(ABC):
         # Every event in the order of arrival.
         self.log: list[Event] = []
         self.gaps: list[dict[str, Any]] = []
+        # How the connection ended, as far as the client knows.
+        self.farewell = ""
         # Set while there is no connection.
         self.gone = asyncio.Event()
         self._events: defaultdict[str, asyncio.Queue[Event]] = defaultdict(asyncio.Queue)

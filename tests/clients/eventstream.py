@@ -71,8 +71,9 @@ class EventStreamClient(Client):
                 async for event in events:
                     if event.data or event.event != "message":
                         self._on_event(event.event, event.data, event.id)
-        except httpx.HTTPError:
-            pass
+            self.farewell = "end of stream"
+        except httpx.HTTPError as error:
+            self.farewell = repr(error)
         finally:
             self.gone.set()
             await response.aclose()
@@ -136,7 +137,9 @@ class EventStreamClient(Client):
 
     async def cut(self) -> None:
         assert self._response is not None
-        assert self._reader is not None
+        if self._reader is None or self._reader.done():
+            # It was ended already.
+            return
         stream = self._response.extensions["network_stream"]
         connection: socket.socket = stream.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

@@ -7,6 +7,7 @@ the session a key it chooses, and both go back in `auth`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import socket
 from typing import Any
@@ -52,7 +53,9 @@ class PythonSocketIOClient(Client):
         )
         refusal: list[Any] = []
         client.on("connect_error", refusal.append, namespace=self.namespace)
-        client.on("disconnect", self._on_disconnect, namespace=self.namespace)
+        client.on(
+            "disconnect", functools.partial(self._on_disconnect, client), namespace=self.namespace
+        )
         client.on("*", self._on_event, namespace=self.namespace)
         try:
             await client.connect(
@@ -66,8 +69,11 @@ class PythonSocketIOClient(Client):
             raise Refused(str(reason)) from None
         self.sid = client.get_sid(self.namespace)
 
-    def _on_disconnect(self, reason: str) -> None:
-        self.gone.set()
+    def _on_disconnect(self, client: Any, reason: str) -> None:
+        # Told twice of one end, the second time when the next client may be connected.
+        if client is self._client and not self.gone.is_set():
+            self.farewell = reason
+            self.gone.set()
 
     def _on_event(self, name: str, *args: Any) -> Any:
         self._receive_args(name, args)

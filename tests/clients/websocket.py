@@ -85,6 +85,7 @@ class WebSocketClient(Client):
                 await self._on_message(connection, message)
         except ConnectionClosed:
             pass
+        self.farewell = f"{connection.close_code} {connection.close_reason}"
         self.gone.set()
 
     async def _on_message(self, connection: ClientConnection, message: dict[str, Any]) -> None:

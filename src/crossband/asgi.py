@@ -161,6 +161,9 @@ class Hub(BaseHub):
         Returns within `shutdown_timeout` seconds; what still runs then is cancelled. A
         second call waits for the first. A stopped hub answers 503 until it is started again.
         """
+        if self.started:
+            # Not even a first request, that was on its way, starts it again here.
+            self._serving = asyncio.get_running_loop()
         try:
             await super().stop()
         finally:
@@ -188,15 +191,16 @@ class Hub(BaseHub):
 
     async def _begin_serving(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start with the first request where there was no lifespan."""
-        if self._starting is None or self._starting.get_loop() is not loop:
-            self._starting = loop.create_task(self.start())
-        starting = self._starting
-        try:
-            await asyncio.shield(starting)
-        finally:
-            # A start that failed is tried again by the next request.
-            if self._starting is starting and starting.done():
-                self._starting = None
+        if self._loop is not loop:
+            if self._starting is None or self._starting.get_loop() is not loop:
+                self._starting = loop.create_task(self.start())
+            starting = self._starting
+            try:
+                await asyncio.shield(starting)
+            finally:
+                # A start that failed is tried again by the next request.
+                if self._starting is starting and starting.done():
+                    self._starting = None
         if self._serving is not loop:
             self._serving = loop
             self._watch_hypercorn(loop)

@@ -7,7 +7,6 @@ the session a key it chooses, and both go back in `auth`.
 from __future__ import annotations
 
 import asyncio
-import functools
 import secrets
 import socket
 from typing import Any
@@ -53,9 +52,13 @@ class PythonSocketIOClient(Client):
         )
         refusal: list[Any] = []
         client.on("connect_error", refusal.append, namespace=self.namespace)
-        client.on(
-            "disconnect", functools.partial(self._on_disconnect, client), namespace=self.namespace
-        )
+
+        def on_disconnect(reason: str) -> None:
+            # Told twice of one end, the second time when the next client may be connected.
+            if client is self._client and not self.gone.is_set():
+                self._on_disconnect(reason)
+
+        client.on("disconnect", on_disconnect, namespace=self.namespace)
         client.on("*", self._on_event, namespace=self.namespace)
         try:
             await client.connect(
@@ -69,11 +72,9 @@ class PythonSocketIOClient(Client):
             raise Refused(str(reason)) from None
         self.sid = client.get_sid(self.namespace)
 
-    def _on_disconnect(self, client: Any, reason: str) -> None:
-        # Told twice of one end, the second time when the next client may be connected.
-        if client is self._client and not self.gone.is_set():
-            self.farewell = reason
-            self.gone.set()
+    def _on_disconnect(self, reason: str) -> None:
+        self.farewell = reason
+        self.gone.set()
 
     def _on_event(self, name: str, *args: Any) -> Any:
         self._receive_args(name, args)

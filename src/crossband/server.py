@@ -326,6 +326,7 @@ class _Uvicorn(uvicorn.Server):
                 # to hear of it. Newcomers are refused with 503 meanwhile.
                 for hub in self._hubs:
                     await hub.stop()
+                await self._stop_accepting()
                 self._close_listeners(sockets)
                 await self._drain()
         except TimeoutError:
@@ -339,6 +340,16 @@ class _Uvicorn(uvicorn.Server):
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await self.lifespan.shutdown()
+
+    async def _stop_accepting(self) -> None:
+        # asyncio makes a connection in the ticks after it accepted, and forgets the client
+        # if its server was closed by then (python/cpython#109564).
+        loop = asyncio.get_running_loop()
+        for server in self.servers:
+            for sock in server.sockets:
+                with contextlib.suppress(NotImplementedError):
+                    loop.remove_reader(sock.fileno())
+        await asyncio.sleep(_DRAIN_TICK)
 
     def _close_listeners(self, sockets: list[socket.socket] | None) -> None:
         for server in self.servers:
@@ -356,8 +367,6 @@ class _Uvicorn(uvicorn.Server):
         closing = set()
         asked: set[Any] = set()
         give_up = loop.time() + _CLOSE_REPLY_TIME
-        # What was accepted just before the listeners closed becomes a connection only now.
-        await asyncio.sleep(_DRAIN_TICK)
         while state.connections or state.tasks:
             for connection in state.connections - asked:
                 asked.add(connection)

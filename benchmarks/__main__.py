@@ -42,7 +42,7 @@ class Bench:
         plan = {
             question: [
                 contender
-                for contender in question.contenders(self._scale)
+                for contender in question.contenders()
                 if _matches(contender.name, servers)
             ]
             for question in questions
@@ -83,8 +83,8 @@ class Bench:
                 try:
                     run.ready()
                     door = first.door_of(run.contender)
-                    if first.clients and door is not None:
-                        run.connect(0, door, first.clients)
+                    if door is not None and (clients := first.clients_of(run.contender)):
+                        run.connect(0, door, clients)
                 except BenchmarkError as error:
                     failed[name] = str(error)
                     del runs[name]

@@ -40,7 +40,6 @@ class Contender:
     publish: tuple[str, str, str] | None = None
     # Publications are posted here instead of to the control port.
     control_path: str | None = None
-    peer: bool = True
 
     @property
     def publish_request(self) -> bytes | None:
@@ -72,7 +71,6 @@ FLOOR: Final = Contender(
     echo=PAYLOAD,
     ack=_ACK,
     publish=_PUBLISH,
-    peer=False,
 )
 CROSSBAND: Final = Contender(
     "crossband",
@@ -86,7 +84,6 @@ CROSSBAND: Final = Contender(
         f"{_JSON}X-API-Key: {API_KEY}\r\n",
         json.dumps({"event": "news", "data": PAYLOAD, "room": "all"}),
     ),
-    peer=False,
 )
 
 CONTENDERS: Final = (
@@ -99,7 +96,6 @@ CONTENDERS: Final = (
         "crossband_server",
         {"plain": Door("ws-bare", "/ws/plain")},
         echo=PAYLOAD,
-        peer=False,
     ),
     Contender("Node ws", "node", "node_ws", {"ws": WS}, echo=PAYLOAD, publish=_PUBLISH),
     Contender(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from benchmarks import machine
-from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.contenders import CONTENDERS, CROSSBAND, FLOOR, Contender
 from benchmarks.runs import Run, Sample
 
 # Connections that ask, one request in flight each, as many users do; and on one connection.
@@ -31,7 +31,7 @@ class Scale:
     # Connections of one sample of `connects`, and of the one of `idle`.
     connects: int
     idle: int
-    # Every peer in every question; a quick run leaves the peers out of the largest.
+    # Everything; a quick run leaves the largest out.
     thorough: bool
 
 
@@ -64,15 +64,15 @@ class Question(ABC):
         """Return the door a contender is measured at, or None when it cannot be."""
         return self.door if self.door in contender.doors else None
 
-    def contenders(self, scale: Scale) -> Iterator[Contender]:
+    def clients_of(self, contender: Contender) -> int:
+        """Return how many clients a contender's publications go to."""
+        return self.clients
+
+    def contenders(self) -> Iterator[Contender]:
         """Yield who is asked, in the order of the table."""
         for contender in CONTENDERS:
-            if self.door_of(contender) and (scale.thorough or self.in_short(contender)):
+            if self.door_of(contender):
                 yield contender
-
-    def in_short(self, contender: Contender) -> bool:
-        """Whether a quick run asks this contender too."""
-        return True
 
     @abstractmethod
     def prepare(self, run: Run, scale: Scale) -> None:
@@ -93,16 +93,35 @@ class FanOut(Question):
         if self.clients <= LARGE:
             return scale.repetitions
         # The slowest peer takes 10 s for one round of 16.
-        return min(scale.repetitions, 5) if scale.thorough or self.burst == 1 else 0
-
-    def in_short(self, contender: Contender) -> bool:
-        return self.clients <= LARGE or not contender.peer
+        return min(scale.repetitions, 5) if scale.thorough else 0
 
     def prepare(self, run: Run, scale: Scale) -> None:
         run.order(f"fire {self.burst} {scale.seconds * 300:.0f}")
 
     def sample(self, run: Run, scale: Scale) -> Sample:
         return run.measure(f"fire {self.burst} {scale.seconds * 1000:.0f}")
+
+
+@dataclass(frozen=True)
+class Growth(FanOut):
+    """The same with few and with many clients, in turns: does a delivery cost more?"""
+
+    many: int
+
+    @property
+    def stage(self) -> str:
+        return f"growth {self.door}"
+
+    def rounds(self, scale: Scale) -> int:
+        return scale.repetitions if scale.thorough or self.burst == 1 else 0
+
+    def clients_of(self, contender: Contender) -> int:
+        return self.many if contender.name.endswith(f", {self.many}") else self.clients
+
+    def contenders(self) -> Iterator[Contender]:
+        for contender in (FLOOR, CROSSBAND):
+            for clients in (self.clients, self.many):
+                yield replace(contender, name=f"{contender.name}, {clients}")
 
 
 @dataclass(frozen=True)
@@ -227,6 +246,17 @@ def _questions() -> Iterator[Question]:
                     clients=clients,
                     burst=burst,
                 )
+    for door, title in TITLES.items():
+        for burst, how in ((1, "one in flight"), (16, "16 in flight")):
+            yield Growth(
+                id=f"growth-{door}-{burst}",
+                title=f"{title}: fan-out to 500 and 5,000, {how}",
+                unit="delivery",
+                door=door,
+                clients=500,
+                many=5000,
+                burst=burst,
+            )
     for kind, door, title in (
         ("ack", "sio", "Socket.IO: acknowledgements"),
         ("echo", "ws", "raw WebSocket: echo"),

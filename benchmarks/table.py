@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.results import GROWTH, TARGETS, Answer, Result
+from benchmarks.results import TARGETS, Answer, Result
 
 # The load generator's share of a core from which its figures are marked.
 BUSY = 0.9
@@ -21,8 +21,7 @@ def print_answer(console: Console, answer: Answer) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", min_width=16, no_wrap=True)
     figures = ("KiB",) if answer.of_memory else ("CPU µs", "per s", "p50 ms", "p99 ms")
-    ratios = ("crossband",) if answer.of_memory else ("floor", "crossband")
-    for header in (*figures, *(f"×\n{other}" for other in ratios)):
+    for header in (*figures, *(f"×\n{other}" for other in answer.references)):
         table.add_column(header, justify="right", no_wrap=True)
     for result in answer.results.values():
         style = "bold" if result.contender.startswith("crossband") else None
@@ -33,7 +32,7 @@ def print_answer(console: Console, answer: Answer) -> None:
         table.add_row(
             result.contender,
             *_figures(answer, result),
-            *(_ratio(answer.ratio(result.contender, other, value)) for other in ratios),
+            *(_ratio(answer.ratio(result.contender, other, value)) for other in answer.references),
             style=style,
         )
     console.print(table)
@@ -98,20 +97,7 @@ def print_targets(console: Console, answers: Mapping[str, Answer]) -> None:
         answer = answers.get(target.question)
         measured = None if answer is None else target.measured(answer)
         if answer is not None and measured is not None:
-            _add(table, target.question, str(target), measured, target.met(measured))
-    for door in ("ws", "sio", "sse"):
-        for burst in (1, 16):
-            few = answers.get(f"fanout-{door}-500-{burst}")
-            many = answers.get(f"fanout-{door}-5000-{burst}")
-            if few is None or many is None:
-                continue
-            pair = few.results.get("crossband"), many.results.get("crossband")
-            if pair[0] and pair[1] and pair[0].samples and pair[1].samples:
-                grown = pair[1].cost / pair[0].cost
-                _add(table, many.question.id, f"≤ {GROWTH} × 500", grown, grown <= GROWTH)
+            verdict = "[green]met" if target.met(measured) else "[red]missed"
+            table.add_row(target.question, str(target), f"{measured:.2f}", verdict)
     if table.row_count:
         console.print(table)
-
-
-def _add(table: Table, title: str, target: str, measured: float, met: bool) -> None:
-    table.add_row(title, target, f"{measured:.2f}", "[green]met" if met else "[red]missed")

@@ -38,6 +38,7 @@ class PythonSocketIOClient(Client):
         return connection
 
     async def _open(self) -> None:
+        self._client = None
         if self._http is not None:
             await self._http.close()
         self.session = self.session or secrets.token_urlsafe(24)

@@ -23,7 +23,7 @@ from benchmarks.install import Missing, Toolbox, commit, versions
 from benchmarks.questions import FULL, QUESTIONS, QUICK, Question, Scale
 from benchmarks.results import Answer, Result
 from benchmarks.runs import BenchmarkError, Run, raise_file_limit
-from benchmarks.table import print_answer, print_targets, to_markdown
+from benchmarks.table import insert, print_answer, print_targets, to_markdown
 
 
 class Bench:
@@ -156,7 +156,8 @@ def main(
     ] = None,
     svg_file: Annotated[Path | None, typer.Option("--svg", help="Write a chart.")] = None,
     markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="Write the tables for the documentation.")
+        Path | None,
+        typer.Option("--markdown", help="Write tables, or put them into a page with marks."),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the questions.")] = False,
 ) -> None:
@@ -205,7 +206,8 @@ def main(
     if svg_file is not None:
         svg_file.write_text(chart.draw(answers, about), encoding="utf-8")
     if markdown_file is not None:
-        markdown_file.write_text(to_markdown(answers), encoding="utf-8")
+        page = markdown_file.read_text(encoding="utf-8") if markdown_file.exists() else ""
+        markdown_file.write_text(insert(page, to_markdown(answers, about)), encoding="utf-8")
 
 
 if __name__ == "__main__":

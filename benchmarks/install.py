@@ -141,7 +141,8 @@ class Toolbox:
             shutil.rmtree(home / "node_modules", ignore_errors=True)
             (staged / "node_modules").rename(home / "node_modules")
             (staged / "package.json").rename(home / "package.json")
-        return node, home / "node_modules"
+        # The program itself: a node from a Python package is a wrapper that starts it.
+        return _run([node, "-p", "process.execPath"]).strip(), home / "node_modules"
 
     def _nginx(self) -> list[str]:
         program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

@@ -16,6 +16,8 @@ IN_FLIGHT: Final = 32
 PUBLISHERS: Final = 8
 # Clients above which less is asked.
 LARGE: Final = 1000
+# Milliseconds before the first sample: Node.js compiles what it finds hot.
+WARM_UP: Final = 250
 # Handshakes at a time.
 CONCURRENCY: Final = 32
 
@@ -96,7 +98,7 @@ class FanOut(Question):
         return min(scale.repetitions, 5) if scale.thorough else 0
 
     def prepare(self, run: Run, scale: Scale) -> None:
-        run.order(f"fire {self.burst} {scale.seconds * 300:.0f}")
+        run.order(f"fire {self.burst} {WARM_UP}")
 
     def sample(self, run: Run, scale: Scale) -> Sample:
         return run.measure(f"fire {self.burst} {scale.seconds * 1000:.0f}")
@@ -150,7 +152,7 @@ class RoundTrip(Question):
         assert door is not None
         run.connect(1, door, self.connections)
         run.order(f"request 1 {text.encode().hex()}")
-        run.order(f"pump 1 {self.depth} {scale.seconds * 300:.0f}")
+        run.order(f"pump 1 {self.depth} {WARM_UP}")
 
     def sample(self, run: Run, scale: Scale) -> Sample:
         return run.measure(f"pump 1 {self.depth} {scale.seconds * 1000:.0f}")
@@ -172,7 +174,7 @@ class Publish(Question):
         assert request is not None
         run.connect(1, "http", PUBLISHERS)
         run.order(f"request 1 {request.hex()}")
-        run.order(f"pump 1 1 {scale.seconds * 300:.0f}")
+        run.order(f"pump 1 1 {WARM_UP}")
 
     def sample(self, run: Run, scale: Scale) -> Sample:
         return run.measure(f"pump 1 1 {scale.seconds * 1000:.0f}")
@@ -187,7 +189,7 @@ class Connects(Question):
         return f"connects {self.door}"
 
     def prepare(self, run: Run, scale: Scale) -> None:
-        run.connect(1, self.door_of(run.contender) or "", 50)
+        run.connect(1, self.door_of(run.contender) or "", 200)
         run.order("close 1")
         run.settle()
 

@@ -154,10 +154,14 @@ class Run:
             self._client = None
         if self._server is not None:
             assert self._server.stdout is not None
-            # Not a graceful stop: some would wait for clients that are gone.
-            for pid in reversed(list(machine.family(self._server.pid))):
-                _kill(pid)
-            self._server.wait()
+            # nginx ends its worker itself; others would wait for clients that are gone.
+            nginx = self.contender.runtime == "nginx"
+            self._server.send_signal(signal.SIGTERM if nginx else signal.SIGKILL)
+            try:
+                self._server.wait(STOP_TIME)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
             self._server.stdout.close()
             self._server = None
         self._log.close()
@@ -231,10 +235,3 @@ def raise_file_limit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -59,13 +60,13 @@ def _short(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def to_markdown(answers: Mapping[str, Answer]) -> str:
+def to_markdown(answers: Mapping[str, Answer], about: Mapping[str, Any]) -> str:
     """Return the answers as tables for the documentation: costs, and ratios to the floor."""
-    lines: list[str] = []
+    lines = [f"Measured on: {', '.join(f'{key} {value}' for key, value in about.items())}."]
     for answer in answers.values():
         lines += ["", f"**{answer.question.title}**, per {answer.question.unit}", ""]
         if answer.of_memory:
-            lines += ["| | KiB |", "|---|---|"]
+            lines += ["| | KiB |", "|---|--:|"]
             rows = [
                 f"| {result.contender} | {result.memory / 1024:.1f} |"
                 for result in answer.results.values()
@@ -80,7 +81,14 @@ def to_markdown(answers: Mapping[str, Answer]) -> str:
                     cells = (name, cost, _ratio(answer.ratio(name, "floor")), *rest)
                     rows.append(f"| {' | '.join(cells)} |")
         lines += rows
-    return "\n".join(lines).lstrip("\n") + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def insert(page: str, results: str) -> str:
+    """Put results into a page, between its marks; the marks stay. A page without is replaced."""
+    before, start, rest = page.partition("<!-- results -->\n")
+    _, end, after = rest.partition("<!-- end of results -->\n")
+    return f"{before}{start}\n{results}\n{end}{after}" if start and end else results
 
 
 def _ratio(value: float | None) -> str:

@@ -19,7 +19,7 @@ from benchmarks.install import Toolbox
 from benchmarks.questions import QUESTIONS, FanOut, Question, RoundTrip, Scale
 from benchmarks.results import TARGETS, Answer, Result
 from benchmarks.runs import Sample
-from benchmarks.table import print_answer, print_targets, to_markdown
+from benchmarks.table import insert, print_answer, print_targets, to_markdown
 
 INSTANT = Scale(seconds=0.02, repetitions=1, connects=5, idle=5, thorough=False)
 
@@ -84,9 +84,16 @@ def test_markdown_has_costs_and_ratios() -> None:
     idle = next(each for each in QUESTIONS if each.id == "idle-ws")
     memory = Answer(idle, {"crossband": Result("crossband", [sample(0, memory=2048)])})
     fan_out = answered(FAN_OUT, {"floor": [2.0], "crossband": [2.4]})
-    text = to_markdown({FAN_OUT.id: fan_out, idle.id: memory})
+    text = to_markdown({FAN_OUT.id: fan_out, idle.id: memory}, {"cores": 2})
     assert "| crossband | 2.40 | 1.20 | 10,000 | 1.00 | 2.00 |" in text
     assert "| crossband | 2.0 |" in text
+
+
+def test_results_replace_the_last_ones_in_a_page() -> None:
+    page = "# Title\n<!-- results -->\nold\n<!-- end of results -->\nmore\n"
+    once = insert(page, "new\n")
+    assert once == "# Title\n<!-- results -->\n\nnew\n\n<!-- end of results -->\nmore\n"
+    assert insert(once, "new\n") == once
 
 
 def test_chart_is_well_formed_and_cuts_the_longest_bars() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -213,4 +214,6 @@ def main(
 if __name__ == "__main__":
     if sys.platform != "linux":
         sys.exit("The benchmark needs Linux: epoll, and /proc for the CPU time.")
+    # Ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     typer.run(main)

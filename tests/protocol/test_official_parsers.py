@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crossband.hub.events import RESERVED
 from crossband.protocol import engineio, socketio
 from crossband.protocol import payload as payloads
 from tests.clients.node import node_executable
@@ -62,10 +63,13 @@ def from_javascript(text: bytes) -> Any:
 
 
 # One process judges many packets.
-@settings(max_examples=3)
+@settings(max_examples=3, derandomize=True)
 @given(
     st.lists(
-        (events | acks).filter(lambda packet: is_readable(packet[3])), min_size=20, max_size=40
+        # The hub lets no reserved name through; the official parser refuses them.
+        (events | acks).filter(lambda packet: packet[2] not in RESERVED and is_readable(packet[3])),
+        min_size=20,
+        max_size=40,
     )
 )
 def test_official_parsers_read_what_is_encoded_and_are_read(

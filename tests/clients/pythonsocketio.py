@@ -7,6 +7,7 @@ the session a key it chooses, and both go back in `auth`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
 from typing import Any
@@ -54,13 +55,17 @@ class PythonSocketIOClient(Client):
         refusal: list[Any] = []
         client.on("connect_error", refusal.append, namespace=self.namespace)
 
+        # A client that was cut still works off what it had received, when the next one may
+        # be connected: nobody listens any more.
         def on_disconnect(reason: str) -> None:
-            # Told twice of one end, the second time when the next client may be connected.
-            if client is self._client and not self.gone.is_set():
+            if client is self._client:
                 self._on_disconnect(reason)
 
+        def on_event(name: str, *args: Any) -> Any:
+            return self._on_event(name, *args) if client is self._client else None
+
         client.on("disconnect", on_disconnect, namespace=self.namespace)
-        client.on("*", self._on_event, namespace=self.namespace)
+        client.on("*", on_event, namespace=self.namespace)
         try:
             await client.connect(
                 self.url, auth=auth, namespaces=[self.namespace], wait_timeout=WAIT
@@ -100,13 +105,17 @@ class PythonSocketIOClient(Client):
         for connection in self._sockets:
             if connection.fileno() != -1:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                connection.shutdown(socket.SHUT_RDWR)
-        async with asyncio.timeout(WAIT):
-            await self.gone.wait()
+                # Raised when the server was faster.
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        # It notices when it has read what came before, which may take it seconds.
+        self._client = None
+        self.gone.set()
         await self._http.close()
 
     async def close(self) -> None:
         if self._client is not None and self._client.connected:
-            await self._client.disconnect()
+            async with asyncio.timeout(WAIT):
+                await self._client.disconnect()
         if self._http is not None:
             await self._http.close()

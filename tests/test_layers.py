@@ -14,6 +14,7 @@ FACADE = "crossband"  # crossband/__init__.py: names what is public, from any la
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("demo",),
     (FACADE,),
     ("server", "standalone"),
     ("lane",),

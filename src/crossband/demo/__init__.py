@@ -1,0 +1,1 @@
+"""What `crossband demo` serves."""

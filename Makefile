@@ -51,6 +51,7 @@ lock: ## Move every locked dependency to its newest version
 	@scripts/lock
 
 clean: ## Remove everything the targets made
-	rm -rf .venv .setup.lock build dist node_modules pages/*/node_modules tests/node/node_modules src/crossband/pages
+	rm -rf .venv .setup.lock build dist node_modules src/crossband/pages
+	rm -rf clients/*/node_modules examples/*/node_modules pages/*/node_modules tests/*/node_modules
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +

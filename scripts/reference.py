@@ -63,7 +63,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
     "Hub and namespaces": (
         Entry(
             "Hub",
-            ("of", "configure", "lifespan", "start", "stop", "uptime"),
+            ("of", "configure", "lifespan", "start", "stop", "uptime", "status"),
             (
                 ("broker: Broker", "Where publications are ordered and kept."),
                 ("started: bool", "Whether it runs on an event loop."),

@@ -1,16 +1,13 @@
-"""The standalone hub from its clients' side, and the demo's page files."""
+"""The standalone hub from its clients' side."""
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from crossband import Hub
-from crossband.standalone import Demo, create_demo, create_hub
+from crossband.standalone import create_hub
 from tests.clients import Client, EventFailed, NewClient
 from tests.conftest import Serve
 
@@ -162,136 +159,3 @@ def test_settings_are_the_hubs() -> None:
     assert set(hub.events) == {"room:join", "room:leave", "room:message", "chat:message"}
     with pytest.raises(ValueError, match="histroy_size"):
         create_hub(histroy_size=7)
-
-
-# The page.
-
-INDEX = "<!doctype html><title>doors</title><script src=assets/app-1a2b.js></script>"
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """Return a built page, with a secret beside it."""
-    pages = tmp_path / "pages"
-    (pages / "assets").mkdir(parents=True)
-    (pages / "index.html").write_text(INDEX)
-    (pages / "assets/app-1a2b.js").write_text("let it = 'é';", encoding="utf-8")
-    (pages / "assets/icon-3c4d.svg").write_text("<svg/>")
-    (pages / "escape").symlink_to(tmp_path / "secret.txt")
-    (tmp_path / "secret.txt").write_text("secret")
-    return pages
-
-
-@pytest.fixture
-async def http(directory: Path, serve: Serve) -> Any:
-    server = await serve(create_demo(directory))
-    async with httpx.AsyncClient(base_url=server.url) as client:
-        yield client
-
-
-async def test_page_is_at_the_root(http: httpx.AsyncClient) -> None:
-    response = await http.get("/")
-    assert (response.status_code, response.text) == (200, INDEX)
-    assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert response.headers["cache-control"] == "no-cache"
-    assert response.headers["x-content-type-options"] == "nosniff"
-
-
-async def test_unchanged_page_is_not_sent_again(http: httpx.AsyncClient) -> None:
-    tag = (await http.get("/")).headers["etag"]
-    response = await http.get("/", headers={"If-None-Match": tag})
-    assert (response.status_code, response.content) == (304, b"")
-    assert response.headers["cache-control"] == "no-cache"
-    changed = await http.get("/", headers={"If-None-Match": '"other"'})
-    assert changed.status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/assets/app-1a2b.js", "text/javascript; charset=utf-8"),
-        ("/assets/icon-3c4d.svg", "image/svg+xml"),
-    ],
-)
-async def test_assets_have_their_type_and_stay_cached(
-    http: httpx.AsyncClient, path: str, kind: str
-) -> None:
-    response = await http.get(path)
-    assert response.status_code == 200
-    assert response.headers["content-type"] == kind
-    assert "immutable" in response.headers["cache-control"]
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/../secret.txt",
-        "/assets/../../secret.txt",
-        "/%2e%2e/secret.txt",
-        "/..%2fsecret.txt",
-        "/..%5csecret.txt",
-        "/.%00./secret.txt",
-        "//etc/passwd",
-        "/%2fetc/passwd",
-        "/escape",
-        "/nothing",
-        f"/{'a' * 5000}",
-        "/assets",
-    ],
-)
-async def test_nothing_else_is_served(http: httpx.AsyncClient, path: str) -> None:
-    # On a raw connection: clients tidy paths before they send them.
-    reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n".encode())
-    answer = await reader.read()
-    writer.close()
-    assert answer.startswith(b"HTTP/1.1 404")
-    assert b"secret" not in answer
-    assert b"immutable" not in answer
-
-
-async def test_page_is_only_read(http: httpx.AsyncClient) -> None:
-    response = await http.post("/", content=b"{}")
-    assert response.status_code == 405
-    assert response.headers["allow"] == "GET, HEAD"
-
-
-async def test_doors_are_behind_the_page(
-    directory: Path, serve: Serve, new_client: NewClient
-) -> None:
-    server = await serve(create_demo(directory))
-    for kind in KINDS:
-        client = new_client(kind)
-        await client.connect(server.url)
-        assert await client.call("chat:message", {"content": "hi"}) == {"status": "received"}
-    async with httpx.AsyncClient(base_url=server.url) as http:
-        assert (await http.get("/api/status")).json()["clients"]["total"] == len(KINDS)
-        assert (await http.get("/healthz")).status_code == 200
-        assert (await http.get("/readyz")).status_code == 200
-        # A name that only begins like a door is the page's.
-        assert (await http.get("/apiary")).headers["content-type"].startswith("text/plain")
-
-
-async def test_page_that_is_not_built_says_how(tmp_path: Path, serve: Serve) -> None:
-    directory = tmp_path / "pages"
-    server = await serve(create_demo(directory))
-    async with httpx.AsyncClient(base_url=server.url) as http:
-        response = await http.get("/")
-        assert response.status_code == 404
-        assert "make run" in response.text
-        assert response.headers["cache-control"] == "no-store"
-        assert (await http.get("/assets/app.js")).status_code == 404
-        # Built meanwhile, it appears.
-        directory.mkdir()
-        (directory / "index.html").write_text(INDEX)
-        assert (await http.get("/")).text == INDEX
-
-
-async def test_demo_starts_and_stops_its_hub(directory: Path) -> None:
-    hub = create_hub()
-    demo = Demo(hub, directory)
-    assert demo.settings is hub.settings
-    await demo.start()
-    assert hub.started
-    await demo.stop()
-    assert not hub.started

@@ -1,11 +1,11 @@
-// Builds the page that `crossband demo` serves at `/`, into the Python package.
+// Builds the page that `crossband demo` serves at `/doors/`, into the Python package.
 import { defineConfig, loadEnv } from "vite";
 
 export default defineConfig(({ mode }) => ({
   // Relative, so that the page works under any mount point.
   base: "./",
   build: {
-    outDir: "../../src/crossband/pages",
+    outDir: "../../src/crossband/pages/doors",
     emptyOutDir: true,
     target: "es2022",
     modulePreload: { polyfill: false },

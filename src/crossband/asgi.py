@@ -139,6 +139,13 @@ class Hub(BaseHub):
         )
         return EventError(f"Nothing at {request.path[:128]}: there is {doors}", code="not_found")
 
+    def status(self) -> dict[str, Any]:
+        """Count clients by transport, namespaces and rooms.
+
+        Returns what `GET /api/status` answers. Looks at every client.
+        """
+        return self._api.status()
+
     # Life.
 
     @contextlib.asynccontextmanager

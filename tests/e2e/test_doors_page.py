@@ -1,48 +1,23 @@
-"""The page of `crossband demo` in Chromium: three doors, one order, cut and catch-up.
-
-CROSSBAND_SCREENSHOTS names a directory to leave pictures in, for people to look at.
-"""
+"""The doors page of `crossband demo` in Chromium: three doors, one order, cut and catch-up."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Final
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
+from crossband.demo import Demo, create_demo
 from crossband.server import Server
-from crossband.standalone import PAGES, Demo, create_demo
+from tests.e2e.conftest import picture
 
 DOORS: Final = ("socketio", "websocket", "sse")
 NAMES: Final = {"socketio": "Socket.IO", "websocket": "WebSocket", "sse": "EventSource"}
-# As scripts/setup looks for it.
-BROWSERS: Final = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-ARGUMENTS: Final = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-# Milliseconds. A door that lost its server tries again after at most 5 s and half of it.
-PATIENCE: Final = 15_000
 
-pytestmark = [
-    pytest.mark.skipif(
-        not (PAGES / "index.html").is_file(), reason="the page is not built (make test builds it)"
-    ),
-    # One browser for all of them: it takes a second to start.
-    pytest.mark.asyncio(loop_scope="module"),
-]
-expect.set_options(timeout=PATIENCE)
+# One browser for all of them: it takes a second to start.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Door:
@@ -121,51 +96,12 @@ class Doors:
             await door.is_flawless()
 
     async def picture(self, name: str) -> None:
-        directory = os.environ.get("CROSSBAND_SCREENSHOTS")
-        if directory:
-            path = Path(directory, f"{name}.png")
-            await self.page.screenshot(path=path, animations="disabled")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    found = (shutil.which(name) for name in BROWSERS if name)
-    executable = next((path for path in found if path), None)
-    if executable is None:
-        pytest.skip("no Chromium (scripts/setup chromium installs it)")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        yield browser
-        await browser.close()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    context = await browser.new_context(viewport={"width": 1400, "height": 900})
-    # What a page test waits for comes at once, or not at all.
-    context.set_default_timeout(PATIENCE)
-    page = await context.new_page()
-    failures: list[str] = []
-    page.on("pageerror", lambda error: failures.append(str(error)))
-    yield page
-    await context.close()
-    assert failures == []
-
-
-@pytest.fixture
-def demo() -> Demo:
-    return create_demo()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(demo: Demo) -> AsyncIterator[Server]:
-    async with Server(demo) as server:
-        yield server
+        await picture(self.page, name)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def doors(server: Server, page: Page) -> Doors:
-    await page.goto(server.url)
+    await page.goto(f"{server.url}/doors/")
     doors = Doors(page)
     await doors.are_open()
     return doors
@@ -270,7 +206,7 @@ async def test_doors_that_were_all_cut_catch_up(doors: Doors, demo: Demo) -> Non
 async def test_restart_of_the_server_is_a_gap_at_every_door(page: Page) -> None:
     doors = Doors(page)
     async with Server(create_demo()) as server:
-        await page.goto(server.url)
+        await page.goto(f"{server.url}/doors/")
         await doors.are_open()
         for door in doors.all:
             await door.send(f"before, by {door.name}")
@@ -294,7 +230,7 @@ async def test_door_cut_right_after_a_gap_catches_up(page: Page, name: str) -> N
     doors = Doors(page)
     door = doors[name]
     async with Server(create_demo()) as server:
-        await page.goto(server.url)
+        await page.goto(f"{server.url}/doors/")
         await doors.are_open()
         await door.send("before")
         await door.shows("before")
@@ -360,7 +296,7 @@ async def test_nothing_is_asked_of_another_origin(server: Server, page: Page) ->
     page.on("request", lambda request: asked.append(request.url))
     page.on("websocket", lambda websocket: asked.append(websocket.url))
     page.on("console", lambda message: complaints.append(message.text))
-    await page.goto(server.url)
+    await page.goto(f"{server.url}/doors/")
     await Doors(page).are_open()
     host = server.url.partition("://")[2]
     assert [url for url in asked if url.split("/")[2] != host] == []
@@ -371,7 +307,7 @@ async def test_nothing_is_asked_of_another_origin(server: Server, page: Page) ->
 
 @pytest.mark.parametrize("name", ["websocket", "sse"])
 async def test_code_shown_for_a_door_works(
-    doors: Doors, demo: Demo, browser: Browser, name: str
+    server: Server, doors: Doors, demo: Demo, browser: Browser, name: str
 ) -> None:
     code = await doors[name].root.get_by_test_id("code").inner_text()
     arrived = asyncio.Event()
@@ -379,7 +315,7 @@ async def test_code_shown_for_a_door_works(
     context = await browser.new_context(bypass_csp=True)
     stranger = await context.new_page()
     # Any page of the same origin that has none of our scripts.
-    await stranger.goto(f"{doors.page.url}healthz")
+    await stranger.goto(f"{server.url}/healthz")
     await stranger.evaluate(
         """(code) => {
             globalThis.heard = [];

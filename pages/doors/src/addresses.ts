@@ -1,9 +1,9 @@
-// Where the doors are: beside the page, whatever the hub is mounted under.
+// Where the doors are: one level above the page, whatever the hub is mounted under.
 
 const ids = new Uint8Array(16);
 
 /** `http(s)://host/mount/` of the hub that served this page. */
-export const base = new URL(".", location.href);
+export const base = new URL("..", location.href);
 
 export function eventsUrl(): URL {
   return new URL("events", base);

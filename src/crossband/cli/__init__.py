@@ -118,8 +118,8 @@ def demo(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
 ) -> None:
-    """Serve a page that shows the three doors side by side."""
-    from crossband.standalone import create_demo
+    """Serve the demo: three doors side by side, and a dashboard of this server."""
+    from crossband.demo import create_demo
 
     key = secrets.token_hex(16)
     demo_app = create_demo(api_keys=(key,))

@@ -1,0 +1,79 @@
+// What goes on at each page now: asked of the hub, gently.
+
+// Milliseconds between two questions.
+const INTERVAL = 2_000;
+
+interface Status {
+  namespaces: Record<string, { clients: number }>;
+  messages: { received: number; delivered: number };
+  uptime: number;
+  version: string;
+}
+
+const state = element("state");
+const lives = document.querySelectorAll<HTMLElement>("[data-namespace]");
+let timer = 0;
+
+function show(status: Status): void {
+  for (const live of lives) {
+    const clients = status.namespaces[live.dataset["namespace"] ?? ""]?.clients ?? 0;
+    live.dataset["state"] = clients === 0 ? "empty" : "busy";
+    part(live, "count").textContent = String(clients);
+    part(live, "unit").textContent = (clients === 1 ? live.dataset["one"] : live.dataset["many"]) ?? "";
+  }
+  element("version").textContent = status.version;
+  tell("connected", `The server has been up for ${duration(status.uptime)}.`);
+}
+
+/** Say how it stands with the server. Screen readers hear of a change of state, not of each minute. */
+function tell(kind: "connected" | "lost", text: string): void {
+  if (state.dataset["state"] === kind && kind === "connected") {
+    state.setAttribute("aria-live", "off");
+  } else {
+    state.setAttribute("aria-live", "polite");
+    state.dataset["state"] = kind;
+  }
+  if (state.textContent !== text) state.textContent = text;
+}
+
+async function ask(): Promise<void> {
+  clearTimeout(timer);
+  if (document.hidden) return;
+  try {
+    const response = await fetch("./api/status", { signal: AbortSignal.timeout(INTERVAL) });
+    if (!response.ok) throw new Error(response.statusText);
+    show((await response.json()) as Status);
+  } catch {
+    for (const live of lives) live.dataset["state"] = "stale";
+    tell("lost", "The server does not answer. The numbers are old; this page keeps asking.");
+  }
+  clearTimeout(timer);
+  timer = setTimeout(() => void ask(), INTERVAL);
+}
+
+function duration(seconds: number): string {
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 1) return "less than a minute";
+  if (minutes < 60) return minutes === 1 ? "a minute" : `${minutes} minutes`;
+  const hours = Math.floor(minutes / 60);
+  if (hours < 48) return hours === 1 ? "an hour" : `${hours} hours`;
+  return `${Math.floor(hours / 24)} days`;
+}
+
+function part(live: HTMLElement, name: string): HTMLElement {
+  const found = live.querySelector<HTMLElement>(`[data-part="${name}"]`);
+  if (found === null) throw new Error(`the page has no ${name}`);
+  return found;
+}
+
+function element(id: string): HTMLElement {
+  const found = document.getElementById(id);
+  if (found === null) throw new Error(`the page has no #${id}`);
+  return found;
+}
+
+for (const place of document.querySelectorAll("[data-origin]")) {
+  place.textContent = new URL(".", location.href).href;
+}
+document.addEventListener("visibilitychange", () => void ask());
+void ask();

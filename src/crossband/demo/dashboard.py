@@ -1,0 +1,231 @@
+"""The dashboard: the server's own numbers once a second, and notifications.
+
+Both are events of a namespace, so a client that was cut off is caught up from its cursor.
+What is older than the namespace's history, and what a new page begins with, is read over HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import deque
+from types import TracebackType
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+import msgspec
+import psutil
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from crossband import EventError, Hub, InvalidMessage
+
+logger = logging.getLogger("crossband.demo")
+
+# Seconds between two samples.
+INTERVAL: Final = 1.0
+# Five minutes of them: what a page that is opened now begins with.
+SAMPLES: Final = 300
+NOTIFICATIONS: Final = 20
+# Bytes of a notification's JSON; its texts may have a fifth of that, all of it escaped.
+MAX_BODY: Final = 16 * 1024
+
+LEVELS: Final = ("info", "success", "warning", "error")
+
+
+class Processor(msgspec.Struct):
+    """How busy, in percent: the machine of all its cores, the server of one core."""
+
+    machine: float
+    server: float
+
+
+class Memory(msgspec.Struct):
+    """What is in use, in bytes; `total` is the machine's."""
+
+    machine: int
+    server: int
+    total: int
+
+
+class Clients(msgspec.Struct):
+    """Connections by transport, of the whole hub."""
+
+    websocket: int
+    polling: int
+    sse: int
+
+
+class Sample(msgspec.Struct):
+    """The event `sample`; `time` is in seconds since 1970."""
+
+    time: float
+    cpu: Processor
+    memory: Memory
+    clients: Clients
+
+
+class Notification(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/notify`."""
+
+    message: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+    title: Annotated[str, msgspec.Meta(max_length=100)] = ""
+    level: Literal["info", "success", "warning", "error"] = "info"
+
+
+class Dashboard:
+    """Publishes a hub's numbers each second in its namespace `/dashboard`, and what is posted.
+
+    The events are `sample` and `notification`. `async with dashboard` samples; `routes` are
+    for the application around the hub.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.namespace = hub.of("/dashboard")
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES)
+        # As they were published, each with its cursor as `offset`.
+        self.notifications: deque[dict[str, Any]] = deque(maxlen=NOTIFICATIONS)
+        self.routes = [
+            Route("/api/notify", self._serve_notify, methods=["POST"]),
+            Route("/api/metrics", self._serve_metrics, methods=["GET"]),
+        ]
+        self._process = psutil.Process()
+        # None while not sampling.
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        self._task = asyncio.create_task(self._sample_for_ever())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+
+    # Samples.
+
+    async def _sample_for_ever(self) -> None:
+        due = time.monotonic()
+        while True:
+            # A late one does not hurry the next: rates are per second that really went by.
+            due = max(due + INTERVAL, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+            try:
+                sample = self._sample()
+            except psutil.Error:
+                logger.exception("the server's numbers cannot be read")
+                continue
+            self.samples.append(sample)
+            self.namespace.emit("sample", sample)
+
+    def _begin(self) -> None:
+        # The first reading of both is 0: they tell of the time since the last.
+        psutil.cpu_percent()
+        self._process.cpu_percent()
+
+    def _sample(self) -> Sample:
+        # Reads /proc for some 0.2 ms: not worth a thread.
+        clients = self.hub.status()["clients"]
+        memory = psutil.virtual_memory()
+        return Sample(
+            time=round(time.time(), 3),
+            cpu=Processor(psutil.cpu_percent(), self._process.cpu_percent()),
+            memory=Memory(
+                memory.total - memory.available, self._process.memory_info().rss, memory.total
+            ),
+            clients=Clients(clients["websocket"], clients["polling"], clients["sse"]),
+        )
+
+    async def _serve_metrics(self, request: Request) -> Response:
+        return _json(
+            200,
+            {
+                "interval": INTERVAL,
+                "samples": list(self.samples),
+                "notifications": list(self.notifications),
+            },
+        )
+
+    # Notifications.
+
+    async def notify(self, notification: Notification) -> str | None:
+        """Publish a notification; return its cursor."""
+        published = {**msgspec.to_builtins(notification), "time": round(time.time(), 3)}
+        offset = await self.namespace.emit("notification", published)
+        self.notifications.append({**published, "offset": offset})
+        return offset
+
+    async def _serve_notify(self, request: Request) -> Response:
+        try:
+            _check_origin(request)
+            notification = _notification(await _body(request))
+        except EventError as error:
+            return _json(error.status, {"type": "error", **error.to_dict()})
+        except ClientDisconnect:
+            return Response(status_code=400)
+        offset = await self.notify(notification)
+        clients = len(self.namespace.sockets)
+        return _json(200, {"success": True, "clients": clients, "offset": offset})
+
+
+def _notification(body: bytes) -> Notification:
+    """Decode and check a notification. Raises InvalidMessage, which names the field."""
+    try:
+        notification = msgspec.json.decode(body, type=Notification)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$.")
+        field = path.rstrip("`") or None
+        if field == "level":
+            reason = f"Expected one of {', '.join(LEVELS)}"
+        elif named := re.fullmatch(
+            r"Object (?:missing required|contains unknown) field `(.*)`", reason
+        ):
+            field = named[1]
+        raise _invalid(reason, field) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _invalid(f"Not JSON: {error}", None) from None
+    if not notification.message.strip():
+        raise _invalid("Expected more than blanks", "message")
+    return notification
+
+
+def _invalid(reason: str, field: str | None) -> InvalidMessage:
+    if field is None:
+        return InvalidMessage(reason)
+    return InvalidMessage(reason, path=f"$.{field}", field=field)
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse what a page of another site posts: browsers send it without asking first."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise EventError(code="origin_not_allowed")
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise EventError(code="message_too_large", maxSize=MAX_BODY)
+    return body
+
+
+def _json(status: int, value: Any) -> Response:
+    return Response(
+        msgspec.json.encode(value),
+        status,
+        headers={"Cache-Control": "no-store"},
+        media_type="application/json",
+    )

@@ -1,0 +1,90 @@
+"""What the page tests share: Chromium, a page in it, the demo.
+
+CROSSBAND_SCREENSHOTS names a directory to leave pictures in, for people to look at.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from crossband.demo import Demo, create_demo
+from crossband.demo.pages import PAGES
+from crossband.server import Server
+
+# As scripts/setup looks for it.
+BROWSERS: Final = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+ARGUMENTS: Final = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# Milliseconds. A door that lost its server tries again after at most 5 s and half of it.
+PATIENCE: Final = 15_000
+
+expect.set_options(timeout=PATIENCE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip where the pages are not built."""
+    here = Path(__file__).parent
+    missing = [name for name in ("start", "doors") if not (PAGES / name / "index.html").is_file()]
+    for item in items:
+        if missing and here in item.path.parents:
+            reason = f"not built: {', '.join(missing)} (make test builds them)"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+async def picture(page: Page, name: str) -> None:
+    """Leave a picture of what is to be seen."""
+    directory = os.environ.get("CROSSBAND_SCREENSHOTS")
+    if directory:
+        path = Path(directory, f"{name}.png")
+        await page.screenshot(path=path, animations="disabled")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    found = (shutil.which(name) for name in BROWSERS if name)
+    executable = next((path for path in found if path), None)
+    if executable is None:
+        pytest.skip("no Chromium (scripts/setup chromium installs it)")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    context = await browser.new_context(viewport={"width": 1400, "height": 900})
+    # What a page test waits for comes at once, or not at all.
+    context.set_default_timeout(PATIENCE)
+    page = await context.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    yield page
+    await context.close()
+    assert failures == []
+
+
+@pytest.fixture
+def demo() -> Demo:
+    return create_demo()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server(demo: Demo) -> AsyncIterator[Server]:
+    async with Server(demo) as server:
+        yield server

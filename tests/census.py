@@ -43,7 +43,9 @@ def census(hub: Hub) -> Counter[str]:
     broker = hub.broker
     assert isinstance(broker, MemoryBroker)
     counts["connected sessions"] = len(broker._connected)
-    for task in asyncio.all_tasks():
+    # Those in reserve are bounded, and stay.
+    spare = hub.reserve.tasks if hub.started else set()
+    for task in asyncio.all_tasks() - spare:
         coroutine = task.get_coro()
         counts[f"task {getattr(coroutine, '__qualname__', coroutine)}"] += 1
     return +counts

@@ -20,17 +20,23 @@ from crossband.protocol.payload import Payload
 class Wire:
     """One message ready to be written; shared by all its recipients."""
 
-    __slots__ = ("_deflated", "_frames", "_polling", "messages", "size")
+    __slots__ = ("_deflated", "_frames", "_messages", "_polling", "size")
 
     def __init__(self, *messages: str | bytes) -> None:
-        # What is written: WebSocket messages (a text and its binary parts), or stream bytes.
-        self.messages = messages
+        # None until somebody wants a message that was built as a frame.
+        self._messages: tuple[str | bytes, ...] | None = messages
         # Bytes; characters of a text, which is near enough to bound an outbox.
         self.size = len(messages[0]) if len(messages) == 1 else sum(map(len, messages))
         # Each form is built once, when the first recipient needs it.
         self._polling: str | None = None
         self._frames: bytes | None = None
         self._deflated: bytes | None = None
+
+    @property
+    def messages(self) -> tuple[str | bytes, ...]:
+        """What is written: WebSocket messages (a text and its binary parts), or stream bytes."""
+        assert self._messages is not None
+        return self._messages
 
     @property
     def frames(self) -> bytes:
@@ -71,6 +77,27 @@ class Wire:
         return self._polling
 
 
+class Answer(Wire):
+    """A text for one recipient, given as UTF-8. Most leave as a frame, and are never a string."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+        self.size = len(text)
+        self._messages = self._polling = self._frames = self._deflated = None
+
+    @property
+    def messages(self) -> tuple[str | bytes, ...]:
+        """The text."""
+        return (self._text.decode(),)
+
+    @property
+    def frames(self) -> bytes:
+        """The WebSocket frame of the text. Hot: once per acknowledgement."""
+        return websocket.encode_text(self._text)
+
+
 class Codec(ABC):
     """The words of one door."""
 
@@ -83,6 +110,13 @@ class Codec(ABC):
     @abstractmethod
     def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
         """Encode the acknowledgement of a client's event."""
+
+    def answer(self, namespace: str, ack_id: int, result: Any) -> Wire:
+        """Encode the acknowledgement that a handler returned. Raises EncodeError.
+
+        A tuple is several values, None is none.
+        """
+        return self.ack(namespace, ack_id, payload.encode_answer(result))
 
     @abstractmethod
     def problem(self, namespace: str, error: dict[str, Any], ack_id: int | None) -> Wire:
@@ -131,6 +165,12 @@ class SocketIOCodec(Codec):
     def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
         return Wire("4" + socketio.encode_ack(namespace, ack_id, data), *data.attachments)
 
+    def answer(self, namespace: str, ack_id: int, result: Any) -> Wire:
+        data = payload.encode_value(result)
+        if data is None or result is None or type(result) is tuple:
+            return super().answer(namespace, ack_id, result)
+        return Answer(b"4" + socketio.ack_bytes(namespace, ack_id, data))
+
     def problem(self, namespace: str, error: dict[str, Any], ack_id: int | None) -> Wire:
         data = payload.encode([error])
         if ack_id is not None:
@@ -170,6 +210,12 @@ class EnvelopeCodec(Codec):
 
     def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
         return Wire(envelope.encode_ack(ack_id, payload.to_data(data)))
+
+    def answer(self, namespace: str, ack_id: int, result: Any) -> Wire:
+        data = payload.encode_value(result)
+        if data is None or type(result) is tuple:
+            return super().answer(namespace, ack_id, result)
+        return Answer(envelope.ack_bytes(ack_id, data))
 
     def problem(self, namespace: str, error: dict[str, Any], ack_id: int | None) -> Wire:
         return Wire(envelope.encode_error(error, ack_id))

@@ -231,6 +231,11 @@ class WebSocketLane(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
+            if self._waiting is None and not self._closing:
+                payload = self._splitter.whole_text(data)
+                if payload is not None:
+                    self._handle_text(payload)
+                    return
             self._handle(self._splitter.feed(data))
         except Exception:
             logger.exception("a frame could not be handled")
@@ -262,12 +267,7 @@ class WebSocketLane(asyncio.Protocol):
                 self._waiting.extend(frames[index:])
                 return
             if kind == websocket.TEXT and not self._closing:
-                try:
-                    text = payload.decode()
-                except UnicodeDecodeError:
-                    self._break(1007, "invalid UTF-8 (RFC 6455 §8.1)")
-                    return
-                self._peer.frame_received(text)
+                self._handle_text(payload)
             elif kind == websocket.BINARY and not self._closing:
                 self._peer.frame_received(payload)
             elif kind == websocket.PONG:
@@ -286,6 +286,14 @@ class WebSocketLane(asyncio.Protocol):
                     self.write(websocket.encode_pong(payload))
             elif kind == websocket.TOO_LARGE:
                 self._too_large()
+
+    def _handle_text(self, payload: bytes) -> None:
+        try:
+            text = payload.decode()
+        except UnicodeDecodeError:
+            self._break(1007, "invalid UTF-8 (RFC 6455 §8.1)")
+        else:
+            self._peer.frame_received(text)
 
     def _handle_rare(self, data: bytes) -> None:
         library = self._protocol()

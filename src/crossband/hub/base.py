@@ -25,6 +25,7 @@ from crossband.errors import CloseCode, ConnectionRefused, EncodeError, EventErr
 from crossband.hub.catchup import CatchUp
 from crossband.hub.events import check_name
 from crossband.hub.namespace import Namespace, NamespacePattern, call
+from crossband.hub.runner import Reserve
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
 from crossband.session import Connection, Handshake, Ticker
 from crossband.settings import Settings
@@ -85,6 +86,9 @@ class Admission:
 
 class BaseHub(Namespace):
     """All namespaces of one node; itself the namespace `/`."""
+
+    # Set by `start`.
+    reserve: Reserve
 
     def __init__(self, broker: Broker | str | None = None, **settings: Any) -> None:
         super().__init__(self, "/")
@@ -214,6 +218,7 @@ class BaseHub(Namespace):
         self._loop = loop
         self._thread = threading.get_ident()
         self._ticker = Ticker(loop)
+        self.reserve = Reserve(loop, self.spawn, self._tasks)
         self._started_at = time.monotonic()
         self.stopping = False
         self._start_doors(loop)
@@ -255,6 +260,7 @@ class BaseHub(Namespace):
                 task.cancel()
             if pending:
                 await asyncio.wait(pending, timeout=1.0)
+        await self.reserve.close()
 
     def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start what the doors need; the ASGI hub has them."""
@@ -511,9 +517,9 @@ class BaseHub(Namespace):
                 timer = asyncio.get_running_loop().call_later(
                     CONNECT_HANDLER_TIME, self._connect_is_late, socket, catch_up
                 )
-                socket.enqueue(lambda: self._connect_then_advance(socket, timer))
+                socket.begin(self._connect_then_advance(socket, timer))
         if namespace.registry.connect and (catch_up is None or admission.taken is not None):
-            socket.enqueue(lambda: namespace.connected(socket))
+            socket.begin(namespace.connected(socket))
         if self.stopping:
             # Let in before the hub stopped, and answered since: nobody else closes it.
             socket.connection.close(CloseCode.GOING_AWAY, "Server shutting down")

@@ -21,9 +21,8 @@ from crossband.hub.events import (
     check_event,
     check_name,
 )
-from crossband.hub.socket import Incoming, Socket, encode_answer
+from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import payload
-from crossband.protocol.payload import Payload
 
 if TYPE_CHECKING:
     from crossband.hub.base import BaseHub
@@ -37,10 +36,12 @@ F = TypeVar("F", bound=Handler)
 class Registry:
     """The handlers of a namespace, or of all that one pattern matches."""
 
-    __slots__ = ("any", "connect", "disconnect", "event_uses", "events", "uses")
+    __slots__ = ("any", "connect", "direct", "disconnect", "event_uses", "events", "uses")
 
     def __init__(self) -> None:
         self.events: dict[str, EventSchema] = {}
+        # The events that nothing stands before: all, or none of them.
+        self.direct = self.events
         self.connect: list[Handler] = []
         self.disconnect: list[Handler] = []
         self.any: list[Handler] = []
@@ -91,6 +92,7 @@ class Handlers:
     def on_any(self, handler: F) -> F:
         """Hear every event before its handler: `handler(socket, event, args)`."""
         self.registry.any.append(handler)
+        self.registry.direct = {}
         return handler
 
     def use(self, middleware: F) -> F:
@@ -107,6 +109,7 @@ class Handlers:
         Raise EventError to refuse it; the sender is answered with it.
         """
         self.registry.event_uses.append(middleware)
+        self.registry.direct = {}
         return middleware
 
 
@@ -439,8 +442,8 @@ class Namespace(Handlers):
 
     # Dispatch.
 
-    async def dispatch(self, socket: Socket, message: Incoming) -> Payload:
-        """Run an event through the middlewares and its handler; return the encoded answer.
+    async def dispatch(self, socket: Socket, message: Incoming) -> Any:
+        """Run an event through the middlewares and its handler; return what that returned.
 
         Raises EventError for what the sender is to be told.
         """
@@ -469,21 +472,13 @@ class Namespace(Handlers):
                 await call(function, socket, event, args)
         if schema is None:
             if registry.any:
-                return payload.EMPTY
+                return None
             raise EventError(code="unknown_event")
         bound = schema.bind(message.raws, message.attachments, single=message.single)
         result = schema.handler(socket, *bound)
         if schema.is_async or inspect.isawaitable(result):
             result = await result
-        return encode_answer(result)
-
-    def plain_handler(self, event: str) -> EventSchema | None:
-        """Return an event's handler if it needs no waiting, and no middleware stands before it."""
-        registry = self.registry
-        if registry.event_uses or registry.any:
-            return None
-        schema = registry.events.get(event)
-        return None if schema is None or schema.is_async else schema
+        return result
 
     async def connected(self, socket: Socket) -> None:
         """Run the connect handlers."""

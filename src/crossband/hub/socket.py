@@ -7,8 +7,9 @@ import functools
 import inspect
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -22,7 +23,8 @@ from crossband.errors import (
     EventError,
 )
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
-from crossband.hub.events import NAME_LENGTH, EventSchema, check_event, check_name
+from crossband.hub.events import NAME_LENGTH, check_event, check_name
+from crossband.hub.runner import Started
 from crossband.protocol import payload
 from crossband.protocol.payload import Payload
 from crossband.session import Acks, Connection, Handshake
@@ -37,6 +39,8 @@ logger = logging.getLogger("crossband")
 FINAL_REASONS = frozenset({"client namespace disconnect", "server namespace disconnect"})
 # What most handlers return; asking whether another type is awaitable takes its time.
 _DATA = frozenset({type(None), dict, list, tuple, str, int, float, bool, bytes})
+# What a step gives that did not end.
+_WAITING: Final = object()
 # How many times its inbox a client may fill while it owes an acknowledgement: a handler may
 # wait for the answer, and that stands behind the events the client sent before it.
 ACK_INBOX = 8
@@ -86,9 +90,9 @@ class Socket:
     __slots__ = (
         "__weakref__",
         "_acks",
+        "_busy",
         "_inbox",
         "_space",
-        "_worker",
         "catching",
         "codec",
         "connected",
@@ -124,8 +128,8 @@ class Socket:
         self._acks: Acks | None = None
         # None until the first event; what waits for the worker.
         self._inbox: deque[Incoming | Callable[[], Awaitable[None]]] | None = None
-        # None while nothing of this socket is being handled.
-        self._worker: asyncio.Task[None] | None = None
+        # Something of this socket is being handled: what comes goes into the inbox.
+        self._busy = False
         # None unless the transport waits for the inbox to empty.
         self._space: asyncio.Event | None = None
 
@@ -263,44 +267,83 @@ class Socket:
     def receive(self, message: Incoming) -> None:
         """Handle an event after those this client sent before it. Hot: once per event.
 
-        A plain handler that is alone runs here and now: a task costs more than most of them.
+        Alone, its handler begins here and now: a task costs more than most handlers.
         """
-        if self._worker is None and not self._inbox:
-            schema = self.namespace.plain_handler(message.event)
-            if schema is not None:
-                self._run_plain(schema, message)
-                return
-        self.enqueue(message)
-
-    def _run_plain(self, schema: EventSchema, message: Incoming) -> None:
+        if self._busy:
+            self.enqueue(message)
+            return
+        schema = self.namespace.registry.direct.get(message.event)
         try:
-            bound = schema.bind(message.raws, message.attachments, single=message.single)
-            result = schema.handler(self, *bound)
-            if type(result) not in _DATA and inspect.isawaitable(result):
+            if schema is None:
+                result = self.namespace.dispatch(self, message)
+            else:
+                bound = schema.bind(message.raws, message.attachments, single=message.single)
+                result = schema.handler(self, *bound)
+            kind = type(result)
+            if kind is CoroutineType:
+                result = self._step(result, message)
+                if result is _WAITING:
+                    return
+            elif kind not in _DATA and inspect.isawaitable(result):
                 self.enqueue(functools.partial(self._finish, message, result))
                 return
-            answer = encode_answer(result)
+            self._answer(message, result)
         except (Exception, asyncio.CancelledError) as error:
-            # Not inside a task of ours: a plain handler can only have raised it.
+            # Not inside a task of ours: a handler can only have raised it.
             self._fail(message, error, stopping=False)
-        else:
-            self._answer(message, answer)
+
+    def begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine after the events before it: at once, as far as it goes, if alone."""
+        if self._busy:
+            self.enqueue(functools.partial(_identity, coroutine))
+            return
+        try:
+            self._step(coroutine, None)
+        except (Exception, asyncio.CancelledError):
+            logger.exception("a handler of namespace %r failed", self.namespace.name)
+
+    def _step(self, coroutine: Coroutine[Any, Any, Any], message: Incoming | None) -> Any:
+        """Begin a coroutine; return its result, or _WAITING when a task carries it on."""
+        # What comes meanwhile is for the inbox.
+        self._busy = True
+        try:
+            result = self.namespace.hub.reserve.begin(coroutine)
+        except BaseException:
+            self._stepped()
+            raise
+        if type(result) is not Started:
+            self._stepped()
+            return result
+        if self._inbox is None:
+            self._inbox = deque()
+        self._inbox.appendleft(
+            functools.partial(_identity, result)
+            if message is None
+            else functools.partial(self._finish, message, result)
+        )
+        result.carry_on(self._work)
+        return _WAITING
+
+    def _stepped(self) -> None:
+        self._busy = False
+        if self._inbox:
+            self._busy = True
+            self.namespace.hub.spawn(self._work())
 
     async def _finish(self, message: Incoming, result: Awaitable[Any]) -> None:
         try:
-            answer = encode_answer(await result)
+            self._answer(message, await result)
         except (Exception, asyncio.CancelledError) as error:
             self._fail(message, error)
-        else:
-            self._answer(message, answer)
 
     def enqueue(self, job: Incoming | Callable[[], Awaitable[None]]) -> None:
         """Run a job after those before it."""
         if self._inbox is None:
             self._inbox = deque()
         self._inbox.append(job)
-        if self._worker is None:
-            self._worker = self.namespace.hub.spawn(self._work())
+        if not self._busy:
+            self._busy = True
+            self.namespace.hub.spawn(self._work())
 
     @property
     def owed(self) -> int:
@@ -324,7 +367,7 @@ class Socket:
 
     async def caught_up(self) -> None:
         """Wait until the inbox has room again."""
-        while self.crowded and self._worker is not None:
+        while self.crowded and self._busy:
             if self._space is None:
                 self._space = asyncio.Event()
             self._space.clear()
@@ -355,23 +398,25 @@ class Socket:
                 except Exception:
                     logger.exception("a handler of namespace %r failed", self.namespace.name)
         finally:
-            self._worker = None
+            self._busy = False
             if self._space is not None:
                 self._space.set()
 
     async def _handle(self, message: Incoming) -> None:
         try:
-            answer = await self.namespace.dispatch(self, message)
+            self._answer(message, await self.namespace.dispatch(self, message))
         except (Exception, asyncio.CancelledError) as error:
             self._fail(message, error)
-        else:
-            self._answer(message, answer)
 
-    def _answer(self, message: Incoming, answer: Payload) -> None:
+    def _answer(self, message: Incoming, result: Any) -> None:
+        if message.ack_id is not None and message.reply is None:
+            wire = self.codec.answer(self.namespace.name, message.ack_id, result)
+            self.connection.push(wire)
+            return
+        # Nobody may have asked, but the handler is to learn that it cannot be answered with.
+        answer = payload.encode_answer(result)
         if message.reply is not None:
             message.reply(answer)
-        elif message.ack_id is not None:
-            self.connection.push(self.codec.ack(self.namespace.name, message.ack_id, answer))
 
     def _fail(self, message: Incoming, error: BaseException, *, stopping: bool = True) -> None:
         # Cancelled is also a handler that awaited something that was.
@@ -417,17 +462,14 @@ class Socket:
             self.connection.push(wire)
 
 
+def _identity(awaitable: Awaitable[None]) -> Awaitable[None]:
+    return awaitable
+
+
 def cancelling() -> bool:
     """Tell whether it is this task that is being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def encode_answer(result: Any) -> Payload:
-    """Encode what a handler returned: nothing, one value, or a tuple of several."""
-    if result is None:
-        return payload.EMPTY
-    return payload.encode(result if isinstance(result, tuple) else (result,))
 
 
 class Deadline:

@@ -56,6 +56,26 @@ def encode(args: Sequence[Any]) -> Payload:
     return Payload(text, tuple(attachments))
 
 
+def encode_value(value: Any) -> bytes | None:
+    """Encode one value of builtins to JSON; None for any other, which `encode` may take.
+
+    Hot: once per acknowledgement.
+    """
+    if not _is_plain(value):
+        return None
+    try:
+        return _encode_json(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return None
+
+
+def encode_answer(result: Any) -> Payload:
+    """Encode what a handler returned: nothing, one value, or a tuple of several."""
+    if result is None:
+        return EMPTY
+    return encode(result if isinstance(result, tuple) else (result,))
+
+
 def decode(payload: Payload) -> list[Any]:
     """Decode arguments to builtins, binary values back in their places."""
     args: list[Any] = msgspec.json.decode(payload.json)

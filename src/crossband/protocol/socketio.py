@@ -216,6 +216,38 @@ def _bad_data(kind: PacketType) -> ProtocolError:
     )
 
 
+def read_event(text: str, at: int) -> tuple[str, str, int | None, list[msgspec.Raw]] | None:
+    """Read namespace, name, id and arguments of a common EVENT, from behind its type.
+
+    None for what is not of the common case: let a Decoder read it, or say what is wrong. Hot:
+    it takes a third of the time that a Decoder and `split_event` take.
+    """
+    namespace = "/"
+    if text.startswith("/", at):
+        # 256 characters: a longer name is of no namespace.
+        comma = text.find(",", at, at + 258)
+        if comma < 0:
+            return None
+        namespace = text[at:comma]
+        if not namespace.isascii() or "?" in namespace:
+            return None
+        at = comma + 1
+    bracket = text.find("[", at, at + _MAX_DIGITS)
+    id: int | None = None
+    if bracket != at:
+        digits = text[at:bracket]
+        if bracket < 0 or not (digits.isascii() and digits.isdigit()):
+            return None
+        id = int(digits)
+    try:
+        items = _decode_items(text[bracket:])
+        name = _decode_name(items[0])
+    except (ValueError, IndexError, RecursionError):
+        return None
+    del items[0]
+    return namespace, name, id, items
+
+
 def split_event(packet: Packet) -> tuple[str, list[msgspec.Raw]]:
     """Return an EVENT's name and its arguments as raw JSON.
 
@@ -298,6 +330,11 @@ def encode_ack(namespace: str, id: int, payload: Payload) -> str:
     json, attachments = payload
     head = b"6%d-" % len(attachments) if attachments else b"3"
     return _text(head + _namespace(namespace) + b"%d" % id + json)
+
+
+def ack_bytes(namespace: str, id: int, data: bytes) -> bytes:
+    """Encode an acknowledgement of one value to UTF-8, which `data` is known to be. Hot."""
+    return b"3%b%d[%b]" % (_namespace(namespace), id, data)
 
 
 def encode_connect(namespace: str, sid: str, pid: str | None) -> str:

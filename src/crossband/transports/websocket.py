@@ -124,8 +124,9 @@ class WebSocketConnection(Connection):
         return self._writer is not None and self._writer.busy and bool(self.queue)
 
     def flush(self) -> None:
-        if self._lane is not None:
-            write_frames(self, self._lane)
+        lane = self._lane
+        if lane is not None:
+            write_frames(self, lane)
         elif self._writer is not None:
             self._writer.wake()
 
@@ -186,10 +187,14 @@ class WebSocketConnection(Connection):
 
     # Over ASGI.
 
+    def attach_writer(self, send: Send) -> None:
+        """Be written to by ASGI messages from here on."""
+        self._writer = Writer(self, send)
+
     async def run(self, request: Request, receive_frame: Callable[[str | bytes], None]) -> str:
         """Serve until the WebSocket ends; return the disconnect reason."""
         receive = request.receive
-        self._writer = Writer(self, request.send)
+        assert self._writer is not None
         writer = asyncio.get_running_loop().create_task(self._writer.run())
         reason = "transport close"
         try:
@@ -282,6 +287,7 @@ class WebSocketDoor:
             else:
                 read(connection, socket, frame)
 
+        connection.attach_writer(request.send)
         try:
             hub.open(admission)
             reason = await connection.run(request, receive_frame)
@@ -297,7 +303,12 @@ class WebSocketDoor:
             if isinstance(frame, bytes):
                 raise InvalidMessage("Expected a text frame with JSON, got a binary frame")
             message = envelope.decode(frame)
-            answer_envelope(socket, message)
+            if message.type == "ack":
+                answer_envelope(socket, message)
+                return
+            data = message.data
+            raws = () if data is msgspec.UNSET else (data,)
+            socket.receive(Incoming(message.type, raws, (), message.id, None, True))
         except EventError as error:
             ack_id = error.details.pop("id", None)
             connection.push(socket.codec.problem(name, error.to_dict(), ack_id))

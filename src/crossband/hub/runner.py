@@ -1,0 +1,212 @@
+"""Runs coroutines at once, and in a task only from where they first wait.
+
+A task costs more than most handlers do. The hooks are asyncio's own, for embedding coroutines:
+https://docs.python.org/3/library/asyncio-extending.html#task-lifetime-support
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import current_task
+from asyncio.tasks import _enter_task, _leave_task
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from typing import Any
+
+# Runners kept for the next coroutine; past it they end with their work.
+SPARE = 64
+
+Work = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Started:
+    """The rest of a coroutine that waits: what awaits it carries it on."""
+
+    __slots__ = ("_awaited", "_context", "_coroutine", "_runner")
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        awaited: Any,
+        context: Context,
+        runner: Runner,
+    ) -> None:
+        self._coroutine = coroutine
+        # A future, or None of a bare `sleep(0)`.
+        self._awaited = awaited
+        self._context = context
+        self._runner = runner
+
+    def carry_on(self, work: Work) -> None:
+        """Run `work`, which awaits this, in the task in whose name it was started."""
+        self._runner.carry_on(self, work)
+
+    def cancel(self) -> None:
+        """Cancel what it waits for."""
+        if self._awaited is not None:
+            self._awaited.cancel()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coroutine = self._coroutine
+        run = self._context.run
+        awaited = self._awaited
+        while True:
+            try:
+                value = yield awaited
+            except BaseException as error:
+                step: Callable[[Any], Any] = coroutine.throw
+                value = error
+            else:
+                step = coroutine.send
+            try:
+                awaited = run(step, value)
+            except StopIteration as stop:
+                return stop.value
+
+
+class Runner:
+    """A task in reserve: a coroutine's first step is taken in its name, outside of it.
+
+    To the coroutine nothing shows: `current_task()` is the same before and after it waits,
+    which timeouts and task groups rely on.
+    """
+
+    __slots__ = ("_loop", "_reserve", "_wake", "_work", "task")
+
+    def __init__(self, reserve: Reserve, loop: asyncio.AbstractEventLoop) -> None:
+        self._reserve = reserve
+        self._loop = loop
+        # What to carry on. None while in reserve.
+        self._work: tuple[Started, Work] | None = None
+        # None until the task has begun, and while it works.
+        self._wake: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[None] = loop.create_task(self._main())
+        self.task.add_done_callback(self._ended)
+
+    def carry_on(self, started: Started, work: Work) -> None:
+        """Run `work` with the rest of a coroutine."""
+        self._work = (started, work)
+        self._reserve.working.add(self.task)
+        if self.task.done():
+            self._ended(self.task)
+        elif self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _main(self) -> None:
+        reserve = self._reserve
+        while True:
+            try:
+                # In no variable, which would keep a client's socket until the next work.
+                await (await self._given())()
+            finally:
+                reserve.working.discard(self.task)
+            if not reserve.keep(self):
+                return
+
+    async def _given(self) -> Work:
+        cancelled: asyncio.CancelledError | None = None
+        if self._work is None:
+            self._wake = self._loop.create_future()
+            try:
+                await self._wake
+            except asyncio.CancelledError as error:
+                cancelled = error
+            self._wake = None
+        given, self._work = self._work, None
+        if given is None:
+            # The hub stops.
+            assert cancelled is not None
+            raise cancelled
+        started, work = given
+        if cancelled is not None:
+            # By the coroutine itself, in its first step: it is for what it waits for.
+            started.cancel()
+        return work
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Cancelled by the coroutine in its first step, before the task itself had begun.
+        if self._work is not None:
+            started, work = self._work
+            self._work = None
+            started.cancel()
+            self._reserve.working.discard(task)
+            self._reserve.spawn(work())
+        elif not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler(
+                {"message": "a runner failed", "exception": error, "task": task}
+            )
+
+
+class Reserve:
+    """The runners of one hub."""
+
+    __slots__ = ("_loop", "_open", "_runners", "spawn", "working")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        spawn: Callable[[Coroutine[Any, Any, None]], Any],
+        working: set[asyncio.Task[None]],
+    ) -> None:
+        self._loop = loop
+        self._runners: list[Runner] = []
+        self._open = True
+        # Runs a coroutine in a new task.
+        self.spawn = spawn
+        # The tasks with work, for the hub to wait for.
+        self.working = working
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """The tasks that wait for work."""
+        return {runner.task for runner in self._runners}
+
+    def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Take a coroutine's first step. Hot: once per event with an async handler.
+
+        Returns its result when it ends there, else a Started, to be carried on. Raises what
+        the coroutine raises.
+        """
+        runners = self._runners
+        runner = runners.pop() if runners else Runner(self, self._loop)
+        loop, task = self._loop, runner.task
+        # Set where the server calls from a task of its own, over ASGI.
+        outer = current_task(loop)
+        if outer is not None:
+            _leave_task(loop, outer)
+        _enter_task(loop, task)
+        context = copy_context()
+        waits = False
+        try:
+            awaited = context.run(coroutine.send, None)
+            waits = True
+            return Started(coroutine, awaited, context, runner)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            _leave_task(loop, task)
+            if outer is not None:
+                _enter_task(loop, outer)
+            if not waits:
+                # It was cancelled if the coroutine, in its name, did that.
+                if self._open and not task.cancelling():
+                    runners.append(runner)
+                else:
+                    task.cancel()
+
+    def keep(self, runner: Runner) -> bool:
+        """Keep a runner that has done its work; False when there are enough."""
+        if not self._open or runner.task.cancelling() or len(self._runners) >= SPARE:
+            return False
+        self._runners.append(runner)
+        return True
+
+    async def close(self) -> None:
+        """End the runners that have no work."""
+        self._open = False
+        tasks = self.tasks
+        self._runners.clear()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

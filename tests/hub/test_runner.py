@@ -1,0 +1,287 @@
+"""Handlers that begin outside of any task: asyncio must look to them as it always does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+import pytest
+
+from crossband.hub.base import BaseHub
+from crossband.hub.runner import SPARE
+from crossband.hub.socket import Incoming, Socket
+from tests.link import Link, join
+
+name: ContextVar[str] = ContextVar("name", default="nobody")
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[BaseHub]:
+    hub = BaseHub(shutdown_timeout=0.2)
+    await hub.start()
+    yield hub
+    await hub.stop()
+
+
+@contextlib.contextmanager
+def outside_tasks() -> Iterator[None]:
+    """Call the body as a transport's callback does: in no task."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.tasks._leave_task(loop, task)
+    try:
+        yield
+    finally:
+        asyncio.tasks._enter_task(loop, task)
+
+
+def event(name: str, data: Any = None, ack_id: int | None = None) -> Incoming:
+    return Incoming(name, [msgspec.Raw(msgspec.json.encode(data))], (), ack_id, single=True)
+
+
+async def welcomed(hub: BaseHub) -> tuple[Link, Socket]:
+    link = Link(hub.ticker, stalled=False)
+    return link, await join(hub, link)
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["in no task", "in a task"])
+async def test_handler_that_does_not_wait_costs_no_task(within: bool, hub: BaseHub) -> None:
+    seen: list[str] = []
+
+    @hub.on("now")
+    async def now(socket: Socket) -> str:
+        seen.append("handled")
+        return "done"
+
+    link, socket = await welcomed(hub)
+    with contextlib.nullcontext() if within else outside_tasks():
+        socket.receive(event("now", ack_id=1))
+        # Not at the next tick: already.
+        assert seen == ["handled"]
+    assert (await link.messages(2))[1] == {"type": "ack", "id": 1, "data": "done"}
+    before = asyncio.all_tasks()
+    for _ in range(100):
+        socket.receive(event("now"))
+    assert asyncio.all_tasks() == before
+    assert len(seen) == 101
+
+
+async def test_current_task_is_the_same_before_and_after_waiting(hub: BaseHub) -> None:
+    tasks: list[asyncio.Task[Any] | None] = []
+    done = asyncio.Event()
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> None:
+        tasks.append(asyncio.current_task())
+        await asyncio.sleep(0)
+        tasks.append(asyncio.current_task())
+        done.set()
+
+    _, socket = await welcomed(hub)
+    mine = asyncio.current_task()
+    socket.receive(event("wait"))
+    assert asyncio.current_task() is mine
+    async with asyncio.timeout(1):
+        await done.wait()
+    assert tasks[0] is not None
+    assert tasks[0] is tasks[1] is not mine
+
+
+async def test_timeout_that_began_in_the_first_step_ends_the_handler(hub: BaseHub) -> None:
+    @hub.on("slow")
+    async def slow(socket: Socket) -> str:
+        try:
+            async with asyncio.timeout(0.01):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            return "too slow"
+        return "never"
+
+    @hub.on("at once")
+    async def at_once(socket: Socket) -> str:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        return "over"
+
+    link, socket = await welcomed(hub)
+    for number, what in enumerate(("slow", "at once", "slow")):
+        socket.receive(event(what, ack_id=number))
+    answers = [message["data"] for message in (await link.messages(4))[1:]]
+    assert answers == ["too slow", "over", "too slow"]
+
+
+async def test_task_group_that_began_in_the_first_step_gathers(hub: BaseHub) -> None:
+    async def double(value: int) -> int:
+        await asyncio.sleep(0)
+        return 2 * value
+
+    async def fail() -> None:
+        raise KeyError("no")
+
+    @hub.on("group")
+    async def group(socket: Socket, values: list[int]) -> list[int]:
+        async with asyncio.TaskGroup() as tasks:
+            made = [tasks.create_task(double(value)) for value in values]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(fail())
+                await asyncio.Event().wait()
+        except* KeyError:
+            made.append(asyncio.create_task(double(0)))
+            await made[-1]
+        return [task.result() for task in made]
+
+    link, socket = await welcomed(hub)
+    socket.receive(event("group", [1, 2], ack_id=1))
+    assert (await link.messages(2))[1]["data"] == [2, 4, 0]
+
+
+async def test_context_variables_are_those_of_one_event(hub: BaseHub) -> None:
+    @hub.on("call me")
+    async def call_me(socket: Socket, mine: str) -> list[str]:
+        before = name.get()
+        name.set(mine)
+        await asyncio.sleep(0)
+        return [before, name.get()]
+
+    @hub.on("who")
+    async def who(socket: Socket) -> str:
+        return name.get()
+
+    link, socket = await welcomed(hub)
+    socket.receive(event("call me", "ada", ack_id=1))
+    _, first = await link.messages(2)
+    socket.receive(event("who", ack_id=2))
+    socket.receive(event("call me", "bob", ack_id=3))
+    _, _, second, third = await link.messages(4)
+    assert [first["data"], second["data"], third["data"]] == [
+        ["nobody", "ada"],
+        "nobody",
+        ["nobody", "bob"],
+    ]
+    assert name.get() == "nobody"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["a fresh runner", "a used runner"])
+async def test_handler_that_cancels_itself_is_cancelled_where_it_waits(
+    first: bool, hub: BaseHub
+) -> None:
+    @hub.on("cancel")
+    async def cancel(socket: Socket) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "cancelled"
+        return "never"
+
+    hub.on("fine", _fine)
+    link, socket = await welcomed(hub)
+    if not first:
+        socket.receive(event("fine", ack_id=0))
+        # Its runner's task begins, and waits in reserve.
+        await asyncio.sleep(0)
+    socket.receive(event("cancel", ack_id=1))
+    socket.receive(event("fine", ack_id=2))
+    *_, answer, after = await link.messages(3 if first else 4)
+    assert (answer["data"], after["data"]) == ("cancelled", "fine")
+    # Its runner serves nobody else.
+    socket.receive(event("fine", ack_id=3))
+    assert (await link.messages(4 if first else 5))[-1]["data"] == "fine"
+
+
+async def _fine(socket: Socket) -> str:
+    return "fine"
+
+
+async def test_handler_that_cancels_itself_and_ends_serves_no_other(hub: BaseHub) -> None:
+    @hub.on("cancel")
+    async def cancel(socket: Socket) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return "ended"
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> str:
+        await asyncio.sleep(0)
+        return "waited"
+
+    link, socket = await welcomed(hub)
+    socket.receive(event("cancel", ack_id=1))
+    socket.receive(event("wait", ack_id=2))
+    _, first, second = await link.messages(3)
+    assert (first["data"], second["data"]) == ("ended", "waited")
+
+
+async def test_events_of_a_socket_are_in_order_whether_they_wait_or_not(hub: BaseHub) -> None:
+    release = asyncio.Event()
+
+    @hub.on("wait")
+    async def wait(socket: Socket, number: int) -> int:
+        await release.wait()
+        return number
+
+    @hub.on("now")
+    async def now(socket: Socket, number: int) -> int:
+        return number
+
+    hub.on("plain", lambda socket, number: number)
+    link, socket = await welcomed(hub)
+    other_link, other = await welcomed(hub)
+    for number, what in enumerate(("now", "wait", "now", "plain", "wait", "plain")):
+        socket.receive(event(what, number, ack_id=number))
+    # Another socket does not wait for this one.
+    other.receive(event("now", 7, ack_id=7))
+    assert (await other_link.messages(2))[1]["data"] == 7
+    assert len(await link.messages(2)) == 2
+    release.set()
+    answers = [message["data"] for message in (await link.messages(7))[1:]]
+    assert answers == [0, 1, 2, 3, 4, 5]
+
+
+async def test_many_that_wait_at_once_leave_a_bounded_reserve(hub: BaseHub) -> None:
+    release = asyncio.Event()
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> None:
+        await release.wait()
+
+    made = [await welcomed(hub) for _ in range(2 * SPARE)]
+    for _, socket in made:
+        socket.receive(event("wait", ack_id=1))
+    release.set()
+    for link, _ in made:
+        await link.messages(2)
+    assert len(hub.reserve.tasks) <= SPARE
+
+
+async def test_stop_ends_handlers_that_wait_and_runners_that_do_not(hub: BaseHub) -> None:
+    ended: list[str] = []
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("waiting")
+
+    hub.on("fine", _fine)
+    before = asyncio.all_tasks()
+    _, waiting = await welcomed(hub)
+    link, ready = await welcomed(hub)
+    ready.receive(event("fine", ack_id=1))
+    waiting.receive(event("wait"))
+    ready.receive(event("fine", ack_id=2))
+    await link.messages(3)
+    await hub.stop()
+    assert ended == ["waiting"]
+    assert asyncio.all_tasks() == before

@@ -63,7 +63,10 @@ PARTS: dict[str, tuple[Entry, ...]] = {
     "Hub and namespaces": (
         Entry(
             "Hub",
-            ("of", "configure", "lifespan", "start", "stop", "uptime", "status"),
+            (
+                *("of", "configure", "lifespan", "start", "stop", "uptime", "status"),
+                *("sockets_of", "revoke"),
+            ),
             (
                 ("broker: Broker", "Where publications are ordered and kept."),
                 ("started: bool", "Whether it runs on an event loop."),
@@ -90,7 +93,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         Entry(
             "Socket",
             (
-                *("rooms", "transport", "join", "leave"),
+                *("rooms", "transport", "join", "leave", "subscribe", "authorize"),
                 *(*_SENDING, "timeout", "volatile", "broadcast", "to", "except_", "disconnect"),
             ),
             (
@@ -99,11 +102,20 @@ PARTS: dict[str, tuple[Entry, ...]] = {
                 ("data: dict[str, Any]", "The application's own."),
                 ("namespace: Namespace", "The namespace it is in."),
                 ("handshake: Handshake", "What is known since it connected."),
+                ("identity: Identity | None", "Who it is; None without `authenticate`."),
                 ("connected: bool", "Whether it is in the namespace."),
                 ("recovered: bool", "It came back as itself: same id, rooms and data."),
             ),
         ),
         Entry("Handshake"),
+    ),
+    "Auth": (
+        Entry("JWTAuth", ("verify",), made=True),
+        Entry("Identity"),
+        Entry("Rights", ("allow",)),
+        Entry("rooms_claim"),
+        Entry("bearer_token"),
+        Entry("Unauthorized", made=True),
     ),
     "Sending": (
         Entry("Emitter", (*_CHOICE, *_SENDING, *_REMOTE)),
@@ -136,7 +148,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             "Broker",
             (
                 *("start", "stop", "publish", "head", "history"),
-                *("save_session", "take_session", "drop_session"),
+                *("save_session", "take_session", "drop_session", "drop_sessions"),
             ),
         ),
         Entry("MemoryBroker", made=True),
@@ -175,6 +187,10 @@ def class_blocks(entry: Entry) -> Iterator[str]:
     """Yield the Markdown blocks of a class."""
     cls: type = getattr(sys.modules[entry.module], entry.name)
     yield f"### {entry.name}"
+    if inspect.isfunction(cls):
+        yield code(signature(cls, entry.name))
+        yield docstring(cls, entry.name)
+        return
     fields = field_lines(cls)
     if entry.made:
         yield code(signature(vars(cls)["__init__"], entry.name, returns=False))

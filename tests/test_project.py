@@ -23,6 +23,9 @@ PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(en
 # Used when the application brings them; never required.
 OPTIONAL = frozenset({"pydantic"})
 
+# Modules that are not named as their packages.
+MODULES = {"jwt": "pyjwt"}
+
 # Modules of the standard library that the oldest Python does not have yet.
 STDLIB = sys.stdlib_module_names | {"annotationlib", "compression"}
 
@@ -131,7 +134,7 @@ def test_every_import_is_a_declared_dependency() -> None:
             undeclared += [
                 f"{path.relative_to(ROOT)}:{node.lineno}: {name}"
                 for name in (name.partition(".")[0] for name in names)
-                if name not in STDLIB and normal(name) not in allowed
+                if name not in STDLIB and MODULES.get(name, normal(name)) not in allowed
             ]
     assert undeclared == []
 

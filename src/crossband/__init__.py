@@ -4,6 +4,8 @@ One hub with three doors: raw WebSocket, Socket.IO and Server-Sent Events.
 """
 
 from crossband.asgi import Hub, __version__
+from crossband.auth import Identity, Rights, bearer_token, rooms_claim
+from crossband.auth.jwt import JWTAuth
 from crossband.broker import Broker, Publication, Session
 from crossband.broker.memory import MemoryBroker
 from crossband.errors import (
@@ -15,6 +17,7 @@ from crossband.errors import (
     EncodeError,
     EventError,
     InvalidMessage,
+    Unauthorized,
 )
 from crossband.hub.emitter import Emission, Emitter
 from crossband.hub.events import EventSchema
@@ -38,14 +41,20 @@ __all__ = [
     "EventSchema",
     "Handshake",
     "Hub",
+    "Identity",
     "InvalidMessage",
+    "JWTAuth",
     "Limits",
     "MemoryBroker",
     "Namespace",
     "NamespacePattern",
     "Publication",
+    "Rights",
     "Session",
     "Settings",
     "Socket",
+    "Unauthorized",
     "__version__",
+    "bearer_token",
+    "rooms_claim",
 ]

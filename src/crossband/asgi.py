@@ -14,9 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any, Final
 
+from crossband.auth import redaction
 from crossband.broker import Broker
 from crossband.errors import CloseCode, EventError
 from crossband.hub.base import BaseHub
+from crossband.hub.guard import Authenticate, Authorize
 from crossband.transports.api import Api
 from crossband.transports.engine import EngineDoor
 from crossband.transports.http import Receive, Request, Scope, Send
@@ -39,13 +41,23 @@ class Hub(BaseHub):
     """A realtime hub: an ASGI application with three doors, and the namespace `/`.
 
     `broker` is where publications are ordered and kept: a Broker, or None for the embedded
-    memory broker. Other arguments are those of Settings. Serve it alone, or mount it:
+    memory broker. `authenticate(handshake)` says who a client is, as an Identity, or None for
+    an anonymous one, or raises Unauthorized; `authorize(identity, action, room)` whether it
+    may "subscribe" or "publish" to a room, None being the whole namespace. Either may be
+    async. Other arguments are those of Settings. Serve it alone, or mount it:
     `app.mount("/realtime", hub)`; it starts with the server's lifespan or, where mounting
     does not forward that, with the first request.
     """
 
-    def __init__(self, broker: Broker | str | None = None, **settings: Any) -> None:
-        super().__init__(broker, **settings)
+    def __init__(
+        self,
+        broker: Broker | str | None = None,
+        *,
+        authenticate: Authenticate | None = None,
+        authorize: Authorize | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(broker, authenticate=authenticate, authorize=authorize, **settings)
         # None until started: they belong to an event loop.
         self._engine: EngineDoor | None = None
         self._websockets: WebSocketDoor | None = None
@@ -159,6 +171,8 @@ class Hub(BaseHub):
 
     async def start(self) -> None:
         """Start on the running event loop. Does nothing when started there."""
+        # Other servers print addresses with their queries.
+        redaction.install()
         await super().start()
         self._chain_signals()
 

@@ -24,10 +24,11 @@ class CloseCode(IntEnum):
     MESSAGE_TOO_BIG = 1009
     INTERNAL_ERROR = 1011
     TRY_AGAIN_LATER = 1013
-    REFUSED = 4403
     DISCONNECTED = 4000
     SESSION_TAKEN = 4001
     SLOW_CLIENT = 4008
+    TOKEN_EXPIRED = 4401
+    REVOKED = 4403
 
     @property
     def reconnect(self) -> bool:
@@ -52,6 +53,7 @@ ERRORS: Final[dict[str, tuple[str, int]]] = {
     "rate_limited": ("Rate limit exceeded", 429),
     "too_many_connections": ("Too many connections", 503),
     "unauthorized": ("Unauthorized", 401),
+    "forbidden": ("Not allowed", 403),
     "origin_not_allowed": ("Origin not allowed", 403),
     "refused": ("Refused", 403),
     "not_found": ("Not found", 404),
@@ -62,6 +64,7 @@ ERRORS: Final[dict[str, tuple[str, int]]] = {
     "method_not_allowed": ("Method not allowed", 405),
     "too_many_rooms": ("Too many rooms", 403),
     "too_many_namespaces": ("Too many namespaces", 403),
+    "unavailable": ("Authentication is not available", 503),
     "shutting_down": ("Server shutting down", 503),
     "internal_error": ("Internal server error", 500),
 }
@@ -142,6 +145,20 @@ class ConnectionRefused(EventError):
         self.data = data
         if data is not None:
             self.details = {"data": data}
+
+
+class Unauthorized(ConnectionRefused):
+    """Refuse who a client says it is: raise it in `authenticate`.
+
+    `reason` is a word for programs, such as `expired`. Clients are told HTTP 401 before any
+    upgrade, or `connect_error`, with code `unauthorized`, the message and the reason.
+    """
+
+    def __init__(self, message: str = "", *, reason: str = "refused") -> None:
+        super().__init__(message, status=401, code="unauthorized")
+        self.reason = reason
+        self.details = {"reason": reason}
+        self.data = self.to_dict()
 
 
 class AckTimeout(CrossbandError, TimeoutError):

@@ -419,14 +419,16 @@ class Handshake(asyncio.Protocol):
     async def _send(self, message: Any) -> None:
         await self._become().send(message)
 
-    def take(self, peer: Peer, *, limit: int) -> Lane | None:
+    def take(self, peer: Peer, *, limit: int, subprotocol: str | None = None) -> Lane | None:
         """Hand the connection over; see `WebSocketOffer`."""
         if self._delegate is not None:
             return self._delegate.take(peer, limit=limit)
         transport = self.transport
         if self._lost or self._lane is not None or transport.is_closing():
             return None
-        extension, extension_header = self._negotiate()
+        extension, negotiated = self._negotiate()
+        if subprotocol is not None:
+            negotiated += b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode("ascii")
         connections = self._http.connections
         lane = WebSocketLane(
             transport,
@@ -441,7 +443,7 @@ class Handshake(asyncio.Protocol):
             lane,
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
-            % (b64encode(sha1(self._key + GUID, usedforsecurity=False).digest()), extension_header),
+            % (b64encode(sha1(self._key + GUID, usedforsecurity=False).digest()), negotiated),
         )
         connections.discard(self)
         connections.add(lane)  # type: ignore[arg-type]

@@ -6,11 +6,15 @@ Knows no namespaces and no wire formats; the transports derive from Connection.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import logging
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from crossband.codecs import Wire
 from crossband.errors import CloseCode, CrossbandError, Disconnected
@@ -37,7 +41,7 @@ class Handshake:
     time: float
     path: str = "/"
     secure: bool = False
-    # Socket.IO's auth payload; empty on the other doors.
+    # Socket.IO's auth payload; on the other doors empty, but for a token that was refreshed.
     auth: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -95,9 +99,9 @@ class Deadlines(Generic[T]):
         if self._timer is None:
             self._timer = self._loop.call_later(self._delay, self._run)
 
-    def discard(self, item: T) -> None:
-        """Forget the item; nothing happens if it is not waiting."""
-        self._due.pop(item, None)
+    def discard(self, item: T) -> bool:
+        """Forget the item; False when it was not waiting."""
+        return self._due.pop(item, None) is not None
 
     def close(self) -> None:
         """Forget all items."""
@@ -125,6 +129,87 @@ class Deadlines(Generic[T]):
         if self._due:
             first = next(iter(self._due.values()))
             self._timer = self._loop.call_at(first, self._run)
+
+
+class Alarms(Generic[T]):
+    """Calls back for each added item at a time of its own, all from one timer.
+
+    Times are those of `clock`, which may be set: it is looked at once a minute at least.
+    """
+
+    # Seconds.
+    LONGEST_WAIT: Final = 60.0
+
+    __slots__ = ("_action", "_clock", "_due", "_heap", "_loop", "_next", "_serial", "_timer")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        action: Callable[[T], None],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._loop = loop
+        self._action = action
+        self._clock = clock
+        self._due: dict[T, float] = {}
+        # (when, serial, item): also some that were discarded, or have another time by now.
+        self._heap: list[tuple[float, int, T]] = []
+        self._serial = itertools.count()
+        # None while nothing is due; `_next` is what it waits for.
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = math.inf
+
+    def add(self, item: T, when: float) -> None:
+        """Call back at `when`, instead of the item's time before."""
+        self._due[item] = when
+        if len(self._heap) > 2 * len(self._due) + 64:
+            self._heap = [(due, next(self._serial), other) for other, due in self._due.items()]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, (when, next(self._serial), item))
+        if when < self._next:
+            self._schedule()
+
+    def discard(self, item: T) -> None:
+        """Forget the item; nothing happens if it is not waiting."""
+        self._due.pop(item, None)
+        if not self._due:
+            self.close()
+
+    def close(self) -> None:
+        """Forget all items."""
+        self._due.clear()
+        self._heap.clear()
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        self._next = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _schedule(self) -> None:
+        self._stop_timer()
+        if self._heap:
+            self._next = self._heap[0][0]
+            wait = min(max(self._next - self._clock(), 0.0), self.LONGEST_WAIT)
+            self._timer = self._loop.call_later(wait, self._run)
+
+    def _run(self) -> None:
+        now = self._clock()
+        ready = []
+        while self._heap and self._heap[0][0] <= now:
+            when, _, item = heapq.heappop(self._heap)
+            if self._due.get(item) == when:
+                del self._due[item]
+                ready.append(item)
+        self._schedule()
+        for item in ready:
+            try:
+                self._action(item)
+            except Exception:
+                logger.exception("an alarm's action failed")
 
 
 class Connection(ABC):

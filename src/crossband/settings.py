@@ -34,6 +34,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Origins of other sites that may connect: exact, such as "https://app.example.com";
     # ("*",) allows any, without credentials. Same origin is always allowed.
     cors_origins: tuple[str, ...] = ()
+    # How long before its token expires a client is told, so that it can show a new one.
+    token_warning: float = 30.0
     # Keys for /api/broadcast. Without one the route refuses everybody.
     api_keys: tuple[str, ...] = ()
     # Paths of the doors below the mount point.
@@ -49,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in ("ping_interval", "ping_timeout", "keepalive_interval"):
             if not _is_number(value := getattr(self, name)) or value == 0:
                 raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
-        for name in ("retry", "history_size", "history_age", "shutdown_timeout"):
+        for name in ("token_warning", "retry", "history_size", "history_age", "shutdown_timeout"):
             if not _is_number(value := getattr(self, name)):
                 raise ValueError(f"{name} must be 0 or a positive number, not {value!r}")
         self._check_paths()

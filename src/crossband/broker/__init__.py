@@ -46,6 +46,10 @@ class Session(msgspec.Struct):
     data: dict[str, Any]
     # Where it started to listen: for a client that comes back before it received anything.
     cursor: str
+    # Whose it is: only this user resumes it. None for anonymous clients.
+    user: str | None = None
+    # Those of the rooms that were joined by the client's own wish.
+    asked: frozenset[str] = frozenset()
 
 
 Deliver = Callable[[Publication], None]
@@ -100,3 +104,7 @@ class Broker(ABC):
     @abstractmethod
     def drop_session(self, namespace: str, key: str) -> None:
         """Forget a session."""
+
+    @abstractmethod
+    def drop_sessions(self, user: str) -> None:
+        """Forget all sessions of a user."""

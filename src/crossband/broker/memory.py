@@ -136,6 +136,12 @@ class MemoryBroker(Broker):
         self._connected.pop((namespace, key), None)
         self._waiting.pop((namespace, key), None)
 
+    def drop_sessions(self, user: str) -> None:
+        for key in [key for key, session in self._connected.items() if session.user == user]:
+            del self._connected[key]
+        for key in [key for key, (_, session) in self._waiting.items() if session.user == user]:
+            del self._waiting[key]
+
     def _log(self, namespace: str) -> Log:
         log = self._logs.get(namespace)
         if log is None:

@@ -65,6 +65,7 @@ HELP: Final = {
     "history_age": "How long it remembers them.",
     "recovery": "Let Socket.IO clients resume (connection state recovery).",
     "cors_origins": "Origins of other sites that may connect; * for any.",
+    "token_warning": "How long before its token expires a client is told.",
     "api_keys": "Keys for the HTTP API.",
     "socketio_path": "Path of the Socket.IO door.",
     "websocket_path": "Path of the WebSocket door.",

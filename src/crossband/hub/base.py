@@ -18,12 +18,14 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from crossband.auth import Identity
 from crossband.broker import Broker, Publication, Session
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import Codec
 from crossband.errors import CloseCode, ConnectionRefused, EncodeError, EventError, Gap
 from crossband.hub.catchup import CatchUp
 from crossband.hub.events import check_name
+from crossband.hub.guard import Authenticate, Authorize, Guard
 from crossband.hub.namespace import Namespace, NamespacePattern, call
 from crossband.hub.runner import Reserve
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
@@ -90,9 +92,17 @@ class BaseHub(Namespace):
     # Set by `start`.
     reserve: Reserve
 
-    def __init__(self, broker: Broker | str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        broker: Broker | str | None = None,
+        *,
+        authenticate: Authenticate | None = None,
+        authorize: Authorize | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(self, "/")
         self.settings = _settings(Settings(), settings)
+        self.guard = Guard(self, authenticate, authorize)
         if isinstance(broker, str):
             if broker != "memory://":
                 scheme = broker.partition(":")[0]
@@ -219,6 +229,7 @@ class BaseHub(Namespace):
         self._thread = threading.get_ident()
         self._ticker = Ticker(loop)
         self.reserve = Reserve(loop, self.spawn, self._tasks)
+        self.guard.start(loop)
         self._started_at = time.monotonic()
         self.stopping = False
         self._start_doors(loop)
@@ -245,6 +256,7 @@ class BaseHub(Namespace):
             await self._stop_doors()
             await self._finish_tasks()
         finally:
+            self.guard.stop()
             try:
                 await self.broker.stop()
             finally:
@@ -338,11 +350,15 @@ class BaseHub(Namespace):
     ) -> Admission:
         """Let a client into a namespace, or raise ConnectionRefused.
 
-        Runs the connect middlewares. Nothing is sent yet: the transport answers the client
-        and calls `open`, or `withdraw` when the client is gone by then.
+        Finds out who it is and runs the connect middlewares. Nothing is sent yet: the
+        transport answers the client and calls `open`, or `withdraw` when the client is gone
+        by then.
         """
         if self.stopping:
             raise ConnectionRefused(code="shutting_down", status=503)
+        identity = None
+        if self.guard.authenticate is not None:
+            identity = await self.guard.identify(handshake)
         namespace = self.find(name)
         if namespace is None:
             raise ConnectionRefused(code="invalid_namespace", status=404)
@@ -352,14 +368,16 @@ class BaseHub(Namespace):
                 code="invalid_request",
                 status=400,
             )
-        admission = await self._resume(namespace, connection, handshake, codec, resume)
+        admission = await self._resume(namespace, connection, handshake, codec, resume, identity)
         socket = admission.socket
         try:
+            if socket.record.asked:
+                await self._ask_again(socket)
             with _refusal("room"):
                 for room in rooms:
                     if is_socket_id(room) and room != socket.id:
                         raise EncodeError("it belongs to another client")
-                await socket.join(*rooms)
+                await socket.subscribe(*rooms)
             for function in namespace.registry.uses:
                 await call(function, socket)
             if self.stopping:
@@ -380,6 +398,12 @@ class BaseHub(Namespace):
             raise ConnectionRefused(code="internal_error", status=500) from error
         return admission
 
+    async def _ask_again(self, socket: Socket) -> None:
+        """Take a client that came back out of the rooms it may no longer hear."""
+        for room in socket.record.asked:
+            if not await self.guard.allows(socket.identity, "subscribe", room):
+                await socket.leave(room)
+
     async def _resume(
         self,
         namespace: Namespace,
@@ -387,14 +411,21 @@ class BaseHub(Namespace):
         handshake: Handshake,
         codec: Codec,
         resume: Resume,
+        identity: Identity | None,
     ) -> Admission:
+        user = None if identity is None else identity.user
         taken: Session | None = None
+        # The session is another user's.
+        foreign = False
         rooms: frozenset[str] = frozenset()
         gap: str | None = None
         catch_up: CatchUp | None = None
         cursor = resume.cursor
         if resume.key is not None:
             taken = await self.broker.take_session(namespace.name, resume.key)
+            if taken is not None and taken.user != user:
+                self._put_back(namespace, taken)
+                taken, foreign = None, True
             if taken is None and (cursor is not None or resume.returning):
                 gap = "session"
             elif taken is not None:
@@ -424,12 +455,19 @@ class BaseHub(Namespace):
                     namespace.unhold(hold)
         if taken is not None and catch_up is not None:
             record = Session(
-                taken.namespace, taken.key, taken.sid, set(rooms), taken.data, taken.cursor
+                taken.namespace,
+                taken.key,
+                taken.sid,
+                set(rooms),
+                taken.data,
+                taken.cursor,
+                user,
+                taken.asked,
             )
         else:
             # A new pid tells a Socket.IO client that it was not recovered; a key the client
             # chose itself it will show again, whatever is answered.
-            key = None if resume.returning else resume.key
+            key = None if resume.returning or foreign else resume.key
             record = Session(
                 namespace.name,
                 key if key is not None else secrets.token_urlsafe(24),
@@ -437,6 +475,7 @@ class BaseHub(Namespace):
                 set(),
                 {},
                 self.broker.head(namespace.name),
+                user,
             )
         socket = Socket(
             namespace,
@@ -445,6 +484,7 @@ class BaseHub(Namespace):
             handshake,
             record,
             recovered=taken is not None and catch_up is not None,
+            identity=identity,
         )
         return Admission(socket, cursor, gap, catch_up, taken, rooms)
 
@@ -477,6 +517,7 @@ class BaseHub(Namespace):
                     now = live.record.rooms
                     socket.record.rooms.difference_update(admission.rooms - now)
                     socket.record.rooms.update(now - admission.rooms)
+                    socket.record.asked |= live.record.asked & (now - admission.rooms)
                 self.leave(live, "transport close", keep_session=False)
                 live.connection.end_socket(
                     namespace.name, CloseCode.SESSION_TAKEN, "resumed elsewhere"
@@ -485,6 +526,8 @@ class BaseHub(Namespace):
         self.namespaces[namespace.name] = namespace
         socket.connected = True
         namespace.add(socket)
+        if socket.identity is not None:
+            self.guard.entered(socket)
         self.broker.save_session(socket.record, connected=True)
         head = self.broker.head(namespace.name)
         offset: str | None = head
@@ -560,6 +603,8 @@ class BaseHub(Namespace):
         socket.connected = False
         namespace = socket.namespace
         namespace.remove(socket)
+        if socket.identity is not None:
+            self.guard.left(socket)
         if keep_session and reason not in FINAL_REASONS:
             self.broker.save_session(socket.record, connected=False)
         else:
@@ -579,6 +624,26 @@ class BaseHub(Namespace):
             "server namespace disconnect",
             close=close,
         )
+
+    def dismiss(self, socket: Socket, reason: str, code: CloseCode, error: EventError) -> None:
+        """Tell a client why it must go, and end it."""
+        name = socket.namespace.name
+        socket.connection.push(socket.codec.problem(name, error.to_dict(), None))
+        self.leave(socket, reason)
+        socket.connection.end_socket(name, code, error.message)
+
+    def sockets_of(self, user: str) -> list[Socket]:
+        """Return the connected sockets of a user, in all namespaces of this node."""
+        return self.guard.sockets_of(user)
+
+    async def revoke(self, user: str) -> int:
+        """End all connections of a user, on every door; return how many there were.
+
+        The user's sessions are forgotten, and its tokens that say when they were issued
+        (`iat`) and are not newer are refused from now on, while this process runs. A token
+        without `iat` is let in again: there `authenticate` must refuse the user.
+        """
+        return await self.guard.revoke(user)
 
 
 def _full_match(pattern: re.Pattern[str]) -> Callable[[str], bool]:

@@ -29,8 +29,12 @@ RESERVED: Final = frozenset(
         "ack:request",
         "gap",
         "server:shutdown",
+        "token:expiring",
+        "token:refresh",
     }
 )
+# A client's new token, which the hub itself handles.
+REFRESH: Final = "token:refresh"
 # The server's own answer to an event that failed.
 RECEIVED_RESERVED: Final = RESERVED | {"error"}
 

@@ -16,6 +16,7 @@ from crossband.hub.catchup import CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.events import (
     RECEIVED_RESERVED,
+    REFRESH,
     EventSchema,
     Handler,
     check_event,
@@ -450,6 +451,8 @@ class Namespace(Handlers):
         registry = self.registry
         event = message.event
         if event in RECEIVED_RESERVED:
+            if event == REFRESH and socket.identity is not None:
+                return await self.hub.guard.refresh(socket, self._args(message))
             raise EventError(
                 code="invalid_message", path="$.type", reason="Reserved event name", event=event
             )
@@ -460,12 +463,7 @@ class Namespace(Handlers):
             except EncodeError as error:
                 raise InvalidMessage(str(error), path="$.type") from None
         if registry.event_uses or registry.any:
-            try:
-                args = message.decode()
-            except (ValueError, RecursionError) as error:
-                raise EventError(
-                    code="invalid_message", path="$", reason=str(error) or "Nested too deeply"
-                ) from None
+            args = self._args(message)
             for function in registry.event_uses:
                 await call(function, socket, event, args)
             for function in registry.any:
@@ -479,6 +477,15 @@ class Namespace(Handlers):
         if schema.is_async or inspect.isawaitable(result):
             result = await result
         return result
+
+    @staticmethod
+    def _args(message: Incoming) -> list[Any]:
+        try:
+            return message.decode()
+        except (ValueError, RecursionError) as error:
+            raise EventError(
+                code="invalid_message", path="$", reason=str(error) or "Nested too deeply"
+            ) from None
 
     async def connected(self, socket: Socket) -> None:
         """Run the connect handlers."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from crossband.auth import Action, Identity
 from crossband.broker import Publication, Session
 from crossband.codecs import PLAIN, Codec
 from crossband.errors import (
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crossband")
 
+# Reasons of ours for a disconnect, beside those of Socket.IO.
+EXPIRED = "token expired"
+REVOKED = "token revoked"
 # Reasons after which the client is not expected back: its session is dropped.
-FINAL_REASONS = frozenset({"client namespace disconnect", "server namespace disconnect"})
+FINAL_REASONS = frozenset({"client namespace disconnect", "server namespace disconnect", REVOKED})
 # What most handlers return; asking whether another type is awaitable takes its time.
 _DATA = frozenset({type(None), dict, list, tuple, str, int, float, bool, bytes})
 # What a step gives that did not end.
@@ -98,6 +102,7 @@ class Socket:
         "connected",
         "connection",
         "handshake",
+        "identity",
         "namespace",
         "record",
         "recovered",
@@ -112,6 +117,7 @@ class Socket:
         record: Session,
         *,
         recovered: bool,
+        identity: Identity | None = None,
     ) -> None:
         self.namespace = namespace
         self.connection = connection
@@ -121,6 +127,9 @@ class Socket:
         self.record = record
         # The client came back as itself: same id, rooms and data, nothing lost.
         self.recovered = recovered
+        # Who it is, by the last token it showed. None where nobody asked, and for anonymous
+        # clients.
+        self.identity = identity
         self.connected = False
         # None unless the client still has recorded events coming before live ones.
         self.catching: CatchUp | None = None
@@ -175,8 +184,31 @@ class Socket:
         if self.connected:
             self.namespace.hub.broker.save_session(self.record, connected=True)
 
+    async def subscribe(self, *rooms: str) -> None:
+        """Join rooms at the client's own wish: as `join`, if `authorize` allows it.
+
+        The hub asks again when the client shows a new token or comes back, and makes it leave
+        what it may no longer hear. Rooms that were joined by `join` it never asks about.
+        Raises EventError (`forbidden`) before any of them is joined.
+        """
+        await self.authorize("subscribe", *rooms)
+        await self.join(*rooms)
+        if self.namespace.hub.guard.authorize is not None:
+            self.record.asked = self.record.asked.union(rooms)
+
+    async def authorize(self, action: Action, *rooms: str | None) -> None:
+        """Ask `Hub(authorize=…)` about an action, "subscribe" or "publish", on rooms.
+
+        The room None is the whole namespace. Raises EventError (`forbidden`) for the first
+        that is not allowed.
+        """
+        for room in rooms:
+            await self.namespace.hub.guard.demand(self.identity, action, room)
+
     async def leave(self, *rooms: str) -> None:
         """Leave rooms; nothing happens for those it is not in."""
+        if self.record.asked:
+            self.record.asked = self.record.asked.difference(rooms)
         for room in rooms:
             if room in self.record.rooms:
                 self.record.rooms.discard(room)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from crossband.auth import Identity
 from crossband.errors import EncodeError, EventError, InvalidMessage
 from crossband.hub.base import BaseHub
 from crossband.transports.http import ClientGone, HeaderList, Request
@@ -77,7 +78,9 @@ class Api:
         }
 
     async def _broadcast(self, request: Request, cors: HeaderList) -> None:
-        self._check_key(request)
+        identity = None
+        if not self._shows_key(request):
+            identity = await self._identify(request)
         try:
             body = await request.body(self._hub.settings.limits.message_size)
         except ClientGone:
@@ -94,6 +97,8 @@ class Api:
         namespace = self._hub.find(message.namespace)
         if namespace is None:
             raise EventError(code="invalid_namespace")
+        if identity is not None:
+            await self._hub.guard.demand(identity, "publish", message.room)
         args = () if message.data is msgspec.UNSET else (message.data,)
         try:
             target = namespace.to(message.room) if message.room is not None else namespace
@@ -106,19 +111,30 @@ class Api:
             200, {"success": True, "clients": clients, "offset": offset}, cors
         )
 
-    def _check_key(self, request: Request) -> None:
-        keys = self._hub.settings.api_keys
-        if not keys:
-            raise EventError(
-                "Publishing over HTTP is off: set api_keys (CROSSBAND_API_KEYS)", code="refused"
-            )
+    def _shows_key(self, request: Request) -> bool:
         shown = request.headers.get("x-api-key", "")
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             shown = token.strip()
         # Every key is compared, each in constant time.
+        keys = self._hub.settings.api_keys
         matches = [hmac.compare_digest(shown.encode(), key.encode()) for key in keys]
-        if not any(matches):
+        return any(matches)
+
+    async def _identify(self, request: Request) -> Identity:
+        """Return whose token it is that may publish. Raises EventError."""
+        guard = self._hub.guard
+        # A token says who it is. What that one may do is for `authorize` to say.
+        tokens = guard.authenticate is not None and guard.authorize is not None
+        if tokens and "x-api-key" not in request.headers:
+            identity = await guard.identify(request.handshake("http"))
+            if identity is not None:
+                return identity
+        if not tokens and not self._hub.settings.api_keys:
             raise EventError(
-                "Show an API key: Authorization: Bearer <key>, or X-API-Key", code="unauthorized"
+                "Publishing over HTTP is off: set api_keys (CROSSBAND_API_KEYS)", code="refused"
             )
+        wanted = "Show an API key: Authorization: Bearer <key>, or X-API-Key"
+        if tokens:
+            wanted += "; or a token that may publish"
+        raise EventError(wanted, code="unauthorized")

@@ -209,7 +209,10 @@ class EngineConnection(Connection):
     ) -> None:
         self.sockets.pop(namespace, None)
         self.push(Wire("4" + socketio.encode_disconnect(namespace)))
-        if close or (code is CloseCode.SESSION_TAKEN and not self.sockets):
+        last = not self.sockets and not self.connecting
+        if last and code in (CloseCode.TOKEN_EXPIRED, CloseCode.REVOKED):
+            self.end("server namespace disconnect", code, reason, linger=True)
+        elif close or (code is CloseCode.SESSION_TAKEN and not self.sockets):
             self.end("server namespace disconnect", CloseCode.NORMAL, reason, linger=True)
 
     # Polling.
@@ -383,7 +386,7 @@ class EngineConnection(Connection):
         if offer is None or self.closed:
             return False
         limit = self._door.hub.settings.limits.max_http_buffer_size
-        self._lane = offer(self, limit=limit)
+        self._lane = offer(self, limit=limit, subprotocol=request.subprotocol)
         if self._lane is None:
             return False
         write_frames(self, self._lane)
@@ -706,7 +709,6 @@ class EngineDoor:
     def _open(self, request: Request, transport: str) -> EngineConnection:
         connection = EngineConnection(self, request.handshake(transport))
         self.connections[connection.sid] = connection
-        self._pings.add(connection)
         self._connects.add(connection)
         return connection
 
@@ -729,18 +731,19 @@ class EngineDoor:
         self._roll.discard(connection)
 
     def connected(self, connection: EngineConnection) -> None:
-        """Note that a client joined its first namespace in time."""
-        self._connects.discard(connection)
+        """Note that a client joined a namespace: from the first on it gets heartbeats."""
+        if self._connects.discard(connection):
+            self._pings.add(connection)
 
     def pong(self, connection: EngineConnection) -> None:
-        """Note that a client answered its ping."""
-        self._pongs.discard(connection)
-        self._pings.add(connection)
+        """Note that a client answered its ping; one that it did not get counts for nothing."""
+        if self._pongs.discard(connection):
+            self._pings.add(connection)
 
     def _give_up(self, connection: EngineConnection) -> None:
         # Its pong may wait behind events that we are slow to handle.
         if any(socket.crowded for socket in connection.sockets.values()):
-            self.pong(connection)
+            self._pings.add(connection)
         else:
             connection.end("ping timeout", now=True)
 

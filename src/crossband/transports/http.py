@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
+from crossband.auth import SUBPROTOCOL
 from crossband.errors import ConnectionRefused, EventError, MessageTooLarge
 from crossband.session import Handshake
 
@@ -23,6 +24,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 HeaderList = list[tuple[bytes, bytes]]
 
+# RFC 9110 §11.6.1: a 401 says what would be accepted.
+_CHALLENGE = (b"www-authenticate", b"Bearer")
 # Fields in a query string; more is nobody's honest request.
 MAX_QUERY_FIELDS = 64
 
@@ -145,8 +148,20 @@ class Request:
     ) -> None:
         await self.respond(status, msgspec.json.encode(value), headers=headers)
 
+    @property
+    def shows_token(self) -> bool:
+        """Whether the request itself has a token, in its header or query."""
+        return "authorization" in self.headers or "token" in self.query
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The WebSocket subprotocol that is answered, if it was offered; it has no secret."""
+        return SUBPROTOCOL if SUBPROTOCOL in self.scope.get("subprotocols", ()) else None
+
     async def refuse(self, error: EventError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an error: its status, and JSON that says what is wrong."""
+        if error.status == 401:
+            headers = [*headers, _CHALLENGE]
         if error.status == 408 and self.scope.get("http_version", "1.1").startswith("1"):
             headers = [*headers, (b"connection", b"close")]
         await self.respond(error.status, _body(error), headers=headers)
@@ -154,7 +169,7 @@ class Request:
     async def accept(self) -> None:
         """Accept a WebSocket handshake, over ASGI."""
         await self._see_connect()
-        await self.send({"type": "websocket.accept"})
+        await self.send({"type": "websocket.accept", "subprotocol": self.subprotocol})
 
     async def _see_connect(self) -> None:
         if not self._connect_seen:
@@ -175,6 +190,7 @@ class Request:
                 "headers": [
                     (b"content-type", b"application/json"),
                     (b"content-length", str(len(body)).encode()),
+                    *([_CHALLENGE] if error.status == 401 else ()),
                 ],
             }
         )

@@ -61,7 +61,7 @@ class Peer(Protocol):
 class WebSocketOffer(Protocol):
     """What stands under `crossband.lane` in a WebSocket's scope."""
 
-    def __call__(self, peer: Peer, *, limit: int) -> Lane | None:
+    def __call__(self, peer: Peer, *, limit: int, subprotocol: str | None = None) -> Lane | None:
         """Take the WebSocket over, accepting it if that was not done over ASGI.
 
         Messages are bounded by `limit` bytes. What the client sent already comes at the next

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from crossband.codecs import SSE, Wire
-from crossband.errors import CloseCode, EventError
+from crossband.errors import CloseCode, EventError, Unauthorized
 from crossband.hub.base import BaseHub, Resume
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
@@ -129,7 +129,7 @@ class StreamConnection(Connection):
     def end_socket(
         self, namespace: str, code: CloseCode, reason: str, *, close: bool = False
     ) -> None:
-        if code is CloseCode.DISCONNECTED and self.socket is not None:
+        if code in (CloseCode.DISCONNECTED, CloseCode.REVOKED) and self.socket is not None:
             self._door.forbid(namespace, self.socket.session)
         self.close(code, reason)
 
@@ -213,6 +213,7 @@ class StreamDoor:
         ]
         key = request.first("session")
         if request.method == "HEAD":
+            await hub.guard.identify(request.handshake("sse"))
             if hub.find(name) is None:
                 raise EventError(code="invalid_namespace")
             await request.send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -300,6 +301,11 @@ class StreamDoor:
                 "Show the client's session, from its welcome, as ?session= or X-Crossband-Session",
                 code="unauthorized",
             )
+        if request.shows_token:
+            # The session would do; but who shows a token as well shows a good one.
+            identity = await self._hub.guard.identify(request.handshake("sse"))
+            if (identity and identity.user) != (socket.identity and socket.identity.user):
+                raise Unauthorized("The token is another user's", reason="user")
         try:
             body = await request.body(self._hub.settings.limits.message_size)
         except ClientGone:

@@ -265,7 +265,9 @@ class WebSocketDoor:
         read: Reader = self._read_plain if codec is PLAIN else self._read_envelope
         connection.read = read
         offer: WebSocketOffer | None = offer_of(request.scope)
-        lane = offer(connection, limit=limits.message_size) if offer is not None else None
+        lane = None
+        if offer is not None:
+            lane = offer(connection, limit=limits.message_size, subprotocol=request.subprotocol)
         if lane is not None:
             # From here on the lane tells: of frames, and of the end.
             self._roll.add(connection)

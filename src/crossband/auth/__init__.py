@@ -1,0 +1,169 @@
+"""Who a client is and what it may do: identities, rights, and where clients show a token.
+
+Knows handshakes by what it reads of them, and no clients. `jwt` verifies tokens, `keys` has
+what they are verified with, `redaction` keeps them out of logs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+
+Action = Literal["subscribe", "publish"]
+
+# Characters of a token. Cookies end at 4 KiB, header lines at 8 KiB with most proxies.
+MAX_TOKEN: Final = 8_192
+# Characters of a user's name; as event and room names.
+MAX_USER: Final = 256
+# WebSocket subprotocols, for browsers, which can set no header: what is answered, and what
+# the token follows. A token's characters are those of a subprotocol (RFC 6455 §4.1).
+SUBPROTOCOL: Final = "crossband"
+BEARER_PROTOCOL: Final = "bearer."
+
+
+class Handshake(Protocol):
+    """What is read of a handshake here; `crossband.Handshake` has it."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def query(self) -> Mapping[str, list[str]]: ...
+    @property
+    def auth(self) -> Mapping[str, Any]: ...
+
+
+def bearer_token(handshake: Handshake, *, cookie: str | None = None) -> str | None:
+    """Return the token a client shows, from the first place that has one; else None.
+
+    In this order: Socket.IO's `auth.token` (also what `token:refresh` brings), the header
+    `Authorization: Bearer`, the WebSocket subprotocol `bearer.<token>`, `?token=`, and the
+    cookie of that name where one is given.
+    """
+    token = handshake.auth.get("token")
+    if isinstance(token, str) and token:
+        return token
+    headers = handshake.headers
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and (token := token.strip()):
+        return token
+    for protocol in headers.get("sec-websocket-protocol", "").split(","):
+        protocol = protocol.strip()
+        if protocol.startswith(BEARER_PROTOCOL) and len(protocol) > len(BEARER_PROTOCOL):
+            return protocol[len(BEARER_PROTOCOL) :]
+    for token in handshake.query.get("token", ()):
+        if token:
+            return token
+    if cookie is not None:
+        # Several header lines were joined by commas, which no cookie has (RFC 6265 §4.1.1).
+        for pair in re.split("[;,]", headers.get("cookie", "")):
+            name, _, value = pair.strip().partition("=")
+            if name == cookie and (value := value.strip('"')):
+                return value
+    return None
+
+
+class Rights(msgspec.Struct, frozen=True):
+    """Rooms a client may hear and publish to, as patterns.
+
+    In a pattern `*` stands for any characters, none included; nothing else is special. To
+    publish to a whole namespace takes the pattern `*`.
+    """
+
+    subscribe: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
+
+    @classmethod
+    def from_claim(cls, claim: object) -> Rights:
+        """Read a token's `rooms` claim; without one there are no rights.
+
+        A list of patterns is for both; `{"subscribe": […], "publish": […]}` sets them apart.
+        Raises ValueError for anything else.
+        """
+        if claim is None:
+            return cls()
+        if isinstance(claim, Mapping):
+            if unknown := claim.keys() - {"subscribe", "publish"}:
+                raise ValueError(f"expected subscribe and publish, not {sorted(map(str, unknown))}")
+            return cls(_patterns(claim.get("subscribe")), _patterns(claim.get("publish")))
+        patterns = _patterns(claim)
+        return cls(patterns, patterns)
+
+    def allow(self, action: Action, room: str | None) -> bool:
+        """Tell whether an action on a room is allowed; None is the whole namespace."""
+        patterns = self.subscribe if action == "subscribe" else self.publish
+        if room is None:
+            return "*" in patterns
+        return any(matches(pattern, room) for pattern in patterns)
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise ValueError("expected a list of room patterns")
+    return tuple(value)
+
+
+def matches(pattern: str, room: str) -> bool:
+    """Tell whether a room matches a pattern. Linear in their lengths, as no regex would be."""
+    first, *rest = pattern.split("*")
+    if not rest:
+        return room == pattern
+    *middle, last = rest
+    if len(room) < len(first) + len(last):
+        return False
+    if not room.startswith(first) or not room.endswith(last):
+        return False
+    at, end = len(first), len(room) - len(last)
+    for part in middle:
+        at = room.find(part, at, end)
+        if at < 0:
+            return False
+        at += len(part)
+    return True
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who a client is, as `authenticate` found; on `socket.identity`.
+
+    `expires` and `issued` are in seconds since 1970. At `expires` the client is disconnected,
+    unless it shows a new token before; None is never. Raises ValueError for a user without a
+    name, or with one of more than 256 characters.
+    """
+
+    user: str
+    expires: float | None = None
+    # When its token was made; `hub.revoke` refuses what is older. None when not known.
+    issued: float | None = None
+    rights: Rights = Rights()
+    # The token's claims, or whatever else the application wants to know.
+    claims: Mapping[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if type(self.user) is not str or not 0 < len(self.user) <= MAX_USER:
+            raise ValueError(f"a user's name is a string of 1 to {MAX_USER} characters")
+        for name in ("expires", "issued"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not math.isfinite(value)):
+                raise ValueError(f"{name} must be a number of seconds, not {value!r}")
+
+
+def rooms_claim(identity: Identity | None, action: Action, room: str | None) -> bool:
+    """Allow what the token's `rooms` claim grants: `Hub(authorize=rooms_claim)`.
+
+    Without a token, or without the claim, nothing.
+    """
+    return identity is not None and identity.rights.allow(action, room)
+
+
+__all__ = [
+    "Action",
+    "Identity",
+    "Rights",
+    "bearer_token",
+    "rooms_claim",
+]

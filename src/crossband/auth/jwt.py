@@ -1,0 +1,208 @@
+"""JSON Web Tokens as identities: `Hub(authenticate=JWTAuth(…))`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from crossband.auth import MAX_TOKEN, Handshake, Identity, Rights, bearer_token
+from crossband.auth.keys import (
+    KeySource,
+    KeysUnavailable,
+    RemoteKeys,
+    StaticKeys,
+    check_algorithms,
+    load_keys,
+)
+from crossband.errors import ConnectionRefused, Unauthorized
+
+# What is wrong with a token: the word for programs, and the sentence for people.
+REASONS: Final[Mapping[str, str]] = {
+    "missing": "No token was shown",
+    "malformed": "The token cannot be read",
+    "algorithm": "The token's algorithm is not accepted",
+    "critical": "The token has extensions that are not understood (RFC 7515 §4.1.11)",
+    "key": "The token's key is not known",
+    "signature": "The token's signature is wrong",
+    "expired": "The token has expired",
+    "not_yet_valid": "The token is not valid yet",
+    "audience": "The token is for another audience",
+    "issuer": "The token is from another issuer",
+    "claim": "A claim of the token is missing or wrong",
+}
+
+
+def _refused(reason: str, detail: str = "") -> Unauthorized:
+    return Unauthorized(REASONS[reason] + (f": {detail}" if detail else ""), reason=reason)
+
+
+class JWTAuth:
+    """Authenticate clients by JSON Web Tokens (RFC 7519).
+
+    `key` is a secret (str or bytes, at least 32 bytes), a PEM public key, a JWK or a JWK
+    set; `jwks_url` instead is where a set is fetched from. Each key is pinned to algorithms
+    of its kind: those of `algorithms` that fit, a JWK's own `alg`, or the usual one (HS256,
+    RS256, ES256/384/512, EdDSA). An algorithm that no key is for is refused here, with
+    ValueError.
+
+    `audience` and `issuer` are what a token must say (one of a list will do); a token for an
+    audience is refused where none is set. `leeway` is how many seconds clocks may differ.
+    `require_exp=False` lets in tokens without `exp`, which are good for ever.
+    `anonymous=True` lets in clients without a token, with no identity. `cookie` names the
+    cookie that may hold it; `user_claim` the claim that says who it is.
+    """
+
+    def __init__(
+        self,
+        key: KeySource | None = None,
+        *,
+        jwks_url: str | None = None,
+        algorithms: Sequence[str] | None = None,
+        audience: str | Sequence[str] | None = None,
+        issuer: str | Sequence[str] | None = None,
+        leeway: float = 0.0,
+        require_exp: bool = True,
+        anonymous: bool = False,
+        cookie: str | None = None,
+        user_claim: str = "sub",
+        jwks_lifetime: float = 3_600.0,
+        jwks_cooldown: float = 10.0,
+    ) -> None:
+        if (key is None) == (jwks_url is None):
+            raise ValueError("give JWTAuth a key or a jwks_url, one of the two")
+        if leeway < 0:
+            raise ValueError(f"leeway must be 0 or more seconds, not {leeway!r}")
+        check_algorithms(algorithms)
+        self.audience = _names(audience, "audience")
+        self.issuer = _names(issuer, "issuer")
+        self.leeway = leeway
+        self.require_exp = require_exp
+        self.anonymous = anonymous
+        self.cookie = cookie
+        self.user_claim = user_claim
+        self._keys: StaticKeys | RemoteKeys
+        if jwks_url is not None:
+            self._keys = RemoteKeys(
+                jwks_url,
+                algorithms,
+                issuer=self.issuer[0] if self.issuer else jwks_url,
+                lifetime=jwks_lifetime,
+                cooldown=jwks_cooldown,
+            )
+        else:
+            assert key is not None
+            self._keys = StaticKeys(load_keys(key, algorithms))
+
+    async def __call__(self, handshake: Handshake) -> Identity | None:
+        """Return the identity of the token a client shows. Raises Unauthorized."""
+        token = bearer_token(handshake, cookie=self.cookie)
+        if token is None:
+            if self.anonymous:
+                return None
+            raise _refused("missing")
+        return await self.verify(token)
+
+    async def verify(self, token: str) -> Identity:
+        """Return the identity a token proves.
+
+        Raises Unauthorized with the reason, a word of `REASONS`; ConnectionRefused (503) when
+        the keys cannot be fetched.
+        """
+        import jwt
+
+        if len(token) > MAX_TOKEN:
+            raise _refused("malformed", f"it has more than {MAX_TOKEN} characters")
+        header = _header(token)
+        # `b64` is one of them (RFC 7797).
+        if "crit" in header or "b64" in header:
+            raise _refused("critical")
+        algorithm, kid = header.get("alg"), header.get("kid")
+        if not isinstance(algorithm, str) or not isinstance(kid, str | None):
+            raise _refused("malformed")
+        try:
+            key = await self._keys.find(kid, algorithm)
+        except KeysUnavailable:
+            raise ConnectionRefused(
+                "The keys that tokens are verified with cannot be fetched",
+                code="unavailable",
+                status=503,
+            ) from None
+        if key is None:
+            raise _refused("key" if self._keys.accept(algorithm) else "algorithm")
+        try:
+            claims = jwt.decode(
+                token,
+                key.material,
+                algorithms=list(key.algorithms),
+                audience=self.audience or None,
+                issuer=self.issuer or None,
+                leeway=self.leeway,
+                options={"require": ["exp"] if self.require_exp else []},
+            )
+        except (jwt.PyJWTError, ValueError, OverflowError, TypeError, RecursionError) as error:
+            raise _refusal(error) from None
+        return self._identity(claims)
+
+    def _identity(self, claims: dict[str, Any]) -> Identity:
+        user = claims.get(self.user_claim)
+        if not isinstance(user, str) or not user:
+            raise _refused("claim", f"`{self.user_claim}` must say who it is")
+        try:
+            rights = Rights.from_claim(claims.get("rooms"))
+        except ValueError as error:
+            raise _refused("claim", f"`rooms`: {error}") from None
+        try:
+            expires = claims.get("exp")
+            issued = claims.get("iat")
+            return Identity(
+                user,
+                # Until when it is accepted.
+                expires=None if expires is None else int(expires) + self.leeway,
+                issued=None if issued is None else float(issued),
+                rights=rights,
+                claims=claims,
+            )
+        except (ValueError, OverflowError) as error:
+            raise _refused("claim", str(error)) from None
+
+
+def _header(token: str) -> dict[str, Any]:
+    """Return a token's header, of which nothing is verified yet."""
+    head = token.partition(".")[0]
+    try:
+        text = base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        raise _refused("malformed") from None
+
+
+def _names(value: str | Sequence[str] | None, what: str) -> list[str]:
+    names = [value] if isinstance(value, str) else list(value or ())
+    if not all(type(name) is str and name for name in names):
+        raise ValueError(f"{what} must be a name, or a list of names")
+    return names
+
+
+def _refusal(error: Exception) -> Unauthorized:
+    import jwt
+
+    table: tuple[tuple[type[Exception], str], ...] = (
+        (jwt.ExpiredSignatureError, "expired"),
+        (jwt.ImmatureSignatureError, "not_yet_valid"),
+        (jwt.InvalidAudienceError, "audience"),
+        (jwt.InvalidIssuerError, "issuer"),
+        (jwt.InvalidAlgorithmError, "algorithm"),
+        (jwt.InvalidSignatureError, "signature"),
+        (jwt.DecodeError, "malformed"),
+    )
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        named = {"aud": "audience", "iss": "issuer"}.get(error.claim, "claim")
+        return _refused(named, f"it has no `{error.claim}`")
+    for kind, reason in table:
+        if isinstance(error, kind):
+            return _refused(reason)
+    # A signature can be verified, and what was signed be of the wrong type.
+    return _refused("claim" if isinstance(error, jwt.InvalidTokenError) else "malformed")

@@ -1,0 +1,371 @@
+"""What signatures are verified with: secrets, PEM, JWK, and key sets behind a fixed URL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from math import inf
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+logger = logging.getLogger("crossband")
+
+# Algorithms by kind of key, the default first (RFC 7518 §3.1, RFC 8037 §3.1).
+KINDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "a secret": ("HS256", "HS384", "HS512"),
+    "an RSA key": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "a P-256 key": ("ES256",),
+    "a P-384 key": ("ES384",),
+    "a P-521 key": ("ES512",),
+    "an Ed25519 or Ed448 key": ("EdDSA",),
+}
+ALGORITHMS: Final = frozenset(name for names in KINDS.values() for name in names)
+_CURVES: Final = {
+    "secp256r1": "a P-256 key",
+    "secp384r1": "a P-384 key",
+    "secp521r1": "a P-521 key",
+}
+# Bytes of a secret, by algorithm (RFC 7518 §3.2).
+_SECRET_SIZE: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
+_RSA_BITS: Final = 2_048
+
+# Of a key set behind a URL. Real ones have 2 to 10 keys and 10 KB.
+MAX_KEYS: Final = 100
+MAX_KEY_SET: Final = 262_144
+FETCH_TIME: Final = 5.0
+
+KeySource = str | bytes | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key, and the algorithms it is pinned to."""
+
+    # A secret's bytes, or a public key of `cryptography`.
+    material: Any
+    algorithms: tuple[str, ...]
+    # None where it has no name.
+    kid: str | None = None
+
+
+class KeysUnavailable(Exception):
+    """The key set could not be fetched, and none is known."""
+
+
+def check_algorithms(algorithms: Sequence[str] | None) -> None:
+    """Raise ValueError for an algorithm that is not one of ours, `none` for example."""
+    if isinstance(algorithms, str):
+        raise ValueError(f"algorithms must be a list, such as [{algorithms!r}]")
+    if algorithms is not None and not algorithms:
+        raise ValueError("algorithms must not be empty")
+    for name in algorithms or ():
+        if name not in ALGORITHMS:
+            raise ValueError(f"{name!r} is not one of {', '.join(sorted(ALGORITHMS))}")
+
+
+def load_keys(source: KeySource, algorithms: Sequence[str] | None) -> list[Key]:
+    """Read a secret, a PEM key, a JWK or a JWK set. Raises ValueError."""
+    check_algorithms(algorithms)
+    if isinstance(source, Mapping):
+        keys = list(read_set(source, algorithms, strict=True))
+        if not keys:
+            raise ValueError("the JWK set has no key to verify signatures with")
+    else:
+        text = source.encode() if isinstance(source, str) else source
+        pem = text.lstrip().startswith(b"-----BEGIN")
+        keys = [_pin(read_pem(text) if pem else text, algorithms)]
+    # Each algorithm asked for must be one that some key has.
+    pinned = {name for key in keys for name in key.algorithms}
+    for name in algorithms or ():
+        if name not in pinned:
+            kinds = " and ".join(sorted({_kind(key.material) for key in keys}))
+            raise ValueError(f"{name} cannot be used with {kinds}")
+    return keys
+
+
+def read_pem(text: bytes) -> Any:
+    """Return the public key of a PEM text; of a private key, its public half."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        if b"PRIVATE KEY-----" in text:
+            return serialization.load_pem_private_key(text, password=None).public_key()
+        if b"BEGIN CERTIFICATE-----" in text:
+            from cryptography.x509 import load_pem_x509_certificate
+
+            return load_pem_x509_certificate(text).public_key()
+        return serialization.load_pem_public_key(text)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"the PEM key cannot be read: {error}") from None
+
+
+def read_set(
+    source: Mapping[str, Any], algorithms: Sequence[str] | None, *, strict: bool
+) -> Iterable[Key]:
+    """Yield the keys of a JWK set, or of one JWK (RFC 7517).
+
+    `strict`, for what an operator wrote: raises ValueError for a key that cannot be used.
+    Else it is left out, as a set may have keys for others; and so is a secret, which is no
+    secret behind a URL.
+    """
+    items = source.get("keys") if "keys" in source else [source]
+    if not isinstance(items, list):
+        raise ValueError("expected a JWK, or a JWK set: {'keys': […]}")
+    for item in items[:MAX_KEYS]:
+        try:
+            key = _read_jwk(item, algorithms)
+        except ValueError:
+            if strict:
+                raise
+            continue
+        if key is not None and (strict or not isinstance(key.material, bytes)):
+            yield key
+
+
+def _read_jwk(item: object, algorithms: Sequence[str] | None) -> Key | None:
+    import jwt
+
+    if not isinstance(item, Mapping) or not isinstance(item.get("kty"), str):
+        raise ValueError("a JWK is an object with a `kty`")
+    operations = item.get("key_ops")
+    if item.get("use", "sig") != "sig":
+        return None
+    if isinstance(operations, list) and not {"verify", "sign"} & set(map(str, operations)):
+        return None
+    try:
+        # Without `alg`: which algorithms it is for, we decide.
+        material = jwt.PyJWK({k: v for k, v in item.items() if k != "alg"}).key
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"the JWK cannot be read: {error}") from None
+    kid = item.get("kid")
+    key = _pin(material, algorithms, own=item.get("alg"))
+    return Key(key.material, key.algorithms, kid if isinstance(kid, str) else None)
+
+
+def _kind(material: Any) -> str:
+    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+
+    if isinstance(material, bytes):
+        return "a secret"
+    if isinstance(material, rsa.RSAPublicKey):
+        return "an RSA key"
+    if isinstance(material, ec.EllipticCurvePublicKey):
+        kind = _CURVES.get(material.curve.name)
+        if kind is not None:
+            return kind
+    elif isinstance(material, (ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)):
+        return "an Ed25519 or Ed448 key"
+    raise ValueError(f"a key of type {type(material).__name__} verifies no tokens")
+
+
+def _pin(material: Any, algorithms: Sequence[str] | None, own: object = None) -> Key:
+    """Pin a key to algorithms of its kind: its own, those asked for, or the kind's default."""
+    if hasattr(material, "public_key"):
+        material = material.public_key()
+    kind = _kind(material)
+    possible = KINDS[kind]
+    if own is not None:
+        if own not in possible:
+            raise ValueError(f"the JWK's alg {own!r} cannot be used with {kind}")
+        possible = (str(own),)
+    if algorithms is None:
+        chosen = possible[:1]
+    else:
+        chosen = tuple(name for name in possible if name in algorithms)
+        if not chosen:
+            raise ValueError(f"{', '.join(algorithms)} cannot be used with {kind}")
+    if isinstance(material, bytes):
+        for name in chosen:
+            if len(material) < _SECRET_SIZE[name]:
+                raise ValueError(
+                    f"the secret has {len(material)} bytes; {name} needs {_SECRET_SIZE[name]} "
+                    "(RFC 7518 §3.2). Make one: openssl rand -hex 32"
+                )
+    elif getattr(material, "key_size", _RSA_BITS) < _RSA_BITS and kind == "an RSA key":
+        raise ValueError(f"the RSA key has {material.key_size} bits; it needs {_RSA_BITS}")
+    return Key(material, chosen)
+
+
+class StaticKeys:
+    """Keys that are known from the start."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self._keys = keys
+
+    async def find(self, kid: str | None, algorithm: str) -> Key | None:
+        """Return the key of a token; None when there is none."""
+        return choose(self._keys, kid, algorithm)
+
+    def accept(self, algorithm: str) -> bool:
+        """Tell whether some key is for this algorithm."""
+        return any(algorithm in key.algorithms for key in self._keys)
+
+
+def choose(keys: Iterable[Key], kid: str | None, algorithm: str) -> Key | None:
+    """Return the key of a token: by its name, else the only one of its algorithm."""
+    fitting = [key for key in keys if algorithm in key.algorithms]
+    if kid is not None:
+        named = [key for key in fitting if key.kid == kid]
+        if named:
+            return named[0]
+        # A key without a name is meant by any.
+        fitting = [key for key in fitting if key.kid is None]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+class RemoteKeys:
+    """A JWK set behind one URL, fetched when needed and kept.
+
+    The URL is the operator's, never a token's: a stranger's token can at most cause one
+    fetch per `cooldown`. Keys that are older than `lifetime` are fetched anew, and go on
+    counting for a day while that fails. Times are in seconds.
+    """
+
+    # Seconds that old keys count while the URL cannot be reached.
+    STALE_TIME: Final = 86_400.0
+
+    def __init__(
+        self,
+        url: str,
+        algorithms: Sequence[str] | None,
+        *,
+        issuer: str,
+        lifetime: float = 3_600.0,
+        cooldown: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        check_algorithms(algorithms)
+        if secret := [name for name in algorithms or () if name.startswith("HS")]:
+            raise ValueError(f"{secret[0]} needs a secret, and keys behind a URL are public")
+        _check_url(url)
+        self.url = url
+        self._algorithms = algorithms
+        public = {name for name in ALGORITHMS if not name.startswith("HS")}
+        # What a token may name at all: anything else is not worth a fetch.
+        self._possible = public if algorithms is None else public & set(algorithms)
+        self._issuer = issuer
+        self._lifetime = lifetime
+        self._cooldown = cooldown
+        self._clock = clock
+        # By issuer and kid, never by the two joined: "a" + "bc" is not "ab" + "c". At most
+        # MAX_KEYS; those without a kid are numbered.
+        self._keys: dict[tuple[str, str | int], Key] = {}
+        # When they were fetched, and when that was last tried. None before the first time.
+        self._fetched: float | None = None
+        self._tried: float | None = None
+        # Shared by all who wait for it.
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def find(self, kid: str | None, algorithm: str) -> Key | None:
+        """Return the key of a token; None when there is none. Raises KeysUnavailable."""
+        if algorithm not in self._possible:
+            return None
+        now = self._clock()
+        age = inf if self._fetched is None else now - self._fetched
+        key = self._known(kid, algorithm)
+        if key is None or age > self._lifetime:
+            fetching = self._refresh(now)
+            # Nobody waits for what is known anyway, unless it is old indeed.
+            if fetching is not None and (key is None or age > 2 * self._lifetime):
+                # One who gives up does not end it for the others.
+                await asyncio.shield(fetching)
+                key = self._known(kid, algorithm)
+        if self._fetched is None or now - self._fetched > self.STALE_TIME:
+            raise KeysUnavailable
+        return key
+
+    def accept(self, algorithm: str) -> bool:
+        """Tell whether some key is for this algorithm."""
+        return any(algorithm in key.algorithms for key in self._keys.values())
+
+    def _known(self, kid: str | None, algorithm: str) -> Key | None:
+        if kid is not None:
+            key = self._keys.get((self._issuer, kid))
+            if key is not None:
+                return key if algorithm in key.algorithms else None
+        return choose(self._keys.values(), kid, algorithm)
+
+    def _refresh(self, now: float) -> asyncio.Task[None] | None:
+        """Start to fetch, unless that was tried just now; None when it was."""
+        loop = asyncio.get_running_loop()
+        if self._fetching is None or self._fetching.get_loop() is not loop:
+            if self._tried is not None and now - self._tried < self._cooldown:
+                return None
+            self._tried = now
+            self._fetching = loop.create_task(self._fetch(now))
+        return self._fetching
+
+    async def _fetch(self, now: float) -> None:
+        import httpx
+        import msgspec
+
+        try:
+            found = await self._download()
+            keys = list(read_set(found, self._algorithms, strict=False))
+            if not keys:
+                raise ValueError("no key in it verifies signatures")
+        except (
+            httpx.HTTPError,
+            msgspec.MsgspecError,
+            ValueError,
+            RecursionError,
+            OSError,
+        ) as error:
+            logger.warning(
+                "the keys of %s cannot be fetched: %s", self.url, str(error) or type(error).__name__
+            )
+        else:
+            self._keys = {
+                (self._issuer, key.kid if key.kid is not None else number): key
+                for number, key in enumerate(keys)
+            }
+            self._fetched = now
+        finally:
+            self._fetching = None
+
+    async def _download(self) -> dict[str, Any]:
+        import httpx
+        import msgspec
+
+        body = b""
+        async with (
+            asyncio.timeout(FETCH_TIME),
+            # A redirect would be another's choice of URL.
+            httpx.AsyncClient(timeout=FETCH_TIME, follow_redirects=False) as client,
+            client.stream("GET", self.url, headers={"Accept": "application/json"}) as response,
+        ):
+            if response.status_code != 200:
+                raise ValueError(f"HTTP {response.status_code}")
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_KEY_SET:
+                    raise ValueError(f"more than {MAX_KEY_SET} bytes")
+        return msgspec.json.decode(body, type=dict[str, Any])
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https"):
+        raise ValueError(f"a JWKS URL looks like https://HOST/.well-known/jwks.json, not {url!r}")
+    if parts.scheme == "http" and not _is_loopback(host):
+        logger.warning(
+            "%s is fetched without TLS: who is in between chooses the keys that tokens are "
+            "verified with",
+            url,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,67 @@
+"""Keeps tokens and session keys out of log lines."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, Final
+
+# In queries, bodies and headers; and what looks like a JWT, wherever it stands.
+_SECRETS: Final = re.compile(
+    r"(?P<field>\b(?:access_token|token|session|pid|api[-_]key)\b[\"']?\s*[=:]\s*[\"']?)"
+    r"(?!Bearer\b)[^&\s\"'#;,<>)}\]]+"
+    r"|(?P<scheme>\bbearer[ .])[\w~+/.=-]{8,}"
+    r"|\beyJ[\w-]*\.[\w-]*(?:\.[\w-]*){0,3}",
+    re.IGNORECASE,
+)
+_formatter: Final = logging.Formatter()
+# Loggers of ours, and of the servers that print addresses.
+LOGGERS: Final = (
+    "crossband",
+    "uvicorn.access",
+    "uvicorn.error",
+    "hypercorn.access",
+    "hypercorn.error",
+)
+
+
+def redact(text: str) -> str:
+    """Return a text with `…` in place of tokens and session keys."""
+    return _SECRETS.sub(_replace, text)
+
+
+def _replace(match: re.Match[str]) -> str:
+    return f"{match['field'] or match['scheme'] or ''}…"
+
+
+def redacting(record: logging.LogRecord) -> bool:
+    """Redact a log record: a filter for loggers, which lets every record pass."""
+    if isinstance(record.args, tuple):
+        # One by one first: the formatter of an access log wants them apart.
+        record.args = tuple(_redact_argument(value) for value in record.args)
+    message = record.getMessage()
+    if (redacted := redact(message)) != message:
+        record.msg, record.args = redacted, ()
+    if record.exc_info and not record.exc_text:
+        error = record.exc_info
+        if isinstance(error, tuple):
+            # Formatters print this text where it is set.
+            record.exc_text = redact(_formatter.formatException(error))
+    return True
+
+
+def _redact_argument(value: Any) -> Any:
+    if value is None or isinstance(value, (int, float)):
+        return value
+    text = str(value)
+    redacted = redact(text)
+    # What has no secret stays what it is: a format may want more than its text.
+    return value if redacted == text else redacted
+
+
+def install() -> None:
+    """Redact what the loggers of `LOGGERS` print. Does nothing the second time."""
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        if redacting not in logger.filters:
+            logger.addFilter(redacting)

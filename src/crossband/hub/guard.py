@@ -1,0 +1,225 @@
+"""The hub's side of auth: who a client is, what it may do, until when, and its revocation."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from crossband.auth import MAX_TOKEN, Action, Identity
+from crossband.broker import Publication
+from crossband.codecs import PLAIN
+from crossband.errors import (
+    CloseCode,
+    ConnectionRefused,
+    EventError,
+    InvalidMessage,
+    Unauthorized,
+)
+from crossband.hub.namespace import call
+from crossband.hub.socket import EXPIRED, REVOKED, Socket, cancelling
+from crossband.protocol import payload
+from crossband.session import Alarms, Handshake
+
+if TYPE_CHECKING:
+    from crossband.hub.base import BaseHub
+
+logger = logging.getLogger("crossband")
+
+Authenticate = Callable[[Handshake], Identity | Awaitable[Identity | None] | None]
+Authorize = Callable[[Identity | None, Action, str | None], bool | Awaitable[bool]]
+
+EXPIRING: Final = "token:expiring"
+# Users whose older tokens are refused; past it the revocation longest ago is forgotten.
+MAX_REVOKED: Final = 10_000
+
+
+class Guard:
+    """Asks the application's `authenticate` and `authorize`, and acts on what they say."""
+
+    def __init__(
+        self,
+        hub: BaseHub,
+        authenticate: Authenticate | None,
+        authorize: Authorize | None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._hub = hub
+        self.authenticate = authenticate
+        self.authorize = authorize
+        self._clock = clock
+        # By user, connected sockets only.
+        self._sockets: dict[str, dict[Socket, None]] = {}
+        # By user, when it was revoked; longest ago first.
+        self._revoked: dict[str, float] = {}
+        # One timer for all. None until started.
+        self._alarms: Alarms[Socket] | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._alarms = Alarms(loop, self._fall_due, clock=self._clock)
+
+    def stop(self) -> None:
+        if self._alarms is not None:
+            self._alarms.close()
+
+    # Who.
+
+    async def identify(self, handshake: Handshake) -> Identity | None:
+        """Return who a client is; None for an anonymous one. Raises ConnectionRefused."""
+        if self.authenticate is None:
+            return None
+        try:
+            identity = await call(self.authenticate, handshake)
+        except (Exception, asyncio.CancelledError) as error:
+            # Cancelled is also one that awaited something that was.
+            if isinstance(error, asyncio.CancelledError) and cancelling():
+                raise
+            if isinstance(error, ConnectionRefused):
+                raise
+            if isinstance(error, EventError):
+                raise ConnectionRefused(
+                    error.message, code=error.code, status=error.status
+                ) from error
+            logger.exception("authenticate failed: the client is refused")
+            raise ConnectionRefused(code="internal_error", status=500) from error
+        if identity is None:
+            return None
+        if not isinstance(identity, Identity):
+            logger.error(
+                "authenticate must return an Identity or None, not %s: the client is refused",
+                type(identity).__name__,
+            )
+            raise ConnectionRefused(code="internal_error", status=500)
+        if identity.expires is not None and identity.expires <= self._clock():
+            raise Unauthorized("The token has expired", reason="expired")
+        self._check_revoked(identity)
+        return identity
+
+    def _check_revoked(self, identity: Identity) -> None:
+        revoked = self._revoked.get(identity.user)
+        # `iat` has no fractions, as a rule: of the same second, it may be older.
+        if revoked is not None and identity.issued is not None and identity.issued <= revoked:
+            raise Unauthorized("The token was revoked", reason="revoked")
+
+    # What.
+
+    async def allows(self, identity: Identity | None, action: Action, room: str | None) -> bool:
+        """Tell whether an action on a room is allowed; None is the whole namespace."""
+        if self.authorize is None:
+            return True
+        return bool(await call(self.authorize, identity, action, room))
+
+    async def demand(self, identity: Identity | None, action: Action, room: str | None) -> None:
+        """Raise EventError unless an action on a room is allowed."""
+        if not await self.allows(identity, action, room):
+            where = "to everybody" if room is None else f"to the room {room!r}"
+            raise EventError(
+                f"Not allowed to {action} {where}", code="forbidden", action=action, room=room
+            )
+
+    # Until when.
+
+    def entered(self, socket: Socket) -> None:
+        """Note a client that was let in."""
+        identity = socket.identity
+        if identity is None:
+            return
+        self._sockets.setdefault(identity.user, {})[socket] = None
+        self._watch(socket, identity)
+
+    def left(self, socket: Socket) -> None:
+        """Forget a client."""
+        identity = socket.identity
+        if identity is None:
+            return
+        sockets = self._sockets.get(identity.user)
+        if sockets is not None:
+            sockets.pop(socket, None)
+            if not sockets:
+                del self._sockets[identity.user]
+        if self._alarms is not None:
+            self._alarms.discard(socket)
+
+    def sockets_of(self, user: str) -> list[Socket]:
+        """Return a user's connected sockets, in all namespaces."""
+        return list(self._sockets.get(user, ()))
+
+    def _watch(self, socket: Socket, identity: Identity) -> None:
+        assert self._alarms is not None
+        if identity.expires is None:
+            self._alarms.discard(socket)
+        else:
+            # Plain namespaces have no way to refresh.
+            warning = 0.0 if socket.codec is PLAIN else self._hub.settings.token_warning
+            self._alarms.add(socket, identity.expires - warning)
+
+    def _fall_due(self, socket: Socket) -> None:
+        identity = socket.identity
+        if identity is None or identity.expires is None or not socket.connected:
+            return
+        left = identity.expires - self._clock()
+        if left <= 0:
+            error = Unauthorized("The token has expired", reason="expired")
+            self._hub.dismiss(socket, EXPIRED, CloseCode.TOKEN_EXPIRED, error)
+            return
+        assert self._alarms is not None
+        self._alarms.add(socket, identity.expires)
+        if socket.codec is not PLAIN:
+            data = {"expires": identity.expires, "in": round(left, 3)}
+            notice = Publication(socket.namespace.name, EXPIRING, payload.encode([data]))
+            socket.connection.push(socket.codec.event(notice))
+
+    async def refresh(self, socket: Socket, args: list[Any]) -> dict[str, Any]:
+        """Take a client's new token: its expiry counts from here on, and its rights.
+
+        Returns what the client is told. Raises EventError; the old token goes on then.
+        """
+        token = args[0] if args else None
+        if isinstance(token, dict):
+            token = token.get("token")
+        if not isinstance(token, str) or not token:
+            raise InvalidMessage('Expected the new token, or {"token": "…"}')
+        if len(token) > MAX_TOKEN:
+            raise InvalidMessage(f"A token has at most {MAX_TOKEN} characters")
+        handshake = socket.handshake
+        identity = await self.identify(
+            dataclasses.replace(handshake, auth={**handshake.auth, "token": token})
+        )
+        before = socket.identity
+        if identity is None or before is None or identity.user != before.user:
+            raise Unauthorized("The token is another user's", reason="user")
+        denied = [
+            room
+            for room in socket.record.asked
+            if not await self.allows(identity, "subscribe", room)
+        ]
+        if not socket.connected:
+            raise EventError(code="unknown_client")
+        # Revoked while the application was asked.
+        self._check_revoked(identity)
+        socket.identity = identity
+        self._watch(socket, identity)
+        await socket.leave(*denied)
+        answer: dict[str, Any] = {"expires": identity.expires}
+        if denied:
+            answer["left"] = denied
+        return answer
+
+    async def revoke(self, user: str) -> int:
+        """End all connections of a user; see `BaseHub.revoke`."""
+        self._revoked.pop(user, None)
+        self._revoked[user] = self._clock()
+        if len(self._revoked) > MAX_REVOKED:
+            del self._revoked[next(iter(self._revoked))]
+        sockets = self.sockets_of(user)
+        # A Socket.IO connection in several namespaces is one.
+        connections = {id(socket.connection) for socket in sockets}
+        for socket in sockets:
+            error = Unauthorized("The token was revoked", reason="revoked")
+            self._hub.dismiss(socket, REVOKED, CloseCode.REVOKED, error)
+        self._hub.broker.drop_sessions(user)
+        return len(connections)

@@ -42,7 +42,7 @@ def create_hub(**settings: Any) -> Hub:
     """Create the hub that `crossband serve` runs without a target.
 
     Takes the settings of `Hub`. Clients may join and leave rooms, send to the rooms they are
-    in, and chat with everybody.
+    in, and chat with everybody, as far as `authorize` allows it.
     """
     hub = Hub(**settings)
 
@@ -53,7 +53,7 @@ def create_hub(**settings: Any) -> Hub:
         # Every socket is in the room of its own id, which its messages show to others.
         if name != socket.id and is_socket_id(name):
             raise EventError("A client's own room cannot be joined", room=name)
-        await socket.join(name)
+        await socket.subscribe(name)
         members = await hub.to(name).fetch_sockets()
         return {"status": "joined", "room": name, "members": len(members)}
 
@@ -69,28 +69,38 @@ def create_hub(**settings: Any) -> Hub:
     @hub.on("room:message")
     async def room_message(socket: Socket, message: RoomMessage) -> dict[str, str]:
         """Send data to everybody in a room, the sender included."""
-        _require_member(socket, message.room)
+        await _require_right(socket, message.room)
         await hub.to(message.room).emit(
-            "room:message", {"from": socket.id, "room": message.room, "data": message.data}
+            "room:message", {**_sender(socket), "room": message.room, "data": message.data}
         )
         return {"status": "received"}
 
     @hub.on("chat:message")
     async def chat_message(socket: Socket, message: ChatMessage) -> dict[str, str]:
         """Send a line to a room, or to everybody; the sender gets it as well."""
+        await _require_right(socket, message.room)
         if message.room is None:
-            await hub.emit("chat:message", {"from": socket.id, "content": message.content})
+            await hub.emit("chat:message", {**_sender(socket), "content": message.content})
         else:
-            _require_member(socket, message.room)
             await hub.to(message.room).emit(
                 "chat:message",
-                {"from": socket.id, "room": message.room, "content": message.content},
+                {**_sender(socket), "room": message.room, "content": message.content},
             )
         return {"status": "received"}
 
     return hub
 
 
-def _require_member(socket: Socket, room: str) -> None:
-    if room not in socket.rooms:
+def _sender(socket: Socket) -> dict[str, str]:
+    # With tokens also who it is.
+    if socket.identity is None:
+        return {"from": socket.id}
+    return {"from": socket.id, "user": socket.identity.user}
+
+
+async def _require_right(socket: Socket, room: str | None) -> None:
+    if room is not None and room not in socket.rooms:
         raise EventError("Not in this room; join it first", code="not_in_room", room=room)
+    # Its own room is not one of those that tokens speak of.
+    if room != socket.id:
+        await socket.authorize("publish", room)

@@ -10,7 +10,16 @@ import msgspec
 import pytest
 
 from crossband import Limits, Settings
-from crossband.cli.settings import HELP, SETTINGS, Listen, SettingError, misspelt, read, split
+from crossband.cli.settings import (
+    HELP,
+    SETTINGS,
+    Listen,
+    SettingError,
+    Tokens,
+    misspelt,
+    read,
+    split,
+)
 
 
 @pytest.fixture
@@ -27,7 +36,9 @@ def toml(tmp_path: Path) -> Any:
 
 def test_every_field_is_a_setting_with_help() -> None:
     fields = {
-        field.name for struct in (Listen, Settings) for field in msgspec.structs.fields(struct)
+        field.name
+        for struct in (Listen, Tokens, Settings)
+        for field in msgspec.structs.fields(struct)
     }
     fields.remove("limits")
     fields |= {f"limits.{field.name}" for field in msgspec.structs.fields(Limits)}
@@ -69,11 +80,11 @@ def test_option_wins_over_environment_over_file(toml: Any) -> None:
 
 def test_what_is_not_given_is_not_set() -> None:
     assert read({"port": None, "api_keys": []}, {"PATH": "/bin"}, None) == {}
-    assert split({}) == (Listen(), {}, {})
+    assert split({}) == (Listen(), Tokens(), {}, {})
 
 
 def test_settings_go_to_whom_they_concern() -> None:
-    listen, hub, limits = split({"port": 9000, "retry": 1.0, "limits.rooms": 3})
+    listen, _, hub, limits = split({"port": 9000, "retry": 1.0, "limits.rooms": 3})
     assert listen == Listen(port=9000)
     assert hub == {"retry": 1.0}
     assert limits == {"rooms": 3}

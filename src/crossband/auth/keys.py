@@ -104,6 +104,28 @@ def read_pem(text: bytes) -> Any:
         raise ValueError(f"the PEM key cannot be read: {error}") from None
 
 
+def signing_key(source: KeySource, algorithm: str | None) -> tuple[Any, str, str | None]:
+    """Return what signs tokens, its algorithm, and its name where it has one.
+
+    Raises ValueError for a public key, and for an algorithm that does not fit.
+    """
+    import jwt
+
+    (public, *_) = load_keys(source, None if algorithm is None else [algorithm])
+    if isinstance(source, Mapping):
+        (item, *_) = source.get("keys", [source])
+        private = jwt.PyJWK({k: v for k, v in item.items() if k != "alg"}).key
+        if not isinstance(private, bytes) and "d" not in item:
+            raise ValueError("this is a public key; tokens are signed with the private one")
+        return private, public.algorithms[0], public.kid
+    text = source.encode() if isinstance(source, str) else source
+    if isinstance(public.material, bytes):
+        return text, public.algorithms[0], None
+    if b"PRIVATE KEY-----" not in text:
+        raise ValueError("this is a public key; tokens are signed with the private one")
+    return text, public.algorithms[0], None
+
+
 def read_set(
     source: Mapping[str, Any], algorithms: Sequence[str] | None, *, strict: bool
 ) -> Iterable[Key]:

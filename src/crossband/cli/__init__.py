@@ -1,4 +1,4 @@
-"""The commands: serve, demo, listen, publish."""
+"""The commands: serve, demo, listen, publish, token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from crossband import __version__
-from crossband.cli import banner, listen, settings
+from crossband.cli import banner, listen, settings, tokens
 from crossband.cli import publish as publishing
 from crossband.errors import CrossbandError
 from crossband.server import Server, StartError
@@ -36,6 +36,15 @@ app = typer.Typer(
 )
 
 _SERVER_LEVELS: Final[dict[str, LogLevel]] = {"info": "warning", "debug": "info"}
+
+# Below a starting standalone hub's addresses.
+_OPEN: Final = "Anybody who reaches it may connect; --jwt-secret makes it ask for tokens."
+_TOKENS: Final = "Clients show a token; to make one: crossband token --user NAME --rooms '*'"
+
+_Token = Annotated[
+    str | None,
+    typer.Option(envvar="CROSSBAND_TOKEN", metavar="TOKEN", help="Who you are, to the server."),
+]
 
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -91,26 +100,42 @@ def serve(
     CROSSBAND_PING_INTERVAL), else from the TOML file (ping_interval = 25), else it is your
     hub's own or the default. Times are in seconds.
     """
-    where, hub_settings, limits = _read_settings(options, config)
+    where, access, hub_settings, limits = _read_settings(options, config)
     from crossband.cli import target as targets
 
     generated: str | None = None
+    note: str | None = None
     if target is not None:
         try:
             hub = targets.load(target, app_dir.resolve())
         except targets.TargetError as exc:
             _fail(str(exc), code=2)
+        if hub.guard.authenticate is None and (
+            access.jwt_secret or access.jwt_key_file or access.jwks_url
+        ):
+            _fail(
+                f"{target} asks nobody for a token: jwt_secret, jwt_key_file and jwks_url are "
+                "settings of the standalone hub. Give your own Hub(authenticate=JWTAuth(…))",
+                code=2,
+            )
         title = f"serves {target}"
     else:
         from crossband.standalone import create_hub
 
+        try:
+            auth = tokens.standalone_auth(access, where)
+        except settings.SettingError as exc:
+            _fail(str(exc), code=2)
+        note = _TOKENS if auth else _OPEN
+        if access.open:
+            _warn("--open: whoever reaches this server may connect, join any room and send to it")
         if not hub_settings.get("api_keys"):
             generated = secrets.token_hex(16)
             hub_settings["api_keys"] = (generated,)
-        hub = create_hub()
+        hub = create_hub(**auth)
         title = "serves the standalone hub"
     _configure(hub, hub_settings, limits)
-    _run(hub, hub.settings, where, title, generated_key=generated)
+    _run(hub, hub.settings, where, title, generated_key=generated, note=note)
 
 
 @app.command()
@@ -159,6 +184,7 @@ def listen_(
         str | None,
         typer.Option(metavar="CURSOR", help="Begin after this event instead of now."),
     ] = None,
+    token: _Token = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Accept any TLS certificate.")
     ] = False,
@@ -179,6 +205,7 @@ def listen_(
         rooms=room or [],
         namespace=namespace,
         verify=not insecure,
+        token=token,
         offset=last_event_id,
     )
     output = listen.Output(found, json, frozenset(event or ()))
@@ -214,6 +241,7 @@ def publish_(
             envvar="CROSSBAND_API_KEY", metavar="KEY", help="Key that the server accepts."
         ),
     ] = None,
+    token: _Token = None,
     text: Annotated[bool, typer.Option("--text", help="DATA is text, not JSON.")] = False,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Accept any TLS certificate.")
@@ -232,11 +260,96 @@ def publish_(
     if namespace is not None:
         body["namespace"] = namespace
     try:
-        published = publishing.publish(url, body, api_key=api_key, verify=not insecure)
+        published = publishing.publish(url, body, api_key=api_key, token=token, verify=not insecure)
     except publishing.PublishError as exc:
         _fail(str(exc))
     offset = f", offset {published.offset}" if published.offset is not None else ""
     typer.echo(f"published to {_plural(published.clients, 'client')}{offset}")
+
+
+@app.command("token")
+def token_(
+    user: Annotated[str, typer.Option(metavar="NAME", help="Who it is for (the claim sub).")],
+    rooms: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B", help="Rooms to hear and publish to; patterns, such as team-*."),
+    ] = None,
+    subscribe: Annotated[
+        list[str] | None, typer.Option(metavar="A,B", help="Rooms to hear.")
+    ] = None,
+    publish: Annotated[
+        list[str] | None, typer.Option(metavar="A,B", help="Rooms to publish to.")
+    ] = None,
+    expires: Annotated[
+        str, typer.Option(metavar="TIME", help="How long it is good for: 90, 15m, 1h, 7d.")
+    ] = "1h",
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="One more claim, JSON or text (repeatable)."),
+    ] = None,
+    secret: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Sign with this secret (or CROSSBAND_JWT_SECRET)."),
+    ] = None,
+    key_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Sign with this private key: PEM, JWK, or a secret."),
+    ] = None,
+    algorithm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="If not the key's usual one.")
+    ] = None,
+    audience: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whom it is for (the claim aud).")
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whom it is from (the claim iss).")
+    ] = None,
+    kid: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The key's name, for a key set.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="The server's settings (or CROSSBAND_CONFIG): its secret, audience, issuer.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Make a token, for development: on standard output, and nothing else there.
+
+    What is not given is taken from the server's settings, in the environment
+    (CROSSBAND_JWT_…) or the TOML file.
+    """
+    signing = {"jwt_secret": secret, "jwt_key_file": key_file}
+    options = {
+        **{name: value for name, value in signing.items() if value is not None},
+        **({"jwt_algorithms": [algorithm]} if algorithm is not None else {}),
+        **({"jwt_audience": [audience]} if audience is not None else {}),
+        **({"jwt_issuer": [issuer]} if issuer is not None else {}),
+    }
+    _, access, _, _ = _read_settings(options, config)
+    if secret is not None or key_file is not None:
+        # An option instead of the environment's other kind, not beside it.
+        access = msgspec.structs.replace(access, **signing)
+    try:
+        made = tokens.make(
+            access,
+            user=user,
+            seconds=tokens.lifetime(expires),
+            rooms=_names(rooms),
+            subscribe=_names(subscribe),
+            publish=_names(publish),
+            claims=dict(map(tokens.claim, claim or ())),
+            kid=kid,
+        )
+    except settings.SettingError as exc:
+        _fail(str(exc), code=2)
+    typer.echo(made)
+
+
+def _names(given: list[str] | None) -> list[str]:
+    return [name for item in given or () for part in item.split(",") if (name := part.strip())]
 
 
 def _payload(data: str | None, *, text: bool) -> Any:
@@ -252,7 +365,7 @@ def _payload(data: str | None, *, text: bool) -> Any:
 
 def _read_settings(
     options: dict[str, Any], config: Path | None
-) -> tuple[settings.Listen, dict[str, Any], dict[str, Any]]:
+) -> tuple[settings.Listen, settings.Tokens, dict[str, Any], dict[str, Any]]:
     if config is None and os.environ.get("CROSSBAND_CONFIG"):
         config = Path(os.environ["CROSSBAND_CONFIG"])
     try:
@@ -260,7 +373,7 @@ def _read_settings(
     except settings.SettingError as exc:
         _fail(str(exc), code=2)
     for warning in settings.misspelt(os.environ):
-        _errors.print(Text(f"warning: {warning}", "yellow"))
+        _warn(warning)
     return settings.split(values)
 
 
@@ -282,6 +395,7 @@ def _run(
     *,
     generated_key: str | None = None,
     page: bool = False,
+    note: str | None = None,
 ) -> None:
     logging.basicConfig(
         stream=sys.stderr,
@@ -306,12 +420,21 @@ def _run(
     try:
         server.run(
             lambda server: banner.show(
-                server, hub_settings, title, generated_key=generated_key, page=page
+                server,
+                hub_settings,
+                title,
+                generated_key=generated_key,
+                page=page,
+                note=note,
             )
         )
     except StartError as exc:
         hint = f": --port {where.port + 1}" if "already in use" in str(exc) else ""
         _fail(f"{exc}{hint}")
+
+
+def _warn(message: str) -> None:
+    _errors.print(Text(f"warning: {message}", "yellow"))
 
 
 def _plural(count: int, word: str) -> str:

@@ -21,6 +21,7 @@ def show(
     *,
     generated_key: str | None = None,
     page: bool = False,
+    note: str | None = None,
 ) -> None:
     """Print the banner to standard output, at once even into a pipe."""
     console = Console(highlight=False, soft_wrap=True)
@@ -30,6 +31,8 @@ def show(
     else:
         _doors(console, server.url, settings, page=page)
         _publish(console, server.url, settings, generated_key, page=page)
+    if note is not None:
+        console.print(f"  {note}\n", style="dim")
     if server.uds is None and server.host in ("0.0.0.0", "::", ""):
         console.print("  Listening on every address of this machine.\n", style="dim")
     console.print("  Ctrl-C stops it.\n", style="dim")

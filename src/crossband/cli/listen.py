@@ -77,6 +77,8 @@ class Listener:
     rooms: list[str] = field(default_factory=list)
     namespace: str = "/"
     verify: bool = True
+    # Who the server is told it is.
+    token: str | None = None
     # The last event seen, or where to begin. None: begin with what is live.
     offset: str | None = None
     # The server's name for this client, a secret. None until the first welcome.
@@ -123,6 +125,10 @@ class Listener:
         if self.offset is not None and cursor:
             query.append((cursor, self.offset))
         return url._replace(query=urlencode(query)).geturl()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
 
     def tls(self) -> ssl.SSLContext | None:
         if urlsplit(self.url).scheme not in ("https", "wss"):
@@ -229,7 +235,7 @@ async def _websocket(listener: Listener) -> AsyncIterator[Event | Notice]:
 
 
 async def _sse(listener: Listener) -> AsyncIterator[Event | Notice]:
-    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", **listener.headers}
     if listener.offset is not None:
         headers["Last-Event-ID"] = listener.offset
     timeout = httpx.Timeout(CONNECT_TIMEOUT, read=SILENCE)
@@ -365,6 +371,7 @@ async def _connect(listener: Listener, url: str) -> AsyncIterator[ClientConnecti
         connection = await websockets.connect(
             url,
             ssl=listener.tls(),
+            additional_headers=listener.headers,
             open_timeout=CONNECT_TIMEOUT,
             max_size=MAX_MESSAGE,
             ping_interval=30,

@@ -30,13 +30,16 @@ def publish(
     body: dict[str, Any],
     *,
     api_key: str | None,
+    token: str | None = None,
     verify: bool = True,
 ) -> Published:
     """Post `{event, data, room?, namespace?}` to a server.
 
-    Raises PublishError, and ValueError when `url` is no URL.
+    With an API key, or with a token that may publish. Raises PublishError, and ValueError
+    when `url` is no URL.
     """
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    shown = token if api_key is None else api_key
+    headers = {} if shown is None else {"Authorization": f"Bearer {shown}"}
     try:
         response = httpx.post(
             locate(url),
@@ -52,7 +55,7 @@ def publish(
     except httpx.HTTPError as exc:
         raise PublishError(f"{url}: {reason_of(exc)}") from exc
     if response.status_code != 200:
-        raise PublishError(_refusal(response, api_key))
+        raise PublishError(_refusal(response, api_key, token))
     try:
         answer = msgspec.json.decode(response.content, type=_Answer)
     except msgspec.DecodeError as exc:
@@ -82,11 +85,11 @@ class _Error(msgspec.Struct):
     path: str | None = None
 
 
-def _refusal(response: httpx.Response, api_key: str | None) -> str:
+def _refusal(response: httpx.Response, api_key: str | None, token: str | None) -> str:
     said = f"HTTP {response.status_code} from {response.url}"
-    if response.status_code == 401 and api_key is None:
-        return f"{said}: the server wants an API key: --api-key, or CROSSBAND_API_KEY"
-    if response.status_code == 401:
+    if response.status_code == 401 and api_key is None and token is None:
+        return f"{said}: the server wants an API key (--api-key) or a token (--token)"
+    if response.status_code == 401 and api_key is not None:
         return f"{said}: the server does not accept this API key"
     try:
         error = msgspec.json.decode(response.content, type=_Error)

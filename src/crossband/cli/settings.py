@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 import typer
@@ -26,7 +26,7 @@ from crossband.settings import Settings
 
 PREFIX: Final = "CROSSBAND_"
 # Read by commands rather than as settings of the server.
-_OTHER_VARIABLES: Final = frozenset({"CROSSBAND_CONFIG", "CROSSBAND_API_KEY"})
+_OTHER_VARIABLES: Final = frozenset({"CROSSBAND_CONFIG", "CROSSBAND_API_KEY", "CROSSBAND_TOKEN"})
 
 
 class SettingError(CrossbandError):
@@ -47,6 +47,20 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     access_log: bool = False
 
 
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may connect to the standalone hub: those with a token, or anybody."""
+
+    open: bool = False
+    jwt_secret: str | None = None
+    jwt_key_file: str | None = None
+    jwks_url: str | None = None
+    jwt_algorithms: tuple[str, ...] = ()
+    jwt_audience: tuple[str, ...] = ()
+    jwt_issuer: tuple[str, ...] = ()
+    jwt_leeway: float = 0.0
+    token_cookie: str | None = None
+
+
 HELP: Final = {
     "host": "Address to listen on; 0.0.0.0 or :: for all.",
     "port": "Port to listen on; 0 takes a free one.",
@@ -57,6 +71,15 @@ HELP: Final = {
     "forwarded_allow_ips": "Proxies whose X-Forwarded headers count.",
     "log_level": "Least severe level to log.",
     "access_log": "Log each HTTP request.",
+    "open": "Let in anybody, without a token.",
+    "jwt_secret": "Secret that tokens are verified with; better in the environment.",
+    "jwt_key_file": "Key that tokens are verified with: PEM, JWK, or a secret.",
+    "jwks_url": "Where the keys are that tokens are verified with.",
+    "jwt_algorithms": "Algorithms of tokens, if not the key's usual one.",
+    "jwt_audience": "Whom tokens must be for.",
+    "jwt_issuer": "Whom tokens must be from.",
+    "jwt_leeway": "How much clocks may differ.",
+    "token_cookie": "Cookie that may hold the token.",
     "ping_interval": "Between heartbeats.",
     "ping_timeout": "Silence after a heartbeat until a client is gone.",
     "keepalive_interval": "Between comments on an idle event stream.",
@@ -152,6 +175,7 @@ def _settings_of(struct: type[msgspec.Struct], prefix: str = "") -> Iterable[Set
 
 SETTINGS: Final = (
     *_settings_of(Listen),
+    *_settings_of(Tokens),
     *_settings_of(Settings),
     *_settings_of(Limits, "limits."),
 )
@@ -191,10 +215,10 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def split(values: Mapping[str, Any]) -> tuple[Listen, dict[str, Any], dict[str, Any]]:
-    """Part collected settings into the listener's, the hub's, and the hub's limits."""
-    names = {field.name for field in msgspec.structs.fields(Listen)}
-    listen = Listen(**{key: value for key, value in values.items() if key in names})
+def split(values: Mapping[str, Any]) -> tuple[Listen, Tokens, dict[str, Any], dict[str, Any]]:
+    """Part collected settings: the listener's, tokens, the hub's, and the hub's limits."""
+    listen, tokens = _pick(Listen, values), _pick(Tokens, values)
+    names = {*Listen.__struct_fields__, *Tokens.__struct_fields__}
     limits = {
         key.removeprefix("limits."): value
         for key, value in values.items()
@@ -205,7 +229,14 @@ def split(values: Mapping[str, Any]) -> tuple[Listen, dict[str, Any], dict[str, 
         for key, value in values.items()
         if key not in names and not key.startswith("limits.")
     }
-    return listen, hub, limits
+    return listen, tokens, hub, limits
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def _pick(struct: type[S], values: Mapping[str, Any]) -> S:
+    return struct(**{name: values[name] for name in struct.__struct_fields__ if name in values})
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -278,7 +309,7 @@ def _option(setting: Setting) -> Any:
         metavar = "SECONDS"
     elif setting.type is int:
         metavar = "NUMBER"
-    elif setting.key in ("uds", "ssl_certfile", "ssl_keyfile"):
+    elif setting.key in ("uds", "ssl_certfile", "ssl_keyfile", "jwt_key_file"):
         metavar = "FILE"
     return Annotated[
         kind | None,

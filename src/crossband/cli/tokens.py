@@ -1,0 +1,153 @@
+"""Tokens on the command line: who the standalone hub lets in, and `crossband token`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from crossband.auth import rooms_claim
+from crossband.auth.jwt import JWTAuth, sign_token
+from crossband.auth.keys import KeySource
+from crossband.cli.settings import Listen, SettingError, Tokens
+
+# Of a token that does not say how long: an hour of trying things out.
+LIFETIME: Final = 3_600.0
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def standalone_auth(tokens: Tokens, where: Listen) -> dict[str, Any]:
+    """Return what the standalone hub is made with: its `authenticate` and `authorize`.
+
+    Empty where anybody may come in: with `open`, and on an address of this machine alone.
+    Raises SettingError.
+    """
+    sources = {
+        "--jwt-secret": tokens.jwt_secret,
+        "--jwt-key-file": tokens.jwt_key_file,
+        "--jwks-url": tokens.jwks_url,
+    }
+    given = [option for option, value in sources.items() if value]
+    if tokens.open and given:
+        raise SettingError(f"--open lets in anybody, and {given[0]} does not: give one of them")
+    if len(given) > 1:
+        raise SettingError(f"{' and '.join(given)} are given; tokens are verified with one of them")
+    if not given:
+        if tokens.open or is_local(where):
+            return {}
+        raise SettingError(
+            f"who may connect to {where.host}? Give --jwt-secret, --jwt-key-file or --jwks-url "
+            "to ask for tokens, or --open to let in anybody who reaches it"
+        )
+    key: KeySource | None = tokens.jwt_secret or None
+    if tokens.jwt_key_file:
+        key = read_key(tokens.jwt_key_file, "--jwt-key-file")
+    try:
+        auth = JWTAuth(
+            key,
+            jwks_url=tokens.jwks_url or None,
+            algorithms=tokens.jwt_algorithms or None,
+            audience=tokens.jwt_audience or None,
+            issuer=tokens.jwt_issuer or None,
+            leeway=tokens.jwt_leeway,
+            cookie=tokens.token_cookie or None,
+        )
+    except ValueError as exc:
+        raise SettingError(f"{given[0]}: {exc}") from exc
+    return {"authenticate": auth, "authorize": rooms_claim}
+
+
+def is_local(where: Listen) -> bool:
+    """Tell whether only this machine can reach an address."""
+    if where.uds is not None:
+        return True
+    try:
+        return ip_address(where.host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return where.host == "localhost"
+
+
+def read_key(name: str, option: str) -> KeySource:
+    """Read a key file: PEM, a JWK or JWK set, or else a secret. Raises SettingError."""
+    try:
+        text = Path(name).read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise SettingError(f"{option}: cannot read {name}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise SettingError(f"{option}: {name} is neither PEM nor JSON nor text") from exc
+    if not text:
+        raise SettingError(f"{option}: {name} is empty")
+    if not text.startswith("{"):
+        return text
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise SettingError(f"{option}: {name} is no JWK: {exc}") from exc
+
+
+def lifetime(text: str) -> float:
+    """Return the seconds of `90`, `15m`, `1h` or `7d`. Raises SettingError."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", text.strip())
+    if match is None:
+        raise SettingError(f"--expires: expected a time such as 90, 15m, 1h or 7d, not {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def claim(text: str) -> tuple[str, Any]:
+    """Return the name and value of `name=value`, JSON or text. Raises SettingError."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise SettingError(f"--claim: expected NAME=VALUE, not {text!r}")
+    try:
+        return name, msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return name, value
+
+
+def make(
+    tokens: Tokens,
+    *,
+    user: str,
+    seconds: float,
+    rooms: list[str],
+    subscribe: list[str],
+    publish: list[str],
+    claims: Mapping[str, Any],
+    kid: str | None,
+) -> str:
+    """Return a token that a hub with these settings takes. Raises SettingError."""
+    if tokens.jwt_secret and tokens.jwt_key_file:
+        raise SettingError("--secret and --key-file: a token is signed with one of them")
+    source: KeySource
+    if tokens.jwt_key_file:
+        source, option = read_key(tokens.jwt_key_file, "--key-file"), "--key-file"
+    elif tokens.jwt_secret:
+        source, option = tokens.jwt_secret, "--secret"
+    else:
+        raise SettingError(
+            "what shall the token be signed with? Give --secret (or CROSSBAND_JWT_SECRET) the "
+            "server's secret, or --key-file the private key. To make a secret: "
+            "openssl rand -hex 32"
+        )
+    now = time.time()
+    said: dict[str, Any] = {"sub": user, "iat": int(now), "exp": int(now + seconds)}
+    if rooms and (subscribe or publish):
+        raise SettingError("--rooms is for both; give it, or --subscribe and --publish")
+    if rooms:
+        said["rooms"] = rooms
+    elif subscribe or publish:
+        said["rooms"] = {"subscribe": subscribe, "publish": publish}
+    # A server takes a token for one of its audiences.
+    for name, values in (("aud", tokens.jwt_audience), ("iss", tokens.jwt_issuer)):
+        if values:
+            said[name] = values[0]
+    algorithm = tokens.jwt_algorithms[0] if tokens.jwt_algorithms else None
+    try:
+        return sign_token({**said, **claims}, source, algorithm=algorithm, kid=kid)
+    except ValueError as exc:
+        raise SettingError(f"{option}: {exc}") from exc

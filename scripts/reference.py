@@ -313,7 +313,8 @@ def field_lines(cls: type) -> str:
             comment.append(match[1])
         elif (match := re.fullmatch(r"    (\w+): (.*)", line)) and match[1] in names:
             about = f": {' '.join(comment)}" if comment else ""
-            field = match[2].replace("field(default_factory=dict)", "{}")
+            field = match[2].replace("field(default_factory=dict, repr=False)", "{}")
+            field = field.removesuffix(" = field(repr=False)")
             rows.append(f"- `{match[1]}: {field}`{about}")
             comment = []
         else:

@@ -669,3 +669,10 @@ def test_log_lines_are_redacted(caplog: pytest.LogCaptureFixture) -> None:
     assert "ValueError: bad token …" in caplog.text
     assert secret not in caplog.text
     assert secret.split(".")[2] not in caplog.text
+
+
+def test_handshake_does_not_print_its_secrets() -> None:
+    secret = token()
+    shown = shaken(auth={"token": secret}, query={"token": [secret]}, cookie=secret)
+    assert secret not in repr(shown)
+    assert "127.0.0.1" in repr(shown)

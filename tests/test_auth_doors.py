@@ -463,6 +463,54 @@ async def test_authorize_may_be_async_and_fails_closed(
     assert "no database" in caplog.text
 
 
+async def test_client_that_is_let_in_while_it_is_revoked_goes(
+    lane: bool, serve: Serve, new_client: NewClient
+) -> None:
+    hub = member_hub()
+    examined, goes_on = asyncio.Event(), asyncio.Event()
+
+    @hub.use
+    async def examine(socket: Socket) -> None:
+        examined.set()
+        await goes_on.wait()
+
+    server = await serve(hub, lane=lane)
+    client = new_client("websocket")
+    connecting = asyncio.create_task(client.connect(server.url, auth={"token": "alice 60"}))
+    await examined.wait()
+    assert await hub.revoke("alice") == 0
+    goes_on.set()
+    await connecting
+    assert (await client.next_error())["reason"] == "revoked"
+    assert_ended_with(client, await ended(client), 4403)
+    await new_client("websocket").connect(server.url, auth={"token": "alice 60"})
+
+
+async def test_anonymous_client_does_not_become_somebody(
+    serve: Serve, new_client: NewClient
+) -> None:
+    hub = member_hub(authenticate=JWTAuth(SECRET, anonymous=True, audience="chat"))
+    server = await serve(hub)
+    client = new_client("websocket")
+    await client.connect(server.url)
+    with pytest.raises(EventFailed, match="Connect anew to be somebody"):
+        await client.call("token:refresh", token())
+    assert await client.call("whoami") is None
+
+
+async def test_authenticate_that_hangs_lets_nobody_in(
+    serve: Serve, new_client: NewClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def authenticate(handshake: Handshake) -> Identity:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    server = await serve(member_hub(authenticate=authenticate, limits={"handshake_time": 0.1}))
+    with pytest.raises(Refused, match="Internal server error"):
+        await new_client("sse").connect(server.url)
+    assert "authenticate failed" in caplog.text
+
+
 # Ways to show it.
 
 
@@ -507,6 +555,36 @@ async def test_websocket_shows_its_token_in_every_way(lane: bool, serve: Serve) 
         "error": "The token cannot be read",
         "reason": "malformed",
     }
+
+
+@pytest.mark.parametrize(
+    ("origins", "origin", "status"),
+    [
+        ((), None, 200),
+        ((), "same", 200),
+        ((), "https://evil.example", 403),
+        (("https://good.example",), "https://good.example", 200),
+        # Let in, and not by the cookie of whoever sits there.
+        (("*",), "https://evil.example", 401),
+        (("*",), "same", 200),
+    ],
+)
+async def test_cookie_counts_for_pages_of_known_origins(
+    origins: tuple[str, ...], origin: str | None, status: int, serve: Serve, http: httpx.AsyncClient
+) -> None:
+    auth = JWTAuth(SECRET, audience="chat", cookie="session_token")
+    server = await serve(member_hub(authenticate=auth, cors_origins=origins))
+    headers = {"Cookie": f"session_token={token()}"}
+    if origin is not None:
+        headers["Origin"] = server.url if origin == "same" else origin
+    assert (await http.head(f"{server.url}/events", headers=headers)).status_code == status
+    if status == 200:
+        async with connect(ws(server.url), proxy=None, additional_headers=headers) as socket:
+            assert json.loads(await socket.recv())["type"] == "welcome"
+    else:
+        with pytest.raises(InvalidStatus) as refusal:
+            await connect(ws(server.url), proxy=None, additional_headers=headers)
+        assert refusal.value.response.status_code == status
 
 
 async def test_socketio_shows_its_token_in_header_or_query(

@@ -32,9 +32,10 @@ class Handshake:
 
     # "websocket", "polling" or "sse": how the client came; it may upgrade later.
     transport: str
-    # Names in lower case; several lines of one name are joined by ", ".
-    headers: Mapping[str, str]
-    query: Mapping[str, list[str]]
+    # Names in lower case; several lines of one name are joined by ", ". Not in the repr, as
+    # the query and `auth`: they hold tokens and session keys.
+    headers: Mapping[str, str] = field(repr=False)
+    query: Mapping[str, list[str]] = field(repr=False)
     # The peer's address, without port. None over a unix socket.
     address: str | None
     # Seconds since 1970.
@@ -42,7 +43,7 @@ class Handshake:
     path: str = "/"
     secure: bool = False
     # Socket.IO's auth payload; on the other doors empty, but for a token that was refreshed.
-    auth: Mapping[str, Any] = field(default_factory=dict)
+    auth: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Ticker:

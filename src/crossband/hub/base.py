@@ -84,6 +84,8 @@ class Admission:
     taken: Session | None
     # The rooms of that session, as it was taken.
     rooms: frozenset[str]
+    # How many there had been when it was asked who it is.
+    revocations: int = 0
 
 
 class BaseHub(Namespace):
@@ -357,6 +359,7 @@ class BaseHub(Namespace):
         if self.stopping:
             raise ConnectionRefused(code="shutting_down", status=503)
         identity = None
+        revocations = self.guard.revocations
         if self.guard.authenticate is not None:
             identity = await self.guard.identify(handshake)
         namespace = self.find(name)
@@ -369,6 +372,7 @@ class BaseHub(Namespace):
                 status=400,
             )
         admission = await self._resume(namespace, connection, handshake, codec, resume, identity)
+        admission.revocations = revocations
         socket = admission.socket
         try:
             if socket.record.asked:
@@ -511,7 +515,10 @@ class BaseHub(Namespace):
         # The same client again, before its old connection was found dead.
         for key in {socket.session, *([admission.taken.key] if admission.taken else [])}:
             live = namespace.live(key)
-            if live is not None:
+            if live is not None and live.record.user != socket.record.user:
+                # Another user took up the key while it was out of the broker.
+                socket.record.key = secrets.token_urlsafe(24)
+            elif live is not None:
                 if socket.recovered:
                     # It may have joined and left rooms since the session was taken.
                     now = live.record.rooms
@@ -563,6 +570,7 @@ class BaseHub(Namespace):
                 socket.begin(self._connect_then_advance(socket, timer))
         if namespace.registry.connect and (catch_up is None or admission.taken is not None):
             socket.begin(namespace.connected(socket))
+        self.guard.check_admitted(socket, admission.revocations)
         if self.stopping:
             # Let in before the hub stopped, and answered since: nobody else closes it.
             socket.connection.close(CloseCode.GOING_AWAY, "Server shutting down")

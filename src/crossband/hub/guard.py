@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,7 @@ Authorize = Callable[[Identity | None, Action, str | None], bool | Awaitable[boo
 EXPIRING: Final = "token:expiring"
 # Users whose older tokens are refused; past it the revocation longest ago is forgotten.
 MAX_REVOKED: Final = 10_000
+_NEVER: Final = (-math.inf, 0)
 
 
 class Guard:
@@ -54,8 +56,9 @@ class Guard:
         self._clock = clock
         # By user, connected sockets only.
         self._sockets: dict[str, dict[Socket, None]] = {}
-        # By user, when it was revoked; longest ago first.
-        self._revoked: dict[str, float] = {}
+        # By user, when it was revoked, and as the how-manieth; longest ago first.
+        self._revoked: dict[str, tuple[float, int]] = {}
+        self.revocations = 0
         # One timer for all. None until started.
         self._alarms: Alarms[Socket] | None = None
 
@@ -73,7 +76,8 @@ class Guard:
         if self.authenticate is None:
             return None
         try:
-            identity = await call(self.authenticate, handshake)
+            async with asyncio.timeout(self._hub.settings.limits.handshake_time):
+                identity = await call(self.authenticate, handshake)
         except (Exception, asyncio.CancelledError) as error:
             # Cancelled is also one that awaited something that was.
             if isinstance(error, asyncio.CancelledError) and cancelling():
@@ -100,10 +104,18 @@ class Guard:
         return identity
 
     def _check_revoked(self, identity: Identity) -> None:
-        revoked = self._revoked.get(identity.user)
+        when, _ = self._revoked.get(identity.user, _NEVER)
         # `iat` has no fractions, as a rule: of the same second, it may be older.
-        if revoked is not None and identity.issued is not None and identity.issued <= revoked:
-            raise Unauthorized("The token was revoked", reason="revoked")
+        if identity.issued is not None and identity.issued <= when:
+            raise _revoked()
+
+    def check_admitted(self, socket: Socket, revocations: int) -> None:
+        """End a client whose user was revoked since there were so many revocations."""
+        if socket.identity is None or revocations == self.revocations:
+            return
+        _, number = self._revoked.get(socket.identity.user, _NEVER)
+        if number > revocations:
+            self._hub.dismiss(socket, REVOKED, CloseCode.REVOKED, _revoked())
 
     # What.
 
@@ -190,7 +202,9 @@ class Guard:
             dataclasses.replace(handshake, auth={**handshake.auth, "token": token})
         )
         before = socket.identity
-        if identity is None or before is None or identity.user != before.user:
+        if before is None:
+            raise Unauthorized("Connect anew to be somebody", reason="user")
+        if identity is None or identity.user != before.user:
             raise Unauthorized("The token is another user's", reason="user")
         denied = [
             room
@@ -212,14 +226,18 @@ class Guard:
     async def revoke(self, user: str) -> int:
         """End all connections of a user; see `BaseHub.revoke`."""
         self._revoked.pop(user, None)
-        self._revoked[user] = self._clock()
+        self.revocations += 1
+        self._revoked[user] = (self._clock(), self.revocations)
         if len(self._revoked) > MAX_REVOKED:
             del self._revoked[next(iter(self._revoked))]
         sockets = self.sockets_of(user)
         # A Socket.IO connection in several namespaces is one.
         connections = {id(socket.connection) for socket in sockets}
         for socket in sockets:
-            error = Unauthorized("The token was revoked", reason="revoked")
-            self._hub.dismiss(socket, REVOKED, CloseCode.REVOKED, error)
+            self._hub.dismiss(socket, REVOKED, CloseCode.REVOKED, _revoked())
         self._hub.broker.drop_sessions(user)
         return len(connections)
+
+
+def _revoked() -> Unauthorized:
+    return Unauthorized("The token was revoked", reason="revoked")

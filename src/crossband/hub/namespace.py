@@ -451,7 +451,7 @@ class Namespace(Handlers):
         registry = self.registry
         event = message.event
         if event in RECEIVED_RESERVED:
-            if event == REFRESH and socket.identity is not None:
+            if event == REFRESH and self.hub.guard.authenticate is not None:
                 return await self.hub.guard.refresh(socket, self._args(message))
             raise EventError(
                 code="invalid_message", path="$.type", reason="Reserved event name", event=event

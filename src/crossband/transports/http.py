@@ -47,6 +47,8 @@ class Request:
         self.send = send
         # Below the mount point.
         self.path = path
+        # A page of an origin that was let in by "*" alone: its cookies do not count.
+        self._any_origin = False
         # The "websocket.connect" message was taken.
         self._connect_seen = False
 
@@ -83,9 +85,13 @@ class Request:
 
     def handshake(self, transport: str) -> Handshake:
         client = self.scope.get("client")
+        headers = self.headers
+        if self._any_origin and "cookie" in headers:
+            # Browsers send them with WebSockets to any site, whatever CORS says.
+            headers = {name: value for name, value in headers.items() if name != "cookie"}
         return Handshake(
             transport=transport,
-            headers=self.headers,
+            headers=headers,
             query=self.query,
             address=client[0] if client else None,
             time=time.time(),
@@ -214,6 +220,7 @@ class Request:
         if self._same_origin(origin):
             return [(b"vary", b"Origin")]
         if "*" in allowed:
+            self._any_origin = True
             return [(b"access-control-allow-origin", b"*")]
         raise ConnectionRefused(
             f"Origin not allowed: {origin[:128]}", code="origin_not_allowed", status=403

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
@@ -727,3 +729,27 @@ async def test_tokens_are_in_no_log(
     assert any("no such token: …" in line for line in lines)
     secrets = [part for shown in (good, bad) for part in shown.split(".")[1:]]
     assert not [line for line in lines if any(secret in line for secret in secrets)]
+
+
+async def test_tokens_are_in_no_log_of_another_server(
+    new_client: NewClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    hub = member_hub(authenticate=JWTAuth(SECRET, audience="chat"))
+    config = uvicorn.Config(hub, log_config=None, log_level="info", lifespan="on")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = asyncio.create_task(server.serve([listening]))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        shown = token()
+        for kind in ("websocket", "sse"):
+            client = new_client(kind)
+            await client.connect(url, auth={"token": shown})
+            await client.close()
+        server.should_exit = True
+        await running
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")]
+    # With "?token=…", or no query where our own server ran before in this process.
+    assert [line for line in lines if "GET /events" in line]
+    assert [line for line in lines if "WebSocket /ws" in line]
+    assert not [line for line in lines if shown.split(".")[1] in line]

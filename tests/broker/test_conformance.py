@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
 import pytest
 
 from crossband import Broker, MemoryBroker, Publication, Session
@@ -301,6 +302,19 @@ class TestSessions:
         node.broker.drop_session("/", "key")
         assert await node.broker.take_session("/", "key") is None
         node.broker.drop_session("/", "key")
+
+    async def test_sessions_of_a_user_are_gone_together(self, node: Node) -> None:
+        for key, user in (("home", "alice"), ("away", "alice"), ("hers", "bob"), ("none", None)):
+            kept = msgspec.structs.replace(session(key), user=user, asked=frozenset({"news"}))
+            node.broker.save_session(kept, connected=key == "home")
+        node.broker.drop_sessions("alice")
+        node.broker.drop_sessions("nobody")
+        for key, user in (("home", None), ("away", None), ("hers", "bob")):
+            taken = await node.broker.take_session("/", key)
+            assert (taken.user if taken is not None else None) == user
+        anonymous = await node.broker.take_session("/", "none")
+        assert anonymous is not None
+        assert anonymous.asked == {"news"}
 
 
 class TestLife:

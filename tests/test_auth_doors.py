@@ -32,7 +32,7 @@ from crossband import (
 )
 from crossband.auth.jwt import REASONS
 from tests.clients import CLIENTS, Client, EventFailed, EventStreamClient, NewClient, Refused
-from tests.clients.node import OfficialClient
+from tests.clients.node import NodeRunner, OfficialClient
 from tests.clients.raw import Polling, engine_url
 from tests.clients.websocket import WebSocketClient
 from tests.conftest import Serve
@@ -271,6 +271,37 @@ async def test_token_is_refreshed_only_where_there_are_tokens(
     with pytest.raises(EventFailed) as failure:
         await client.call("token:refresh", "alice 60")
     assert failure.value.code == "invalid_message"
+
+
+async def test_event_source_stops_when_its_token_has_expired(
+    serve: Serve, node: NodeRunner
+) -> None:
+    # By token: good for a while from when it is first shown.
+    good_until: dict[str | None, float] = {}
+
+    def authenticate(handshake: Handshake) -> Identity:
+        expires = good_until.setdefault(bearer_token(handshake), time.time() + 0.3)
+        return Identity("alice", expires=expires)
+
+    server = await serve(member_hub(authenticate=authenticate, retry=0.05))
+    notices: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    number = node.new_client(notices.put_nowait)
+    await node.ask(
+        "open",
+        client=number,
+        kind="eventsource",
+        url=f"{server.url}/events?token=mine",
+        events=["welcome"],
+    )
+    assert (await node.ask("connect", client=number))["connected"]
+    seen = []
+    async with asyncio.timeout(10):
+        while not seen or not seen[-1].get("closed"):
+            seen.append(await notices.get())
+    # The end of the stream, and the 401 that its return was answered: after that, nothing.
+    assert [notice["notice"] for notice in seen].count("message") == 1
+    await node.ask("close", client=number)
+    node.forget(number)
 
 
 async def test_plain_namespace_ends_with_the_token(lane: bool, serve: Serve) -> None:

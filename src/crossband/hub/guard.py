@@ -56,7 +56,7 @@ class Guard:
         self._clock = clock
         # By user, connected sockets only.
         self._sockets: dict[str, dict[Socket, None]] = {}
-        # By user, when it was revoked, and as the how-manieth; longest ago first.
+        # By user, when it was revoked, and the number of that revocation; longest ago first.
         self._revoked: dict[str, tuple[float, int]] = {}
         self.revocations = 0
         # One timer for all. None until started.

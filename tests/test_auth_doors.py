@@ -294,7 +294,7 @@ async def test_event_source_stops_when_its_token_has_expired(
         events=["welcome"],
     )
     assert (await node.ask("connect", client=number))["connected"]
-    seen = []
+    seen: list[dict[str, Any]] = []
     async with asyncio.timeout(10):
         while not seen or not seen[-1].get("closed"):
             seen.append(await notices.get())

@@ -202,7 +202,7 @@ class Alarms(Generic[T]):
 
     def _run(self) -> None:
         now = self._clock()
-        ready = []
+        ready: list[T] = []
         while self._heap and self._heap[0][0] <= now and len(ready) < self.BATCH:
             when, _, item = heapq.heappop(self._heap)
             if self._due.get(item) == when:

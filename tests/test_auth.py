@@ -243,6 +243,8 @@ def test_key_and_url_are_one_of_the_two() -> None:
         ({"sub": ""}, "claim"),
         ({"sub": 7}, "claim"),
         ({"sub": "a" * 257}, "claim"),
+        ({"sub": "alice\x00"}, "claim"),
+        ({"sub": "alice\nroot"}, "claim"),
         ({"rooms": "news"}, "claim"),
         ({"rooms": [7]}, "claim"),
         ({"rooms": {"listen": ["news"]}}, "claim"),

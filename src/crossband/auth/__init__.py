@@ -13,6 +13,9 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
+# Names stand in log lines, and are keys elsewhere.
+_CONTROL: Final = frozenset(map(chr, [*range(32), 127]))
+
 Action = Literal["subscribe", "publish"]
 
 # Characters of a token. Cookies end at 4 KiB, header lines at 8 KiB with most proxies.
@@ -131,8 +134,8 @@ class Identity(msgspec.Struct, frozen=True):
     """Who a client is, as `authenticate` found; on `socket.identity`.
 
     `expires` and `issued` are in seconds since 1970. At `expires` the client is disconnected,
-    unless it shows a new token before; None is never. Raises ValueError for a user without a
-    name, or with one of more than 256 characters.
+    unless it shows a new token before; None is never. Raises ValueError for a user's name that
+    is empty, over 256 characters, or has control characters.
     """
 
     user: str
@@ -146,6 +149,8 @@ class Identity(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if type(self.user) is not str or not 0 < len(self.user) <= MAX_USER:
             raise ValueError(f"a user's name is a string of 1 to {MAX_USER} characters")
+        if not _CONTROL.isdisjoint(self.user):
+            raise ValueError("a user's name must not contain control characters")
         for name in ("expires", "issued"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not math.isfinite(value)):

@@ -650,6 +650,8 @@ async def test_stream_and_its_way_back_are_checked(
     for headers, query, status in (
         (session, {}, 200),
         ({**session, "Authorization": "Bearer alice 60"}, {}, 200),
+        # Another's business, a proxy's for example.
+        ({**session, "Authorization": "Basic YTpi"}, {}, 200),
         (session, {"token": "alice 60"}, 200),
         ({}, {"token": "alice 60"}, 401),
         ({**session, "Authorization": "Bearer mallory 60"}, {}, 401),

@@ -468,7 +468,9 @@ def _bind_error(exc: OSError, host: str, port: int) -> StartError:
 
 
 # Headers that carry what only the client and we may know.
-_SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "x-api-key"})
+_SECRET_HEADERS: Final = frozenset(
+    {"authorization", "cookie", "sec-websocket-protocol", "x-api-key", "x-crossband-session"}
+)
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:

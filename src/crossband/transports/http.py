@@ -155,11 +155,6 @@ class Request:
         await self.respond(status, msgspec.json.encode(value), headers=headers)
 
     @property
-    def shows_token(self) -> bool:
-        """Whether the request itself has a token, in its header or query."""
-        return "authorization" in self.headers or "token" in self.query
-
-    @property
     def subprotocol(self) -> str | None:
         """The WebSocket subprotocol that is answered, if it was offered; it has no secret."""
         return SUBPROTOCOL if SUBPROTOCOL in self.scope.get("subprotocols", ()) else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from crossband.auth import bearer_token
 from crossband.codecs import SSE, Wire
 from crossband.errors import CloseCode, EventError, Unauthorized
 from crossband.hub.base import BaseHub, Resume
@@ -301,11 +302,8 @@ class StreamDoor:
                 "Show the client's session, from its welcome, as ?session= or X-Crossband-Session",
                 code="unauthorized",
             )
-        if request.shows_token:
-            # The session would do; but who shows a token as well shows a good one.
-            identity = await self._hub.guard.identify(request.handshake("sse"))
-            if (identity and identity.user) != (socket.identity and socket.identity.user):
-                raise Unauthorized("The token is another user's", reason="user")
+        if self._hub.guard.authenticate is not None:
+            await self._check_token(request, socket)
         try:
             body = await request.body(self._hub.settings.limits.message_size)
         except ClientGone:
@@ -335,6 +333,18 @@ class StreamDoor:
             result["id"] = message.id
         result["data"] = msgspec.Raw(payload.to_data(answer))
         await request.respond_json(200, result, cors)
+
+    async def _check_token(self, request: Request, socket: Socket) -> None:
+        """Raise Unauthorized for a token that is not a good one of the same user.
+
+        The session would do without; but who shows a token means it.
+        """
+        handshake = request.handshake("sse")
+        if bearer_token(handshake) is None:
+            return
+        identity = await self._hub.guard.identify(handshake)
+        if (identity and identity.user) != (socket.identity and socket.identity.user):
+            raise Unauthorized("The token is another user's", reason="user")
 
     def _keep_alive(self, connection: StreamConnection) -> None:
         connection.push(_KEEPALIVE)

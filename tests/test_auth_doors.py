@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -706,6 +708,42 @@ async def test_token_publishes_nothing_where_nobody_authorizes(
 
 
 # What a stranger costs.
+
+
+async def test_clients_with_tokens_leave_nothing_behind(
+    lane: bool, serve: Serve, new_client: NewClient
+) -> None:
+    hub = member_hub()
+    sockets: weakref.WeakSet[Socket] = weakref.WeakSet()
+    left = asyncio.Queue[None]()
+
+    @hub.on("connect")
+    async def connected(socket: Socket) -> None:
+        sockets.add(socket)
+
+    @hub.on("disconnect")
+    async def disconnect(socket: Socket, reason: str) -> None:
+        left.put_nowait(None)
+
+    server = await serve(hub, lane=lane)
+    for number in range(20):
+        client = new_client(("websocket", "sse", "python-socketio")[number % 3])
+        await client.connect(server.url, auth={"token": f"user{number % 4} 60 news"})
+        await client.call("room:join", "news")
+        await client.call("token:refresh", f"user{number % 4} 90 news")
+        if number % 2:
+            await hub.revoke(f"user{number % 4}")
+        else:
+            await client.cut()
+        async with asyncio.timeout(10):
+            await left.get()
+        await client.close()
+    assert not [user for user in range(4) if hub.sockets_of(f"user{user}")]
+    async with asyncio.timeout(10):
+        while sockets:
+            # Until the connections' last callbacks have run.
+            await asyncio.sleep(0)
+            gc.collect()
 
 
 async def test_no_heartbeat_before_auth(lane: bool, serve: Serve) -> None:

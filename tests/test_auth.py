@@ -667,6 +667,10 @@ def test_log_lines_are_redacted(caplog: pytest.LogCaptureFixture) -> None:
             raise ValueError(f"bad token {secret}")
         except ValueError as error:
             logger.exception(error)
+        # A format that does not fit is the handlers' to tell.
+        record = logger.makeRecord(name, logging.INFO, "", 0, "%d", (f"token={secret}",), None)
+        assert redaction.redacting(record)
+        assert secret not in str(record.args)
     assert "alice went to /ws?token=… in 7 ms" in caplog.text
     assert "ValueError: bad token …" in caplog.text
     assert secret not in caplog.text

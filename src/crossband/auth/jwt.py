@@ -109,8 +109,8 @@ class JWTAuth:
     async def verify(self, token: str) -> Identity:
         """Return the identity a token proves.
 
-        Raises Unauthorized with the reason, a word of `REASONS`; ConnectionRefused (503) when
-        the keys cannot be fetched.
+        Raises Unauthorized with its `reason`; ConnectionRefused (503) when the keys cannot be
+        fetched.
         """
         import jwt
 

@@ -111,13 +111,15 @@ def signing_key(source: KeySource, algorithm: str | None) -> tuple[Any, str, str
     """
     import jwt
 
-    (public, *_) = load_keys(source, None if algorithm is None else [algorithm])
+    algorithms = None if algorithm is None else [algorithm]
+    (public, *_) = load_keys(source, algorithms)
     if isinstance(source, Mapping):
-        (item, *_) = source.get("keys", [source])
-        private = jwt.PyJWK({k: v for k, v in item.items() if k != "alg"}).key
-        if not isinstance(private, bytes) and "d" not in item:
-            raise ValueError("this is a public key; tokens are signed with the private one")
-        return private, public.algorithms[0], public.kid
+        for item in source.get("keys", [source]):
+            key = _read_jwk(item, algorithms)
+            if key is not None and (isinstance(key.material, bytes) or "d" in item):
+                private = jwt.PyJWK({k: v for k, v in item.items() if k != "alg"}).key
+                return private, key.algorithms[0], key.kid
+        raise ValueError("this is a public key; tokens are signed with the private one")
     text = source.encode() if isinstance(source, str) else source
     if isinstance(public.material, bytes):
         return text, public.algorithms[0], None

@@ -39,7 +39,11 @@ def redacting(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
         # One by one first: the formatter of an access log wants them apart.
         record.args = tuple(_redact_argument(value) for value in record.args)
-    message = record.getMessage()
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError, KeyError):
+        # The handlers tell of a format that does not fit, with its arguments as they are now.
+        return True
     if (redacted := redact(message)) != message:
         record.msg, record.args = redacted, ()
     if record.exc_info and not record.exc_text:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import json
 import logging
 import socket
 import time
 import weakref
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -40,6 +42,7 @@ from tests.clients.websocket import WebSocketClient
 from tests.conftest import Serve
 
 SECRET = "a secret of thirty-two bytes, or more"
+EXAMPLE = Path(__file__).parents[1] / "examples/jwt_app.py"
 KEY = "the key of whom may publish"
 
 pytestmark = [pytest.mark.node, pytest.mark.filterwarnings("ignore::jwt.InsecureKeyLengthWarning")]
@@ -824,3 +827,43 @@ async def test_tokens_are_in_no_log_of_another_server(
     assert [line for line in lines if "GET /events" in line]
     assert [line for line in lines if "WebSocket /ws" in line]
     assert not [line for line in lines if shown.split(".")[1] in line]
+
+
+# The example.
+
+
+async def test_one_login_is_good_for_every_door(
+    serve: Serve, http: httpx.AsyncClient, new_client: NewClient
+) -> None:
+    spec = importlib.util.spec_from_file_location("jwt_app", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    server = await serve(example.app)
+
+    async def login(user: str, password: str) -> httpx.Response:
+        return await http.post(f"{server.url}/login", json={"user": user, "password": password})
+
+    for user, password in (("alice", "builder"), ("alice", "é"), ("mallory", "")):
+        assert (await login(user, password)).status_code == 401
+    alice = (await login("alice", "wonderland")).json()
+    assert alice["expires"] > time.time()
+    bob = (await login("bob", "builder")).json()
+    listeners: list[Client] = []
+    for kind in ("websocket", "sse", "socket.io-client upgrading"):
+        stranger = new_client(kind)
+        with pytest.raises(Refused, match="No token was shown"):
+            await stranger.connect(server.url)
+        listener = new_client(kind)
+        await listener.connect(server.url, auth={"token": bob["token"]})
+        assert await listener.call("room:join", "general") == {"status": "joined"}
+        with pytest.raises(EventFailed, match="Not allowed"):
+            await listener.call("room:join", "team-1")
+        listeners.append(listener)
+    speaker = new_client("websocket")
+    await speaker.connect(server.url, auth={"token": alice["token"]}, rooms=["team-1"])
+    assert await speaker.call("room:message", ["general", "hello"]) == {"status": "sent"}
+    for listener in listeners:
+        said = (await listener.next_event("room:message")).data
+        assert said == {"from": "alice", "text": "hello"}

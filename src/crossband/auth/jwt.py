@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -77,6 +78,8 @@ class JWTAuth:
         if leeway < 0:
             raise ValueError(f"leeway must be 0 or more seconds, not {leeway!r}")
         check_algorithms(algorithms)
+        # Now rather than while the first client waits; and not for a hub without tokens.
+        importlib.import_module("jwt")
         self.audience = _names(audience, "audience")
         self.issuer = _names(issuer, "issuer")
         self.leeway = leeway

@@ -30,6 +30,8 @@ def census(hub: Hub) -> Counter[str]:
         counts["rooms"] += namespace.room_count
         counts["holds"] += namespace.holds
     counts["tasks of the hub"] = len(hub._tasks)
+    counts["seats"] = hub.seats.taken
+    counts["addresses with seats"] = hub.seats.addresses
     engine, websockets, streams = hub._engine, hub._websockets, hub._streams
     if engine is not None and websockets is not None and streams is not None:
         counts["engine sessions"] = len(engine.connections)

@@ -34,8 +34,6 @@ from crossband import ConnectionRefused, Hub, Socket
 from crossband.lane import WebSocketLane
 from crossband.limits import Limits
 from crossband.server import Server
-from crossband.transports.http import Receive, Scope, Send
-from crossband.transports.lane import EXTENSION
 from tests.census import census, returns_to
 from tests.clients import Client, EventStreamClient, PythonSocketIOClient, WebSocketClient
 from tests.clients.base import WAIT
@@ -50,6 +48,7 @@ from tests.clients.raw import (
     frame,
 )
 from tests.conftest import Serve
+from tests.lanes import HUBS
 
 # Seconds from a hostile input to its answer or its close: at once, and on a busy machine for
 # one in twenty. What waits for a timer of ours takes longer than either.
@@ -66,21 +65,9 @@ class Move(msgspec.Struct):
     name: str = ""
 
 
-class PlainASGI(Hub):
-    """A hub on a server that offers no lane, as plain uvicorn and hypercorn."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.get("extensions", {}).pop(EXTENSION, None)
-        await super().__call__(scope, receive, send)
-
-
-HUBS = pytest.mark.parametrize("kind", [Hub, PlainASGI], ids=["lane", "asgi"])
-
-
 def hub_under_attack(kind: type[Hub] = Hub, **settings: Any) -> Hub:
-    hub = kind(
-        api_keys=(KEY,), limits=Limits(message_size=4_096, rooms=8, handshake_time=1.0), **settings
-    )
+    limits = Limits(message_size=4_096, rooms=8, handshake_time=1.0)
+    hub = kind(**{"api_keys": (KEY,), "limits": limits, **settings})
     hub.of("/plain", plain=True).on("message", lambda socket, data: None)
     hub.of(re.compile(r"/game-[a-z]+"))
     guarded = hub.of("/guarded")
@@ -824,7 +811,6 @@ PACKETS: list[Attack] = [
     Packets("an event too deep", ['42["echo",' + DEEP], 1002),
     Packets("a reserved event", ['42["disconnect"]'], 1002),
     Packets("another reserved event", ['42["newListener"]'], 1002),
-    Packets("half a character", ['42["\\ud800"]'], 1002),
     Packets("an id of 20 digits", ["42" + "9" * 20 + '["echo"]'], 1002),
     Packets("an id of a megabyte", ["42" + "9" * 900_000 + '["echo"]'], 1002),
     Packets("an answer without an id", ["43[]"], 1002),
@@ -866,6 +852,10 @@ PACKETS: list[Attack] = [
     Packets("an unknown event, asking", ['427["nobody knows"]'], answer=r"437.*unknown_event"),
     Packets("an event without letters", ['42[""]'], answer=r'42\["error",.*invalid_message'),
     Packets("an event with NUL", ['42["a\\u0000"]'], answer=r'42\["error",.*invalid_message'),
+    Packets("half a character", ['42["\\ud800"]'], answer=r'42\["error",.*invalid_message'),
+    Packets("half a character of data", ['427["echo","\\udc00x"]'], answer=r"437.*invalid_message"),
+    Packets("half a character, answered", ['431["\\ud800"]'], answer=r'42\["error",.*"ack"'),
+    Packets("half a character that is not JSON either", ['42["echo","\\ud800"'], 1002),
     Packets("data of another type", ['427["move",5]'], answer=r"437.*invalid_message"),
     Packets("too many arguments", ['427["move",{"x":1},2]'], answer=r"437.*invalid_message"),
     Packets(
@@ -1196,7 +1186,7 @@ async def test_head_without_end_is_cut(serve: Serve) -> None:
 
 @pytest.mark.parametrize("begun", [b"", b"GET /ws HT", http("/")[:-2], upgrade("/ws")[:-2]])
 async def test_head_that_takes_too_long_is_cut(begun: bytes, serve: Serve) -> None:
-    hub = Hub(limits=Limits(handshake_time=0.1))
+    hub = Hub(limits=Limits(head_time=0.1))
     server = await serve(hub)
     async with dialled(server.url) as tcp:
         tcp.send(begun)
@@ -1362,10 +1352,9 @@ async def test_post_whose_stream_ends_meanwhile_is_refused(
     ],
 )
 async def test_body_that_never_ends_is_cut(
-    target: str, serve: Serve, browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    target: str, serve: Serve, browser: httpx.AsyncClient
 ) -> None:
-    monkeypatch.setattr("crossband.transports.http.BODY_TIME", 0.05)
-    server = await serve(hub_under_attack())
+    server = await serve(hub_under_attack(limits=Limits(body_time=0.05)))
     client = EventStreamClient()
     await client.connect(server.url)
     polling = Polling(browser, server.url)
@@ -1376,7 +1365,7 @@ async def test_body_that_never_ends_is_cut(
         async with asyncio.timeout(1):
             status, _, body = await tcp.answer()
             await tcp.ended()
-        assert (status, json.loads(body)["code"]) == (408, "invalid_request")
+        assert (status, json.loads(body)["code"]) == (408, "request_timeout")
     await polling.post("1")
     await client.close()
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("session",),
     ("codecs",),
     ("settings",),
-    ("limits", "broker", "presence", "auth"),
+    ("limits", "rates", "seats", "addresses", "broker", "presence", "auth"),
     ("protocol",),
     ("errors",),
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from benchmarks.servers.control import PAYLOAD, announce
-from crossband import Hub, Socket
+from crossband import Hub, Limits, Socket
 from crossband.server import Server
 
 # Known to the load generator; on 127.0.0.1 only.
 API_KEY = "benchmark"
 
-hub = Hub(api_keys=(API_KEY,))
+# The echo client sends as fast as it is answered; the meter runs all the same.
+hub = Hub(api_keys=(API_KEY,), limits=Limits(message_rate=10_000_000))
 plain = hub.of("/plain", plain=True)
 
 

@@ -82,7 +82,13 @@ class Hub(BaseHub):
         loop = asyncio.get_running_loop()
         if self._serving is not loop:
             await self._begin_serving(loop)
-        request = Request(scope, receive, send, _path_below_mount(scope))
+        request = Request(
+            scope,
+            receive,
+            send,
+            _path_below_mount(scope),
+            max_rooms=self.settings.limits.subscriptions,
+        )
         if kind == "websocket":
             await self._serve_websocket(request)
         else:

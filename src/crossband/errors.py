@@ -5,6 +5,7 @@ Bottom layer: imports nothing from the package.
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import Any, Final
 
@@ -51,7 +52,7 @@ ERRORS: Final[dict[str, tuple[str, int]]] = {
     "invalid_request": ("Invalid request", 400),
     "message_too_large": ("Message too large", 413),
     "rate_limited": ("Rate limit exceeded", 429),
-    "too_many_connections": ("Too many connections", 503),
+    "too_many_connections": ("Too many connections", 429),
     "unauthorized": ("Unauthorized", 401),
     "forbidden": ("Not allowed", 403),
     "origin_not_allowed": ("Origin not allowed", 403),
@@ -65,6 +66,9 @@ ERRORS: Final[dict[str, tuple[str, int]]] = {
     "too_many_rooms": ("Too many rooms", 403),
     "too_many_namespaces": ("Too many namespaces", 403),
     "unavailable": ("Authentication is not available", 503),
+    "too_many_subscriptions": ("Too many subscriptions", 403),
+    "handshake_timeout": ("Handshake timed out", 503),
+    "request_timeout": ("Request timed out", 408),
     "shutting_down": ("Server shutting down", 503),
     "internal_error": ("Internal server error", 500),
 }
@@ -123,6 +127,15 @@ class MessageTooLarge(EventError):
 
     def __init__(self, max_size: int) -> None:
         super().__init__(code="message_too_large", maxSize=max_size)
+
+
+class RateLimited(EventError):
+    """A message too many: `retryAfter` seconds later there is room for one."""
+
+    def __init__(self, wait: float) -> None:
+        # Up to the next millisecond: told too little, the client would be refused again.
+        self.retry_after = math.ceil(wait * 1_000) / 1_000
+        super().__init__(code="rate_limited", retryAfter=self.retry_after)
 
 
 class ConnectionRefused(EventError):

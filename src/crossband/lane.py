@@ -83,8 +83,6 @@ USED: Final = {
 # Seconds for the peer to answer our close frame, and after a broken protocol for the
 # transport to deliver it: closed with unread input, the kernel would reset it away.
 CLOSE_TIME: Final = 2.0
-# Frames of one message. Their bytes are bounded anyway, but empty ones cost memory too.
-MAX_FRAGMENTS: Final = 1_024
 # Bytes of a request's head. Node: 16 KiB, nginx: 32 KiB, uvicorn on httptools: no limit.
 MAX_HEAD: Final = 65_536
 # Header lines of a handshake; as `websockets`.
@@ -142,6 +140,7 @@ class WebSocketLane(asyncio.Protocol):
         "_closing",
         "_connections",
         "_extension",
+        "_fragments",
         "_library",
         "_message",
         "_peer",
@@ -162,6 +161,7 @@ class WebSocketLane(asyncio.Protocol):
         connections: set[Any],
         *,
         limit: int,
+        fragments: int,
         extension: PerMessageDeflate | None,
         paused: bool,
     ) -> None:
@@ -172,6 +172,8 @@ class WebSocketLane(asyncio.Protocol):
         # The server's, which waits for all of them at its end.
         self._connections = connections
         self._splitter = FrameSplitter(limit)
+        # Of one message, at most.
+        self._fragments = fragments
         # None without permessage-deflate.
         self._extension = extension
         self.deflate = extension is not None
@@ -310,7 +312,7 @@ class WebSocketLane(asyncio.Protocol):
     def _handle_library_frame(self, frame: Frame) -> None:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             self._message.append(frame)
-            if len(self._message) > MAX_FRAGMENTS:
+            if len(self._message) > self._fragments:
                 self._message = []
                 self._break(1009, "too many fragments")
                 return
@@ -435,6 +437,7 @@ class Handshake(asyncio.Protocol):
             peer,
             connections,
             limit=limit,
+            fragments=self._http.fragments,
             extension=extension,
             paused=not self._writable,
         )
@@ -487,7 +490,8 @@ class Handshake(asyncio.Protocol):
         if self._delegate is not None:
             return self._delegate
         http = self._http
-        protocol = WebSocketProtocol(http.config, http.server_state, http.app_state)
+        kind: Any = http.config.ws_protocol_class
+        protocol: WebSocketProtocol = kind(http.config, http.server_state, http.app_state)
         self._delegate = protocol
         outcome = self._outcome = asyncio.get_running_loop().create_future()
 
@@ -558,6 +562,10 @@ class Handshake(asyncio.Protocol):
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, which can hand its accepted connection to the hub."""
 
+    # Frames of one message, at most. Their bytes are bounded anyway, but empty ones cost
+    # memory too.
+    fragments: ClassVar[int] = 1_024
+
     def take(self, peer: Peer, *, limit: int) -> Lane | None:
         """Hand the accepted connection over; see `WebSocketOffer`."""
         # A client that sent before it was accepted has frames in here already.
@@ -582,6 +590,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             peer,
             self.connections,
             limit=limit,
+            fragments=self.fragments,
             extension=extension,
             paused=not self.writable.is_set(),
         )
@@ -606,7 +615,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def handle_cont(self, event: Frame) -> None:
-        if len(self.frames) >= MAX_FRAGMENTS:
+        if len(self.frames) >= self.fragments:
             self.frames = []
             self.conn.fail(1009, "too many fragments")
             self.handle_parser_exception()
@@ -698,7 +707,9 @@ class HTTPProtocol(HttpToolsProtocol):
     """
 
     # Seconds for a head to arrive, from its first byte or the connection's beginning.
-    head_time: ClassVar[float] = 45.0
+    head_time: ClassVar[float] = 10.0
+    # Of one WebSocket message; see `WebSocketProtocol`.
+    fragments: ClassVar[int] = 1_024
 
     # Bytes of the head so far. None between the end of a head and the next one.
     _head: int | None = 0

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import msgspec
+
+# Where 0 means that there is no such limit.
+OPTIONAL: Final = frozenset(
+    {
+        "message_rate",
+        "user_message_rate",
+        "publish_rate",
+        "connections",
+        "connections_per_address",
+        "connections_per_user",
+    }
+)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds on what one client may cost.
 
-    Sizes are in bytes, times in seconds.
+    Sizes are in bytes, times in seconds, rates per second; a rate or a number of connections
+    of 0 is no limit.
     """
 
     # Raw WebSocket message or back-channel body. 64 KiB, as Centrifugo; ws allows 100 MiB.
@@ -21,21 +35,54 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     attachments: int = 10
     # Engine.IO packets in one polling body.
     packets_per_payload: int = 128
+    # Frames of one WebSocket message: empty ones cost memory too.
+    fragments: int = 1_024
+    # Messages one connection may send. No person and no game comes near; a flood at this
+    # pace costs a hundredth of a core. Peers have no such limit as they are shipped.
+    message_rate: float = 1_000.0
+    # What all connections of one user may send. Off: a "user" may be a fleet of devices.
+    user_message_rate: float = 0.0
+    # Requests to /api/broadcast with one API key. Off: the key's owner is trusted.
+    publish_rate: float = 0.0
+    # How much of a rate may come at once: 2 s worth of it.
+    burst_time: float = 2.0
+    # Messages refused, without `burst_time` of peace in between, until the connection is
+    # closed.
+    refusals: int = 100
+    # Open connections: in all, from one address (an IPv6 /64), of one user. Off: the process
+    # has its own limit of files, and behind a proxy that is not in `trusted_proxies`, or
+    # within an office, all clients have one address.
+    connections: int = 0
+    connections_per_address: int = 0
+    connections_per_user: int = 0
     # Rooms one socket may be in, its own included.
     rooms: int = 256
+    # Rooms one request may ask for (`?room=`).
+    subscriptions: int = 64
     # Namespaces one Socket.IO connection may join.
     namespaces: int = 32
     # Acknowledgements one socket may owe the server.
     pending_acks: int = 1_024
     # Received events one socket may have waiting before its reading is paused.
     inbox: int = 256
-    # Bytes waiting for one client; past it the client is disconnected and resumes.
+    # Bytes waiting for one client; past it what may be dropped is, or the client is
+    # disconnected and resumes.
     outbox: int = 1_048_576
-    # From the first byte to the namespace's CONNECT (Socket.IO `connectTimeout`: 45 s).
+    # For a request's head, from its first byte or the connection's beginning, and for its
+    # body. nginx allows 60 s for each, Node 60 s and 300 s.
+    head_time: float = 10.0
+    body_time: float = 30.0
+    # From the first byte to the namespace's CONNECT (Socket.IO `connectTimeout`: 45 s), and
+    # what connect middlewares may take.
     handshake_time: float = 45.0
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0 or (value < 1 and name != "handshake_time"):
-                raise ValueError(f"limits.{name} must be a number above 0, not {value!r}")
+            if name in OPTIONAL and value == 0:
+                continue
+            # Less than one of something countable is a slip; of seconds or a rate it is not.
+            countable = not name.endswith(("_time", "_rate"))
+            if not math.isfinite(value) or value <= 0 or (value < 1 and countable):
+                least = "0 or more" if name in OPTIONAL else "above 0"
+                raise ValueError(f"limits.{name} must be a number {least}, not {value!r}")

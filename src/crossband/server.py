@@ -207,7 +207,7 @@ class Server:
 
     def _config(self) -> uvicorn.Config:
         options: dict[str, Any] = {}
-        head_time = Settings().limits.handshake_time
+        bounds = [Settings().limits]
         if self._hubs:
             settings = [hub.settings for hub in self._hubs]
             options["ws_ping_interval"] = min(each.ping_interval for each in settings)
@@ -217,15 +217,18 @@ class Server:
             options["ws_max_size"] = 2 * max(
                 max(each.limits.message_size, each.limits.max_http_buffer_size) for each in settings
             )
-            head_time = max(each.limits.handshake_time for each in settings)
+            bounds = [each.limits for each in settings]
             options["timeout_graceful_shutdown"] = max(each.shutdown_timeout for each in settings)
         # uvicorn makes its protocols itself: settings reach them by class.
-        http = type("HTTPProtocol", (HTTPProtocol,), {"head_time": head_time})
+        head_time = max(limits.head_time for limits in bounds)
+        fragments = {"fragments": max(limits.fragments for limits in bounds)}
+        http = type("HTTPProtocol", (HTTPProtocol,), {"head_time": head_time, **fragments})
+        websocket = type("WebSocketProtocol", (WebSocketProtocol,), fragments)
         config = uvicorn.Config(
             self.app,
             loop="none",
             http=http if self._lane else "httptools",
-            ws=WebSocketProtocol if self._lane else "websockets-sansio",
+            ws=websocket if self._lane else "websockets-sansio",
             interface="asgi3",
             # Logging belongs to the program: the CLI, or the application around the server.
             log_config=None,

@@ -18,6 +18,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from crossband.codecs import Wire
 from crossband.errors import CloseCode, CrossbandError, Disconnected
+from crossband.rates import Meter
+from crossband.seats import Seat
 
 logger = logging.getLogger("crossband")
 
@@ -219,7 +221,17 @@ class Alarms(Generic[T]):
 class Connection(ABC):
     """One physical link. The hub pushes wires; the transport writes them when flushed."""
 
-    __slots__ = ("_drained", "_ticker", "closed", "dirty", "limit", "queue", "queued")
+    __slots__ = (
+        "_drained",
+        "_ticker",
+        "closed",
+        "dirty",
+        "limit",
+        "meter",
+        "queue",
+        "queued",
+        "seat",
+    )
 
     def __init__(self, ticker: Ticker, *, limit: int) -> None:
         self._ticker = ticker
@@ -234,6 +246,10 @@ class Connection(ABC):
         self.closed = False
         # None unless a replay waits for the outbox to empty.
         self._drained: asyncio.Future[None] | None = None
+        # What the client may send; None: as fast as it likes.
+        self.meter: Meter | None = None
+        # Its place among the connections that are counted; None before it has one.
+        self.seat: Seat | None = None
 
     def push(self, wire: Wire) -> None:
         """Queue a message for the next tick; `Namespace.deliver` does the same in its loop."""
@@ -293,6 +309,11 @@ class Connection(ABC):
             if not self._drained.done():
                 self._drained.set_result(None)
             self._drained = None
+
+    def leave_seat(self) -> None:
+        """Give the place back: the connection has ended, or was refused."""
+        if self.seat is not None:
+            self.seat.release()
 
     def end_socket(
         self, namespace: str, code: CloseCode, reason: str, *, close: bool = False

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import logging
+import math
 import re
 import secrets
 import threading
@@ -18,17 +19,27 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from crossband.addresses import network_of
 from crossband.auth import Identity
 from crossband.broker import Broker, Publication, Session
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import Codec
-from crossband.errors import CloseCode, ConnectionRefused, EncodeError, EventError, Gap
+from crossband.errors import (
+    CloseCode,
+    ConnectionRefused,
+    EncodeError,
+    EventError,
+    Gap,
+    RateLimited,
+)
 from crossband.hub.catchup import CatchUp
-from crossband.hub.events import check_name
+from crossband.hub.events import Handler, check_name
 from crossband.hub.guard import Authenticate, Authorize, Guard
 from crossband.hub.namespace import Namespace, NamespacePattern, call
 from crossband.hub.runner import Reserve
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
+from crossband.rates import Buckets, Meter, TokenBucket
+from crossband.seats import Seats, TooManyConnections
 from crossband.session import Connection, Handshake, Ticker
 from crossband.settings import Settings
 
@@ -40,6 +51,8 @@ _SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
 # Seconds a client without a session, coming back with a cursor, waits for its connect
 # handlers to join its rooms. Its events are held meanwhile; past it, it is told of a gap.
 CONNECT_HANDLER_TIME = 5.0
+# Seconds between two log lines about refused connections.
+REFUSAL_LOG_TIME = 10.0
 
 
 def new_id() -> str:
@@ -125,6 +138,13 @@ class BaseHub(Namespace):
         self._thread: int | None = None
         self._ticker: Ticker | None = None
         self._started_at = 0.0
+        # The connections that are counted, and the rates that several of them share; made
+        # when the hub starts.
+        self.seats = Seats()
+        self._user_rates: Buckets | None = None
+        self._publish_rates: Buckets | None = None
+        # When a refused connection was logged last.
+        self._refusal_noted = -math.inf
         # Somebody stops the hub; for who else does meanwhile, until it is done.
         self.stopping = False
         self._stopped = asyncio.Event()
@@ -234,6 +254,14 @@ class BaseHub(Namespace):
         self.guard.start(loop)
         self._started_at = time.monotonic()
         self.stopping = False
+        limits = self.settings.limits
+        self.seats = Seats(
+            total=limits.connections,
+            per_address=limits.connections_per_address,
+            per_user=limits.connections_per_user,
+        )
+        self._user_rates = self._buckets(limits.user_message_rate)
+        self._publish_rates = self._buckets(limits.publish_rate)
         self._start_doors(loop)
 
     async def stop(self) -> None:
@@ -338,6 +366,74 @@ class BaseHub(Namespace):
         if namespace is not None:
             namespace.deliver(publication)
 
+    # Limits.
+
+    def _burst(self, rate: float) -> int:
+        return max(1, round(rate * self.settings.limits.burst_time))
+
+    def _buckets(self, rate: float) -> Buckets | None:
+        return Buckets(rate, self._burst(rate)) if rate else None
+
+    def seat(self, connection: Connection, address: str | None) -> None:
+        """Count a connection, and meter it from here on. Raises TooManyConnections.
+
+        Before anything else is done for it; whoever called this sees to `leave_seat`.
+        """
+        limits = self.settings.limits
+        try:
+            connection.seat = self.seats.take(None if address is None else network_of(address))
+        except TooManyConnections as error:
+            self._note_refusal(error, address)
+            raise
+        rate = limits.message_rate
+        if rate or self._user_rates is not None:
+            bucket = TokenBucket(rate, self._burst(rate)) if rate else None
+            connection.meter = Meter(bucket, quiet=limits.burst_time)
+
+    def _note_refusal(self, error: TooManyConnections, address: str | None) -> None:
+        # Once in a while: whoever is refused may try again at once, for ever.
+        now = time.monotonic()
+        if now >= self._refusal_noted + REFUSAL_LOG_TIME:
+            self._refusal_noted = now
+            logger.warning(
+                "too many connections (limit of one %s: %d), the last from %s",
+                error.scope,
+                error.details["max"],
+                address,
+            )
+
+    def _count_user(
+        self, connection: Connection, user: str, namespace: Namespace, resume: Resume
+    ) -> None:
+        """Count a connection for its user too. Raises TooManyConnections."""
+        live = None if resume.key is None else namespace.live(resume.key)
+        # The connection that this one resumes is about to be closed.
+        replaced = (
+            live is not None
+            and live.connection is not connection
+            and live.identity is not None
+            and live.identity.user == user
+        )
+        if connection.seat is not None:
+            connection.seat.identify(user, leaving=int(replaced))
+        if connection.meter is not None and self._user_rates is not None:
+            connection.meter.shared = self._user_rates.of(user, time.monotonic())
+
+    def count_message(self, user: str) -> None:
+        """Count a message of a user that no connection counts. Raises RateLimited."""
+        if self._user_rates is not None:
+            _take(self._user_rates, user)
+
+    def floods(self, connection: Connection) -> bool:
+        """Tell whether a client goes on sending in spite of what is refused."""
+        meter = connection.meter
+        return meter is not None and meter.refused >= self.settings.limits.refusals
+
+    def count_publish(self, publisher: str) -> None:
+        """Count a request to publish over HTTP. Raises RateLimited."""
+        if self._publish_rates is not None:
+            _take(self._publish_rates, publisher)
+
     # Clients.
 
     async def admit(
@@ -371,6 +467,13 @@ class BaseHub(Namespace):
                 code="invalid_request",
                 status=400,
             )
+        if len(rooms) > self.settings.limits.subscriptions:
+            raise ConnectionRefused(
+                f"A client may ask for {self.settings.limits.subscriptions} rooms",
+                code="too_many_subscriptions",
+            )
+        if identity is not None:
+            self._count_user(connection, identity.user, namespace, resume)
         admission = await self._resume(namespace, connection, handshake, codec, resume, identity)
         admission.revocations = revocations
         socket = admission.socket
@@ -382,8 +485,8 @@ class BaseHub(Namespace):
                     if is_socket_id(room) and room != socket.id:
                         raise EncodeError("it belongs to another client")
                 await socket.subscribe(*rooms)
-            for function in namespace.registry.uses:
-                await call(function, socket)
+            if namespace.registry.uses:
+                await self._examine(socket, namespace.registry.uses)
             if self.stopping:
                 raise ConnectionRefused(code="shutting_down", status=503)
         except BaseException as error:
@@ -407,6 +510,25 @@ class BaseHub(Namespace):
         for room in socket.record.asked:
             if not await self.guard.allows(socket.identity, "subscribe", room):
                 await socket.leave(room)
+
+    async def _examine(self, socket: Socket, uses: Sequence[Handler]) -> None:
+        """Run the connect middlewares, which may take `handshake_time` together."""
+        limit = self.settings.limits.handshake_time
+        timer = asyncio.timeout(limit)
+        try:
+            async with timer:
+                for function in uses:
+                    await call(function, socket)
+        except TimeoutError:
+            # A middleware may have let one of its own pass.
+            if not timer.expired():
+                raise
+            logger.warning(
+                "the connect middlewares of namespace %r took more than %g s",
+                socket.namespace.name,
+                limit,
+            )
+            raise ConnectionRefused(code="handshake_timeout", status=503) from None
 
     async def _resume(
         self,
@@ -652,6 +774,13 @@ class BaseHub(Namespace):
         without `iat` is let in again: there `authenticate` must refuse the user.
         """
         return await self.guard.revoke(user)
+
+
+def _take(buckets: Buckets, key: str) -> None:
+    now = time.monotonic()
+    wait = buckets.of(key, now).take(now)
+    if wait:
+        raise RateLimited(wait)
 
 
 def _full_match(pattern: re.Pattern[str]) -> Callable[[str], bool]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from json import dumps, loads
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from crossband.errors import CloseCode, EncodeError, ProtocolError
+from crossband.errors import CloseCode, EncodeError, InvalidMessage, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,9 @@ class Packet(msgspec.Struct, frozen=True, gc=False):
 
 # 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
 MAX_ID: Final = 2**53 - 1
+
+# The escape of half a surrogate pair, or of a whole one.
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _TYPES: Final = {str(int(kind)): kind for kind in PacketType}
 _BINARY: Final = frozenset({PacketType.BINARY_EVENT, PacketType.BINARY_ACK})
@@ -254,7 +258,9 @@ def split_event(packet: Packet) -> tuple[str, list[msgspec.Raw]]:
     The arguments are views into `packet.data`. They are well-formed JSON, but numbers out of
     range and a depth near Python's recursion limit only show when they are decoded further.
 
-    Raises ProtocolError when the data is not a JSON array that begins with a string.
+    Raises ProtocolError when the data is not a JSON array that begins with a string, and
+    InvalidMessage when it is one that holds half a surrogate pair: JavaScript has strings
+    that are no Unicode, such as half an emoji, and sends them escaped.
     """
     items = _split(packet)
     if not items:
@@ -268,7 +274,7 @@ def split_event(packet: Packet) -> tuple[str, list[msgspec.Raw]]:
 
 
 def split_ack(packet: Packet) -> list[msgspec.Raw]:
-    """Return an ACK's arguments as raw JSON; else as `split_event`."""
+    """Return an ACK's arguments as raw JSON; raises as `split_event`."""
     return _split(packet)
 
 
@@ -281,7 +287,25 @@ def _split(packet: Packet) -> list[msgspec.Raw]:
     except RecursionError:
         raise ProtocolError(f"data nested too deeply (Socket.IO 5, {packet.type.name})") from None
     except ValueError as error:  # msgspec.DecodeError, UnicodeDecodeError
+        _check_surrogates(packet.data)
         raise ProtocolError(f"{error} (Socket.IO 5, {packet.type.name})") from None
+
+
+def _check_surrogates(data: bytes) -> None:
+    """Raise InvalidMessage when nothing but a lone surrogate is wrong with an array."""
+    if _SURROGATE.search(data) is None:
+        return
+    try:
+        # The standard library takes them for characters.
+        items = loads(data)
+        dumps(items, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        if isinstance(items, list):
+            name = items[0] if items and isinstance(items[0], str) else ""
+            event = name.encode(errors="replace").decode()
+            raise InvalidMessage("Half a surrogate pair is no character", event=event) from None
+    except (ValueError, RecursionError):
+        return
 
 
 def connect_auth(packet: Packet) -> dict[str, Any]:

@@ -79,10 +79,15 @@ class Api:
 
     async def _broadcast(self, request: Request, cors: HeaderList) -> None:
         identity = None
-        if not self._shows_key(request):
+        key = self._shown_key(request)
+        if key is None:
             identity = await self._identify(request)
+            self._hub.count_message(identity.user)
+        else:
+            self._hub.count_publish(key)
+        limits = self._hub.settings.limits
         try:
-            body = await request.body(self._hub.settings.limits.message_size)
+            body = await request.body(limits.message_size, time=limits.body_time)
         except ClientGone:
             return
         try:
@@ -111,7 +116,8 @@ class Api:
             200, {"success": True, "clients": clients, "offset": offset}, cors
         )
 
-    def _shows_key(self, request: Request) -> bool:
+    def _shown_key(self, request: Request) -> str | None:
+        """Return the API key that was shown; None when it is none of ours."""
         shown = request.headers.get("x-api-key", "")
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
@@ -119,7 +125,7 @@ class Api:
         # Every key is compared, each in constant time.
         keys = self._hub.settings.api_keys
         matches = [hmac.compare_digest(shown.encode(), key.encode()) for key in keys]
-        return any(matches)
+        return shown if any(matches) else None
 
     async def _identify(self, request: Request) -> Identity:
         """Return whose token it is that may publish. Raises EventError."""

@@ -10,23 +10,28 @@ import contextlib
 import logging
 import secrets
 from enum import Enum
+from time import monotonic
 from typing import Any, Final
 
 import msgspec
 
 from crossband.codecs import SOCKETIO, SOCKETIO_PLAIN, Wire
 from crossband.errors import (
+    ERRORS,
     CloseCode,
     ConnectionRefused,
     EncodeError,
     EventError,
+    InvalidMessage,
     ProtocolError,
+    RateLimited,
 )
 from crossband.hub.base import BaseHub, Resume
 from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import engineio, socketio
 from crossband.protocol.engineio import PacketType as Engine
 from crossband.protocol.socketio import PacketType
+from crossband.seats import TooManyConnections
 from crossband.session import Connection, Deadlines, Handshake, Roll
 from crossband.transports.http import ClientGone, HeaderList, Request
 from crossband.transports.lane import (
@@ -36,7 +41,7 @@ from crossband.transports.lane import (
     offer_of,
     write_frames,
 )
-from crossband.transports.websocket import CLOSE_TIME, Writer
+from crossband.transports.websocket import CLOSE_TIME, Writer, close_code_of
 
 logger = logging.getLogger("crossband")
 
@@ -273,7 +278,7 @@ class EngineConnection(Connection):
         limits = self._door.hub.settings.limits
         self._posting = True
         try:
-            body = await request.body(limits.max_http_buffer_size)
+            body = await request.body(limits.max_http_buffer_size, time=limits.body_time)
             if self.closed:
                 await self._door.bad_request(request, "sid", cors)
                 return
@@ -400,6 +405,11 @@ class EngineConnection(Connection):
             event = socketio.read_event(frame, 2)
             socket = self.sockets.get(event[0]) if event is not None else None
             if event is not None and socket is not None and event[1] not in _RESERVED:
+                meter = self.meter
+                if meter is not None and (wait := meter.take(monotonic())):
+                    socket.tell(RateLimited(wait), event[1], event[2])
+                    self._end_flood()
+                    return
                 socket.receive(Incoming(event[1], event[3], (), event[2]))
                 if socket.crowded:
                     self._pause()
@@ -488,6 +498,10 @@ class EngineConnection(Connection):
     def _receive_message(self, packet: socketio.Packet) -> None:
         name = packet.namespace
         kind = packet.type
+        meter = self.meter
+        if meter is not None and (wait := meter.take(monotonic())):
+            self._refuse_rate(packet, wait)
+            return
         if kind is PacketType.CONNECT:
             self._connect(packet)
             return
@@ -497,12 +511,22 @@ class EngineConnection(Connection):
                 return
             raise ProtocolError("packet for a namespace that is not connected (Socket.IO 5)")
         if kind is PacketType.EVENT or kind is PacketType.BINARY_EVENT:
-            event, raws = socketio.split_event(packet)
+            try:
+                event, raws = socketio.split_event(packet)
+            except InvalidMessage as error:
+                socket.tell(error, error.details["event"], packet.id)
+                return
             if event in _RESERVED:
                 raise ProtocolError(f"reserved event name {event!r} (Socket.IO 5)")
             socket.receive(Incoming(event, raws, packet.attachments, packet.id))
         elif kind is PacketType.ACK or kind is PacketType.BINARY_ACK:
-            message = Incoming("", socketio.split_ack(packet), packet.attachments)
+            try:
+                raws = socketio.split_ack(packet)
+            except InvalidMessage as error:
+                error.details["event"] = "ack"
+                socket.tell(error, "ack")
+                return
+            message = Incoming("", raws, packet.attachments)
             try:
                 args = message.decode()
             except (msgspec.DecodeError, RecursionError):
@@ -514,6 +538,25 @@ class EngineConnection(Connection):
             self._door.hub.leave(socket, "client namespace disconnect")
         else:
             raise ProtocolError("CONNECT_ERROR comes from servers only (Socket.IO 5)")
+
+    def _refuse_rate(self, packet: socketio.Packet, wait: float) -> None:
+        """Tell a client that it sends too fast, and end the session if it goes on so."""
+        error = RateLimited(wait)
+        kind = packet.type
+        socket = self.sockets.get(packet.namespace)
+        if kind is PacketType.CONNECT and socket is None:
+            self._refuse(packet.namespace, error)
+        elif socket is not None and kind in (PacketType.EVENT, PacketType.BINARY_EVENT):
+            try:
+                event, _ = socketio.split_event(packet)
+            except InvalidMessage as invalid:
+                event = invalid.details["event"]
+            socket.tell(error, event, packet.id)
+        self._end_flood()
+
+    def _end_flood(self) -> None:
+        if self._door.hub.floods(self):
+            self.close(CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
 
     def _connect(self, packet: socketio.Packet) -> None:
         name = packet.namespace
@@ -631,7 +674,11 @@ class EngineDoor:
             elif self.hub.stopping:
                 await request.refuse(EventError(code="shutting_down"), cors)
             else:
-                connection = self._open(request, "polling")
+                try:
+                    connection = self._open(request, "polling")
+                except TooManyConnections as error:
+                    await request.refuse(error, cors)
+                    return
                 await request.respond(
                     200,
                     self._open_packet(connection, ["websocket"]).encode(),
@@ -664,7 +711,11 @@ class EngineDoor:
             return
         sid = request.first("sid")
         if sid is None:
-            connection = self._open(request, "websocket")
+            try:
+                connection = self._open(request, "websocket")
+            except TooManyConnections as error:
+                await request.turn_away(error, close_code_of(error), tell=False)
+                return
             # Before anything else may be queued.
             connection.push(Wire(self._open_packet(connection, [])))
             if self.emptying:
@@ -708,6 +759,7 @@ class EngineDoor:
 
     def _open(self, request: Request, transport: str) -> EngineConnection:
         connection = EngineConnection(self, request.handshake(transport))
+        self.hub.seat(connection, request.address)
         self.connections[connection.sid] = connection
         self._connects.add(connection)
         return connection
@@ -754,6 +806,7 @@ class EngineDoor:
     def forget(self, connection: EngineConnection) -> None:
         """Drop a session: its id is unknown from here on."""
         self.connections.pop(connection.sid, None)
+        connection.leave_seat()
         if self._lingering.pop(connection.sid, None) is not None:
             self._lingers.discard(connection)
             self._roll.discard(connection)

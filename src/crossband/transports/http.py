@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import cached_property
@@ -13,7 +14,13 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from crossband.auth import SUBPROTOCOL
-from crossband.errors import ConnectionRefused, EventError, MessageTooLarge
+from crossband.errors import (
+    CloseCode,
+    ConnectionRefused,
+    EventError,
+    MessageTooLarge,
+    RateLimited,
+)
 from crossband.session import Handshake
 
 logger = logging.getLogger("crossband")
@@ -26,12 +33,8 @@ HeaderList = list[tuple[bytes, bytes]]
 
 # RFC 9110 §11.6.1: a 401 says what would be accepted.
 _CHALLENGE = (b"www-authenticate", b"Bearer")
-# Fields in a query string; more is nobody's honest request.
+# Fields in a query string beside the rooms; more is nobody's honest request.
 MAX_QUERY_FIELDS = 64
-
-
-# Seconds the whole body of a request may take; nginx allows 60 between two reads.
-BODY_TIME = 30.0
 
 
 class ClientGone(Exception):
@@ -41,7 +44,15 @@ class ClientGone(Exception):
 class Request:
     """One HTTP request or WebSocket handshake, and what is known of its client."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        path: str,
+        *,
+        max_rooms: int = 64,
+    ) -> None:
         self.scope = scope
         self.receive = receive
         self.send = send
@@ -49,6 +60,8 @@ class Request:
         self.path = path
         # A page of an origin that was let in by "*" alone: its cookies do not count.
         self._any_origin = False
+        # `room` fields of the query, and one more, so that it can be said that it is.
+        self._max_rooms = max_rooms
         # The "websocket.connect" message was taken.
         self._connect_seen = False
 
@@ -69,22 +82,30 @@ class Request:
     def query(self) -> dict[str, list[str]]:
         """The query's fields. Raises EventError when it cannot be read."""
         try:
-            return parse_qs(
+            fields = parse_qs(
                 self.scope.get("query_string", b"").decode("ascii"),
                 keep_blank_values=True,
-                max_num_fields=MAX_QUERY_FIELDS,
+                max_num_fields=MAX_QUERY_FIELDS + self._max_rooms + 1,
                 errors="strict",
             )
+            if sum(map(len, fields.values())) - len(fields.get("room", ())) > MAX_QUERY_FIELDS:
+                raise ValueError("too many fields")
         except ValueError:
             raise EventError("Invalid query string", code="invalid_request") from None
+        return fields
 
     def first(self, name: str) -> str | None:
         """Return a query field's first value."""
         values = self.query.get(name)
         return values[0] if values else None
 
-    def handshake(self, transport: str) -> Handshake:
+    @property
+    def address(self) -> str | None:
+        """The client's address; None over a unix socket."""
         client = self.scope.get("client")
+        return client[0] if client else None
+
+    def handshake(self, transport: str) -> Handshake:
         headers = self.headers
         if self._any_origin and "cookie" in headers:
             # Browsers send them with WebSockets to any site, whatever CORS says.
@@ -93,14 +114,14 @@ class Request:
             transport=transport,
             headers=headers,
             query=self.query,
-            address=client[0] if client else None,
+            address=self.address,
             time=time.time(),
             path=self.path,
             secure=self.scope.get("scheme") in ("https", "wss"),
         )
 
-    async def body(self, limit: int) -> bytes:
-        """Read the body; refuse it as soon as it is over `limit` bytes, or takes too long.
+    async def body(self, limit: int, *, time: float) -> bytes:
+        """Read the body; refuse it as soon as it is over `limit` bytes, or takes `time` seconds.
 
         Raises MessageTooLarge, ClientGone, EventError.
         """
@@ -109,12 +130,10 @@ class Request:
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
             raise MessageTooLarge(limit)
         try:
-            async with asyncio.timeout(BODY_TIME):
+            async with asyncio.timeout(time):
                 return await self._read_body(limit)
         except TimeoutError:
-            error = EventError("The request's body took too long", code="invalid_request")
-            error.status = 408
-            raise error from None
+            raise EventError("The request's body took too long", code="request_timeout") from None
 
     async def _read_body(self, limit: int) -> bytes:
         chunks: list[bytes] = []
@@ -163,6 +182,9 @@ class Request:
         """Answer with an error: its status, and JSON that says what is wrong."""
         if error.status == 401:
             headers = [*headers, _CHALLENGE]
+        if isinstance(error, RateLimited):
+            # Whole seconds (RFC 9110 §10.2.3).
+            headers = [*headers, (b"retry-after", b"%d" % math.ceil(error.retry_after))]
         if error.status == 408 and self.scope.get("http_version", "1.1").startswith("1"):
             headers = [*headers, (b"connection", b"close")]
         await self.respond(error.status, _body(error), headers=headers)
@@ -196,6 +218,17 @@ class Request:
             }
         )
         await self.send({"type": "websocket.http.response.body", "body": body})
+
+    async def turn_away(self, error: EventError, code: CloseCode, *, tell: bool = True) -> None:
+        """Accept a WebSocket only to say why it is not wanted, and close it.
+
+        A page cannot read what a handshake was answered with over HTTP; this it can. Without
+        `tell` the close frame alone says it: the protocol has no message for it.
+        """
+        await self.accept()
+        if tell:
+            await self.send({"type": "websocket.send", "text": _body(error).decode()})
+        await self.send({"type": "websocket.close", "code": code, "reason": error.message})
 
     def cors(self, allowed: tuple[str, ...]) -> HeaderList:
         """Return the CORS headers of the answer.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
 from crossband.auth import bearer_token
 from crossband.codecs import SSE, Wire
-from crossband.errors import CloseCode, EventError, Unauthorized
-from crossband.hub.base import BaseHub, Resume
+from crossband.errors import CloseCode, EventError, RateLimited, Unauthorized
+from crossband.hub.base import Admission, BaseHub, Resume
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.session import Connection, Deadlines, Roll, Ticker
@@ -77,6 +78,11 @@ class StreamConnection(Connection):
         self.flush()
 
     # Over a lane.
+
+    @property
+    def on_lane(self) -> bool:
+        """Whether a lane carries it, which tells when it has ended."""
+        return self._lane is not None
 
     def attach(self, lane: Lane) -> None:
         """Be carried by a lane from here on."""
@@ -226,14 +232,30 @@ class StreamDoor:
         # EventSource sends the header when it comes back by itself; it is newer.
         cursor = _utf8(request.headers.get("last-event-id", "")) or request.first("lastEventId")
         connection = StreamConnection(hub.ticker, self, limit=settings.limits.outbox)
-        admission = await hub.admit(
-            connection,
-            name,
-            request.handshake("sse"),
-            SSE,
-            resume=Resume(key, cursor or None),
-            rooms=request.query.get("room", ()),
-        )
+        try:
+            hub.seat(connection, request.address)
+            admission = await hub.admit(
+                connection,
+                name,
+                request.handshake("sse"),
+                SSE,
+                resume=Resume(key, cursor or None),
+                rooms=request.query.get("room", ()),
+            )
+            await self._open(request, connection, admission, headers)
+        finally:
+            if not connection.on_lane:
+                connection.leave_seat()
+
+    async def _open(
+        self,
+        request: Request,
+        connection: StreamConnection,
+        admission: Admission,
+        headers: HeaderList,
+    ) -> None:
+        """Send the stream of an admitted client, until its end where there is no lane."""
+        hub = self._hub
         socket = connection.socket = admission.socket
         offer: StreamOffer | None = offer_of(request.scope)
         lane = offer(request.scope, connection, headers) if offer is not None else None
@@ -276,6 +298,7 @@ class StreamDoor:
     def _forget(self, connection: StreamConnection, reason: str) -> None:
         connection.closed = True
         connection.discard_queue()
+        connection.leave_seat()
         self._keepalive.discard(connection)
         self._roll.discard(connection)
         socket = connection.socket
@@ -302,10 +325,14 @@ class StreamDoor:
                 "Show the client's session, from its welcome, as ?session= or X-Crossband-Session",
                 code="unauthorized",
             )
+        meter = connection.meter
+        if meter is not None and (wait := meter.take(monotonic())):
+            self._refuse_rate(connection, wait)
         if self._hub.guard.authenticate is not None:
             await self._check_token(request, socket)
+        limits = self._hub.settings.limits
         try:
-            body = await request.body(self._hub.settings.limits.message_size)
+            body = await request.body(limits.message_size, time=limits.body_time)
         except ClientGone:
             return
         message = envelope.decode(body)
@@ -345,6 +372,13 @@ class StreamDoor:
         identity = await self._hub.guard.identify(handshake)
         if (identity and identity.user) != (socket.identity and socket.identity.user):
             raise Unauthorized("The token is another user's", reason="user")
+
+    def _refuse_rate(self, connection: StreamConnection, wait: float) -> NoReturn:
+        error = RateLimited(wait)
+        if self._hub.floods(connection) and not connection.closed:
+            connection.push(SSE.problem("", error.to_dict(), None))
+            connection.close(CloseCode.POLICY_VIOLATION, error.message)
+        raise error
 
     def _keep_alive(self, connection: StreamConnection) -> None:
         connection.push(_KEEPALIVE)

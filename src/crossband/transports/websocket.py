@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,11 +16,13 @@ from crossband.errors import (
     EventError,
     InvalidMessage,
     MessageTooLarge,
+    RateLimited,
 )
 from crossband.hub.base import BaseHub, Resume
 from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import envelope
 from crossband.protocol.websocket import PING_FRAME
+from crossband.seats import TooManyConnections
 from crossband.session import Connection, Deadlines, Roll, Ticker
 from crossband.transports.http import Request, Send
 from crossband.transports.lane import (
@@ -148,6 +151,11 @@ class WebSocketConnection(Connection):
 
     # Over a lane.
 
+    @property
+    def on_lane(self) -> bool:
+        """Whether a lane carries it, which tells when it has ended."""
+        return self._lane is not None
+
     def attach(self, lane: Lane) -> None:
         """Be carried by a lane from here on."""
         self._lane = lane
@@ -157,6 +165,10 @@ class WebSocketConnection(Connection):
     def frame_received(self, frame: str | bytes) -> None:
         socket, read = self.socket, self.read
         if self.closed or socket is None or read is None:
+            return
+        meter = self.meter
+        if meter is not None and (wait := meter.take(monotonic())):
+            self._door.refuse_rate(self, socket, frame, wait)
             return
         read(self, socket, frame)
         if socket.crowded and self._lane is not None:
@@ -238,11 +250,23 @@ class WebSocketDoor:
 
     async def serve(self, request: Request, namespace_name: str) -> None:
         """Serve one WebSocket from handshake to end."""
+        connection = WebSocketConnection(
+            self.hub.ticker, self, limit=self.hub.settings.limits.outbox
+        )
+        try:
+            await self._serve(request, namespace_name, connection)
+        finally:
+            if not connection.on_lane:
+                connection.leave_seat()
+
+    async def _serve(
+        self, request: Request, namespace_name: str, connection: WebSocketConnection
+    ) -> None:
         hub = self.hub
         limits = hub.settings.limits
-        connection = WebSocketConnection(hub.ticker, self, limit=limits.outbox)
         try:
             request.cors(hub.settings.cors_origins)
+            hub.seat(connection, request.address)
             namespace = hub.find(namespace_name)
             codec: Codec = PLAIN if namespace is not None and namespace.plain else ENVELOPE
             resume = Resume()
@@ -258,6 +282,9 @@ class WebSocketDoor:
                 resume=resume,
                 rooms=request.query.get("room", ()),
             )
+        except TooManyConnections as error:
+            await request.turn_away(error, close_code_of(error))
+            return
         except EventError as error:
             await request.deny(error)
             return
@@ -284,8 +311,11 @@ class WebSocketDoor:
         reason = "transport error"
 
         def receive_frame(frame: str | bytes) -> None:
+            meter = connection.meter
             if self._too_large(frame):
                 self.refuse_size(connection, socket)
+            elif meter is not None and (wait := meter.take(monotonic())):
+                self.refuse_rate(connection, socket, frame, wait)
             else:
                 read(connection, socket, frame)
 
@@ -339,6 +369,25 @@ class WebSocketDoor:
         connection.push(socket.codec.problem(socket.namespace.name, error.to_dict(), None))
         connection.close(CloseCode.MESSAGE_TOO_BIG, error.message)
 
+    def refuse_rate(
+        self, connection: WebSocketConnection, socket: Socket, frame: str | bytes, wait: float
+    ) -> None:
+        """Tell a client that it sends too fast, and end the connection if it goes on so."""
+        error: EventError = RateLimited(wait)
+        ack_id: int | None = None
+        if socket.codec is ENVELOPE:
+            try:
+                message = envelope.decode(frame)
+            except EventError as invalid:
+                ack_id = invalid.details.get("id")
+            else:
+                error.details["event"] = message.type
+                # The id of an acknowledgement is the server's.
+                ack_id = None if message.type == "ack" else message.id
+        connection.push(socket.codec.problem(socket.namespace.name, error.to_dict(), ack_id))
+        if self.hub.floods(connection):
+            connection.close(CloseCode.POLICY_VIOLATION, error.message)
+
     def pong(self, connection: WebSocketConnection) -> None:
         """Note that a client answered its ping."""
         if not connection.closed:
@@ -362,6 +411,7 @@ class WebSocketDoor:
         """Clean up after a connection whose lane ended."""
         connection.closed = True
         connection.discard_queue()
+        connection.leave_seat()
         self._pings.discard(connection)
         self._pongs.discard(connection)
         self._roll.discard(connection)
@@ -374,6 +424,12 @@ class WebSocketDoor:
         self._pongs.close()
         for connection in self._roll:
             connection.close(code, reason)
+
+
+def close_code_of(error: TooManyConnections) -> CloseCode:
+    """Return what a WebSocket too many is closed with: a full server may be free again soon."""
+    full = error.scope == "server"
+    return CloseCode.TRY_AGAIN_LATER if full else CloseCode.POLICY_VIOLATION
 
 
 def answer_envelope(

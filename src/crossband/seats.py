@@ -1,0 +1,105 @@
+"""Who holds how many connections: in all, per address, per user. Pure: a count, no clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+
+from crossband.errors import ConnectionRefused
+
+
+class TooManyConnections(ConnectionRefused):
+    """One connection more than the server, an address or a user may hold.
+
+    `scope` says of whom there are too many, `max` how many there may be.
+    """
+
+    def __init__(self, scope: str, most: int) -> None:
+        # The client's own are its own business (429); a full server is the server's (503).
+        super().__init__(code="too_many_connections", status=503 if scope == "server" else 429)
+        self.scope = scope
+        self.details = {"scope": scope, "max": most}
+
+
+class Seats:
+    """The connections that are held; 0 as a limit means any number."""
+
+    __slots__ = ("_addresses", "_per_address", "_per_user", "_total", "_users", "taken")
+
+    def __init__(self, *, total: int = 0, per_address: int = 0, per_user: int = 0) -> None:
+        self._total = total
+        self._per_address = per_address
+        self._per_user = per_user
+        self.taken = 0
+        # Only those that hold one are in here.
+        self._addresses: Counter[Hashable] = Counter()
+        self._users: Counter[Hashable] = Counter()
+
+    @property
+    def addresses(self) -> int:
+        """The number of addresses that hold a seat."""
+        return len(self._addresses)
+
+    def take(self, address: Hashable | None) -> Seat:
+        """Take a seat for a connection from an address. Raises TooManyConnections.
+
+        None is an address that is not known, as over a unix socket: only the total counts.
+        """
+        if self._total and self.taken >= self._total:
+            raise TooManyConnections("server", self._total)
+        if self._per_address and address is not None:
+            if self._addresses[address] >= self._per_address:
+                raise TooManyConnections("address", self._per_address)
+            self._addresses[address] += 1
+        else:
+            address = None
+        self.taken += 1
+        return Seat(self, address)
+
+    def _give_user(self, user: Hashable, leaving: int) -> None:
+        if self._users[user] - leaving >= self._per_user:
+            raise TooManyConnections("user", self._per_user)
+        self._users[user] += 1
+
+    def _give_back(self, address: Hashable | None, users: list[Hashable]) -> None:
+        self.taken -= 1
+        if address is not None:
+            _subtract(self._addresses, address)
+        for user in users:
+            _subtract(self._users, user)
+
+
+class Seat:
+    """One connection's place, to be given back once."""
+
+    __slots__ = ("_address", "_seats", "_users")
+
+    def __init__(self, seats: Seats, address: Hashable | None) -> None:
+        # None once given back.
+        self._seats: Seats | None = seats
+        self._address = address
+        # A Socket.IO connection may be of several users, one per namespace.
+        self._users: list[Hashable] = []
+
+    def identify(self, user: Hashable, *, leaving: int = 0) -> None:
+        """Count the connection for a user too. Raises TooManyConnections.
+
+        `leaving` of the user's connections are about to be replaced by this one.
+        """
+        seats = self._seats
+        if seats is None or not seats._per_user or user in self._users:
+            return
+        seats._give_user(user, leaving)
+        self._users.append(user)
+
+    def release(self) -> None:
+        """Give the seat back; a second time does nothing."""
+        seats, self._seats = self._seats, None
+        if seats is not None:
+            seats._give_back(self._address, self._users)
+
+
+def _subtract(counter: Counter[Hashable], key: Hashable) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]

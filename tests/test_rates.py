@@ -1,0 +1,102 @@
+"""Token buckets: pure rules, the time given."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossband.rates import Buckets, Meter, TokenBucket
+
+
+def test_burst_passes_at_once_and_no_more() -> None:
+    bucket = TokenBucket(10, 3)
+    assert [bucket.take(0.0) for _ in range(3)] == [0, 0, 0]
+    assert bucket.take(0.0) == pytest.approx(0.1)
+
+
+def test_who_waits_as_long_as_told_is_let_through() -> None:
+    bucket = TokenBucket(3, 1)
+    now = 1_000.0
+    assert not bucket.take(now)
+    for _ in range(100):
+        wait = bucket.take(now)
+        assert wait > 0
+        now += wait
+        assert not bucket.take(now)
+
+
+def test_idle_bucket_fills_up_to_its_burst_and_not_further() -> None:
+    bucket = TokenBucket(10, 3)
+    for _ in range(3):
+        bucket.take(0.0)
+    assert not bucket.full(0.2)
+    assert bucket.full(0.4)
+    assert [bool(bucket.take(3_600.0)) for _ in range(4)] == [False, False, False, True]
+
+
+@given(
+    st.integers(1, 50),
+    st.integers(1, 20),
+    st.lists(st.floats(0, 2, allow_nan=False), min_size=1, max_size=200),
+)
+def test_no_stretch_of_time_sees_more_than_burst_and_rate(
+    rate: int, burst: int, pauses: list[float]
+) -> None:
+    bucket = TokenBucket(rate, burst)
+    now = 0.0
+    passed: list[float] = []
+    for pause in pauses:
+        now += pause
+        if not bucket.take(now):
+            passed.append(now)
+    for first in range(len(passed)):
+        for last in range(first, len(passed)):
+            span = passed[last] - passed[first]
+            assert last - first + 1 <= burst + rate * span + 1e-6
+
+
+def test_refusals_are_counted_until_the_client_is_quiet() -> None:
+    meter = Meter(TokenBucket(1, 1), quiet=2.0)
+    assert not meter.take(0.0)
+    assert [bool(meter.take(0.1)) for _ in range(5)] == [True] * 5
+    assert meter.refused == 5
+    # Not quiet: the last refusal was less than 2 s ago.
+    assert not meter.take(1.5)
+    assert meter.take(1.6)
+    assert meter.refused == 6
+    assert not meter.take(4.0)
+    assert meter.take(4.1)
+    assert meter.refused == 1
+
+
+def test_meters_of_one_user_share_a_bucket() -> None:
+    shared = TokenBucket(1, 3)
+    meters = [Meter(TokenBucket(100, 100), quiet=1.0) for _ in range(2)]
+    for meter in meters:
+        meter.shared = shared
+    assert [bool(meter.take(0.0)) for meter in meters * 2] == [False, False, False, True]
+
+
+def test_meter_without_a_bucket_of_its_own_lets_all_through() -> None:
+    meter = Meter(None, quiet=1.0)
+    assert not any(meter.take(0.0) for _ in range(10_000))
+
+
+def test_bucket_is_found_again_while_it_is_not_full() -> None:
+    buckets = Buckets(1, 2)
+    assert not buckets.of("alice", 0.0).take(0.0)
+    assert not buckets.of("alice", 0.0).take(0.0)
+    assert buckets.of("alice", 0.5).take(0.5)
+    assert not buckets.of("bob", 0.5).take(0.5)
+
+
+def test_full_buckets_are_forgotten() -> None:
+    buckets = Buckets(50, 5)
+    busy = buckets.of("busy", 0.0)
+    for number in range(10_000):
+        now = number / 100
+        buckets.of(number, now).take(now)
+        busy.take(now)
+        assert buckets.of("busy", now) is busy
+    assert len(buckets) < 2_100

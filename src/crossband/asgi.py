@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any, Final
 
+from crossband.addresses import TrustedProxies
 from crossband.auth import redaction
 from crossband.broker import Broker
 from crossband.errors import CloseCode, EventError
@@ -63,6 +64,8 @@ class Hub(BaseHub):
         self._websockets: WebSocketDoor | None = None
         self._streams: StreamDoor | None = None
         self._api = Api(self, __version__)
+        # Of the settings, from the start on.
+        self._proxies = TrustedProxies(())
         # The event loop of the requests so far; None before the first.
         self._serving: asyncio.AbstractEventLoop | None = None
         # Shared by first requests that come together.
@@ -82,6 +85,8 @@ class Hub(BaseHub):
         loop = asyncio.get_running_loop()
         if self._serving is not loop:
             await self._begin_serving(loop)
+        if self._proxies:
+            self._proxies.apply(scope)
         request = Request(
             scope,
             receive,
@@ -197,6 +202,7 @@ class Hub(BaseHub):
             self._unchain_signals()
 
     def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._proxies = TrustedProxies(self.settings.trusted_proxies)
         self._engine = EngineDoor(self)
         self._websockets = WebSocketDoor(self)
         self._streams = StreamDoor(self)

@@ -237,6 +237,8 @@ class Server:
             ssl_certfile=self._ssl_certfile,
             ssl_keyfile=self._ssl_keyfile,
             root_path=self._root_path,
+            # Nobody is believed unasked: uvicorn would trust every process of this machine.
+            proxy_headers=self._forwarded_allow_ips is not None,
             forwarded_allow_ips=self._forwarded_allow_ips,
             server_header=False,
             **{"timeout_graceful_shutdown": Settings().shutdown_timeout, **options},

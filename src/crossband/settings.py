@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from crossband.addresses import TrustedProxies
 from crossband.limits import Limits
 
 
@@ -36,6 +37,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cors_origins: tuple[str, ...] = ()
     # How long before its token expires a client is told, so that it can show a new one.
     token_warning: float = 30.0
+    # Addresses and networks of proxies whose X-Forwarded-For and -Proto are believed; "unix"
+    # is whoever connects over a unix socket.
+    trusted_proxies: tuple[str, ...] = ()
     # Keys for /api/broadcast. Without one the route refuses everybody.
     api_keys: tuple[str, ...] = ()
     # Paths of the doors below the mount point.
@@ -61,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     "cors_origins takes origins such as 'https://app.example.com' (scheme, host, "
                     f"perhaps a port, nothing after them) or '*', not {origin!r}"
                 )
+        TrustedProxies(self.trusted_proxies)
         if any(not key or not key.isascii() for key in self.api_keys):
             raise ValueError("api_keys must be non-empty ASCII strings")
 

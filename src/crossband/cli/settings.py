@@ -89,6 +89,7 @@ HELP: Final = {
     "recovery": "Let Socket.IO clients resume (connection state recovery).",
     "cors_origins": "Origins of other sites that may connect; * for any.",
     "token_warning": "How long before its token expires a client is told.",
+    "trusted_proxies": "Proxies whose X-Forwarded headers count: addresses, networks, unix.",
     "api_keys": "Keys for the HTTP API.",
     "socketio_path": "Path of the Socket.IO door.",
     "websocket_path": "Path of the WebSocket door.",

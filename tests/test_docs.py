@@ -14,6 +14,11 @@ An HTML comment before a code block of README.md or docs/ says what to do with i
     <!-- output: NAME -->        the next lines of that stream; `(any order)` where it has none
     <!-- cut -->                 reset every connection to the server
     <!-- publish: EVENT DATA --> publish over HTTP
+    <!-- install: PACKAGE -->    have that npm package beside the files
+    <!-- visit: NAME -->         open the server's own page in a tab of that name
+    <!-- enter: NAME TEXT -->    type into the page's only box, once it is connected, and send it
+    <!-- offline: NAME -->       take the network from that tab; `online` gives it back
+    <!-- shows: NAME PLACE TEXT --> wait until the tab has that text there, or the lines that follow
 
 Ids, sessions and epochs in a page are examples. The first time one is met in an output, it
 comes to stand for what was really printed there, in everything that follows.
@@ -44,7 +49,8 @@ import httpx
 import msgspec
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, CDPSession, ConsoleMessage, async_playwright
+from playwright.async_api import Browser, CDPSession, ConsoleMessage, async_playwright, expect
+from playwright.async_api import Page as BrowserPage
 from typer.testing import CliRunner
 
 import crossband
@@ -92,8 +98,9 @@ class Step:
 def steps(text: str) -> Iterator[Step]:
     """Yield the code blocks and directives of a page, in order."""
     pattern = re.compile(
-        r"^<!-- (?P<lone>cut|publish: .+?) -->$"
-        r"|(?:^<!-- (?P<directive>(?:run|output): .+?) -->\n+)?"
+        r"^<!-- (?P<lone>cut|(?:publish|visit|enter|offline|online): .+?"
+        r"|shows: \S+ \S+ [^\n]+?) -->$"
+        r"|(?:^<!-- (?P<directive>(?:run|output|install|shows): .+?) -->\n+)?"
         r"^```(?P<language>\w*)\n(?P<code>.*?)^```$",
         re.MULTILINE | re.DOTALL,
     )
@@ -240,6 +247,7 @@ class Page:
         self._stack = stack
         self._streams: dict[str, asyncio.Queue[str]] = {}
         self._tabs: dict[str, CDPSession] = {}
+        self._visited: dict[str, BrowserPage] = {}
         self._files: dict[str, str] = {}
         # Those that run here, by name.
         self._servers: dict[str, Server] = {}
@@ -259,6 +267,19 @@ class Page:
             await self._broadcast(event, json.loads(data))
         elif kind == "output":
             await self._expect(rest, step.code)
+        elif kind == "install":
+            (self._directory / "node_modules").symlink_to(ROOT / "node_modules")
+        elif kind == "visit":
+            await self._visit(rest)
+        elif kind == "enter":
+            name, _, text = rest.partition(" ")
+            await self._enter(self._visited[name], text)
+        elif kind == "shows":
+            name, place, *line = rest.split(" ", 2)
+            shown = self._visited[name].locator(f"{place} > *" if step.code else place)
+            await expect(shown).to_have_text(step.code.splitlines() or line, timeout=WAIT * 1_000)
+        elif kind in ("offline", "online"):
+            await self._visited[rest].context.set_offline(kind == "offline")
         elif kind == "run":
             what, _, name = rest.partition(" ")
             code = self._fill(step.code)
@@ -508,6 +529,16 @@ class Page:
             "Runtime.evaluate", {"expression": code, "replMode": True, "awaitPromise": True}
         )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
+
+    async def _visit(self, name: str) -> None:
+        tab = self._visited[name] = await self._browser.new_page()
+        self._stack.push_async_callback(tab.close)
+        await tab.goto(self._fill("http://127.0.0.1:8000/"))
+
+    async def _enter(self, tab: BrowserPage, text: str) -> None:
+        await expect(tab.locator("#state")).to_have_text("connected", timeout=WAIT * 1_000)
+        await tab.get_by_role("textbox").fill(text)
+        await tab.get_by_role("textbox").press("Enter")
 
 
 class Proxy:

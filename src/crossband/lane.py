@@ -115,12 +115,16 @@ class _Head:
 
     __slots__ = ("_head", "_lane")
 
-    def __init__(self, lane: WebSocketLane | StreamLane, head: bytes) -> None:
+    def __init__(
+        self,
+        lane: WebSocketLane | StreamLane,
+        head: bytes,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._lane = lane
         self._head = head
         # A hub that writes nothing must not keep the client waiting. Twice: the hub's own
         # writing is yet to be scheduled, in this tick.
-        loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self.flush)
 
     def __call__(self, data: bytes) -> None:
@@ -447,6 +451,7 @@ class Handshake(asyncio.Protocol):
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
             % (b64encode(sha1(self._key + GUID, usedforsecurity=False).digest()), negotiated),
+            self._http.loop,
         )
         connections.discard(self)
         connections.add(lane)  # type: ignore[arg-type]
@@ -843,6 +848,7 @@ class HTTPProtocol(HttpToolsProtocol):
         lane.write = _Head(
             lane,
             b"HTTP/1.1 200 OK\r\n%btransfer-encoding: chunked\r\n\r\n" % b"".join(lines),
+            self.loop,
         )
         if cycle.access_log:
             cycle.access_logger.info(

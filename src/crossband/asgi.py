@@ -33,7 +33,7 @@ try:
 except PackageNotFoundError:
     __version__ = "0"
 
-# Seconds a signal waits for the hub to tell its clients before the server hears it too.
+# Seconds a signal waits beyond the drain, before the server hears it too.
 FAREWELL_TIME: Final = 1.0
 SignalHandler = Callable[[int, FrameType | None], Any]
 
@@ -122,7 +122,12 @@ class Hub(BaseHub):
         settings = self.settings
         path = request.path
         if not self.started and path not in ("/healthz", "/readyz"):
-            await request.refuse(EventError(code="shutting_down"))
+            rest = _below(path, settings.events_path)
+            if rest is not None and request.method == "GET":
+                # Told to come back, not that it must not.
+                await self._streams.serve(request, rest)
+            else:
+                await request.refuse(EventError(code="shutting_down"))
             return
         if path.rstrip("/") == settings.socketio_path:
             await self._engine.serve_http(request)
@@ -190,8 +195,10 @@ class Hub(BaseHub):
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.
 
-        Returns within `shutdown_timeout` seconds; what still runs then is cancelled. A
-        second call waits for the first. A stopped hub answers 503 until it is started again.
+        `/readyz` turns 503 and newcomers are refused at once; the clients go one after another
+        over `drain_time`, each served until its turn. Returns within `shutdown_timeout`
+        seconds; what still runs then is cancelled. A second call waits for the first. A
+        stopped hub answers 503 until it is started again.
         """
         if self.started:
             # Not even a first request, that was on its way, starts it again here.
@@ -291,7 +298,9 @@ class Hub(BaseHub):
 
     async def _stop_then_pass_on(self) -> None:
         stopping = self._spawn(self.stop())
-        await asyncio.wait({stopping}, timeout=FAREWELL_TIME)
+        clients = sum(len(namespace.sockets) for namespace in self.namespaces.values())
+        patience = FAREWELL_TIME + self.drain_seconds(clients)
+        await asyncio.wait({stopping}, timeout=patience)
         pass_on, self._pass_on = self._pass_on, None
         if pass_on is not None:
             asyncio.get_running_loop().call_soon(pass_on)
@@ -305,7 +314,12 @@ class Hub(BaseHub):
             return
         for task in asyncio.all_tasks(loop):
             if getattr(task.get_coro(), "cr_code", None) is code:
-                task.add_done_callback(lambda _: self._spawn(self.stop()))
+                task.add_done_callback(self._on_hypercorn_stopping)
+
+    def _on_hypercorn_stopping(self, _: object) -> None:
+        # It closes its listeners and idle connections now: no poll will follow.
+        self.last_polls = True
+        self._spawn(self.stop())
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # Not `spawn`: stop() waits for those.

@@ -18,6 +18,7 @@ import socket
 import ssl
 import stat
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,9 @@ _CLOSE_REPLY_TIME: Final = 1.0
 # How often a stopping server looks whether its connections are gone; uvicorn: 0.1 s.
 _DRAIN_TICK: Final = 0.005
 _BACKLOG: Final = 2048
+# Seconds for what is left when all is closed: a handler in a thread cannot be cancelled, and
+# Python would wait for it, for ever.
+_REST_TIME: Final = 1.0
 # Connections accepted in one iteration of the event loop. libuv accepts one per listener:
 # while fan-out keeps an iteration long, clients that all come back at once would wait for
 # seconds (measured: 10 s for 200 clients, none with this). asyncio accepts the backlog.
@@ -178,10 +182,14 @@ class Server:
                 _unlink(self.uds)
 
     def run(self, on_start: Callable[[Server], None] | None = None) -> None:
-        """Serve until SIGINT or SIGTERM; a second signal exits at once.
+        """Serve until SIGINT or SIGTERM, for a process of its own.
 
-        `on_start` is called once requests are answered. Returns after a graceful stop.
+        `on_start` is called once requests are answered. Returns after a graceful stop, or
+        ends the process with 0 where a thread of a handler does not end by itself. A second
+        signal ends the process at once, with 128 and the signal's number: 143 for SIGTERM.
         """
+        last_resort = threading.Timer(_REST_TIME, _leave_threads)
+        last_resort.daemon = True
         thresholds = gc.get_threshold()
         gc.collect()
         gc.freeze()
@@ -189,7 +197,9 @@ class Server:
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(self._run(on_start))
+                last_resort.start()
         finally:
+            last_resort.cancel()
             gc.set_threshold(*thresholds)
             gc.unfreeze()
 
@@ -398,6 +408,15 @@ class _Uvicorn(uvicorn.Server):
                     connection.shutdown()
                 closing.clear()
             await asyncio.sleep(_DRAIN_TICK)
+
+
+def _leave_threads() -> None:
+    logging.getLogger("crossband").warning("threads of handlers did not end in time and are cut")
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(0)
 
 
 def _hubs_of(app: object) -> list[_Hub]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -162,6 +163,18 @@ def frame(
     return head + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
 
 
+async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Return a server's next frame, its opcode and payload; raise EOFError at the end."""
+    first, second = await reader.readexactly(2)
+    assert not second & 0x80, "a server frame is not masked (RFC 6455 §5.1)"
+    size = second & 0x7F
+    if size == 126:
+        (size,) = struct.unpack("!H", await reader.readexactly(2))
+    elif size == 127:
+        (size,) = struct.unpack("!Q", await reader.readexactly(8))
+    return first & 0x0F, await reader.readexactly(size)
+
+
 @dataclass(slots=True)
 class RawWebSocket:
     """A WebSocket whose frames are written by hand; answers no ping by itself."""
@@ -200,14 +213,7 @@ class RawWebSocket:
     async def receive(self) -> tuple[int, bytes]:
         """Return the next frame's opcode and payload; raise EOFError at the end."""
         async with asyncio.timeout(WAIT):
-            first, second = await self.reader.readexactly(2)
-            assert not second & 0x80, "a server frame is not masked (RFC 6455 §5.1)"
-            size = second & 0x7F
-            if size == 126:
-                (size,) = struct.unpack("!H", await self.reader.readexactly(2))
-            elif size == 127:
-                (size,) = struct.unpack("!Q", await self.reader.readexactly(8))
-            return first & 0x0F, await self.reader.readexactly(size)
+            return await read_frame(self.reader)
 
     async def text(self) -> Any:
         """Return the next text frame, as the JSON it holds."""
@@ -232,3 +238,83 @@ class RawWebSocket:
             await self.writer.wait_closed()
         except ConnectionResetError:
             return
+
+
+@dataclass(slots=True)
+class Tcp:
+    """One TCP connection, and HTTP as the bytes it is."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @classmethod
+    async def open(cls, url: str, *, address: str | None = None) -> Tcp:
+        """Connect, from one of this machine's addresses if that is given."""
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        local = None if address is None else (address, 0)
+        return cls(*await asyncio.open_connection(parts.hostname, parts.port, local_addr=local))
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Read a response: its status, headers and body; only the headers of a stream."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        pairs = (line.split(": ", 1) for line in head[1:] if line)
+        headers = {name.lower(): value for name, value in pairs}
+        body = b""
+        if "content-length" in headers:
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        return int(head[0].split(" ")[1]), headers, body
+
+    async def ended(self) -> None:
+        """Wait until the server has closed."""
+        with contextlib.suppress(ConnectionError):
+            while await self.reader.read(65_536):
+                pass
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def dialled(url: str) -> AsyncIterator[Tcp]:
+    """Hold a TCP connection to a server."""
+    tcp = await Tcp.open(url)
+    try:
+        yield tcp
+    finally:
+        await tcp.close()
+
+
+def http(
+    target: str | bytes,
+    *lines: str | bytes,
+    method: str = "GET",
+    body: bytes | None = None,
+) -> bytes:
+    """Build a request."""
+    head = [method.encode() + b" " + _bytes(target) + b" HTTP/1.1", b"Host: crossband.test"]
+    head += map(_bytes, lines)
+    if body is not None:
+        head.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join(head) + b"\r\n\r\n" + (body or b"")
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def upgrade(target: str | bytes, *lines: str | bytes) -> bytes:
+    """Build a WebSocket handshake."""
+    return http(
+        target,
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        *lines,
+    )

@@ -95,6 +95,7 @@ HELP: Final = {
     "websocket_path": "Path of the WebSocket door.",
     "events_path": "Path of the Server-Sent Events door.",
     "api_path": "Path of the HTTP API.",
+    "drain_time": "Time over which clients are sent away.",
     "shutdown_timeout": "How long a graceful stop may take.",
     "limits.message_size": "Largest WebSocket message or back-channel body, bytes.",
     "limits.max_http_buffer_size": "Largest Socket.IO message or polling body, bytes.",

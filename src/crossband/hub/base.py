@@ -53,6 +53,13 @@ _SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
 CONNECT_HANDLER_TIME = 5.0
 # Seconds between two log lines about refused connections.
 REFUSAL_LOG_TIME = 10.0
+# Clients a second that a stopping hub sends away at least: so many at once are no rush
+# anywhere, and a hub with few clients need not take its drain time.
+DRAIN_PACE = 200
+# Seconds ahead of the pace after which the drain sleeps: shorter sleeps cost more than they
+# spread.
+_DRAIN_STEP = 0.005
+_FAREWELL = "Server shutting down"
 
 
 def new_id() -> str:
@@ -148,6 +155,8 @@ class BaseHub(Namespace):
         # Somebody stops the hub; for who else does meanwhile, until it is done.
         self.stopping = False
         self._stopped = asyncio.Event()
+        # The server takes no further requests by then: polls that wait are the last.
+        self.last_polls = False
 
     # Set-up.
 
@@ -253,7 +262,7 @@ class BaseHub(Namespace):
         self.reserve = Reserve(loop, self.spawn, self._tasks)
         self.guard.start(loop)
         self._started_at = time.monotonic()
-        self.stopping = False
+        self.stopping = self.last_polls = False
         limits = self.settings.limits
         self.seats = Seats(
             total=limits.connections,
@@ -267,7 +276,9 @@ class BaseHub(Namespace):
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.
 
-        Returns within `shutdown_timeout` seconds; what still runs then is cancelled.
+        Newcomers are refused at once; the clients go one after another over `drain_time`, each
+        served until its turn. Returns within `shutdown_timeout` seconds; what still runs then is
+        cancelled.
         """
         if self._loop is None:
             return
@@ -276,15 +287,11 @@ class BaseHub(Namespace):
             return
         self.stopping = True
         self._stopped = asyncio.Event()
+        deadline = self._loop.time() + self.settings.shutdown_timeout
         try:
-            for namespace in list(self.namespaces.values()):
-                for socket in list(namespace.sockets.values()):
-                    farewell = socket.codec.shutdown(namespace.name, "Server shutting down")
-                    if farewell is not None:
-                        socket.connection.push(farewell)
-                    self.leave(socket, "server shutting down")
+            await self._drain(self._loop)
             await self._stop_doors()
-            await self._finish_tasks()
+            await self._finish_tasks(deadline)
         finally:
             self.guard.stop()
             try:
@@ -294,10 +301,49 @@ class BaseHub(Namespace):
                 self._thread = None
                 self._stopped.set()
 
-    async def _finish_tasks(self) -> None:
+    def drain_seconds(self, clients: int) -> float:
+        """Return how long so many clients are spread over when the hub stops."""
+        settings = self.settings
+        return min(settings.drain_time, settings.shutdown_timeout / 2, clients / DRAIN_PACE)
+
+    async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send the clients away, one after another."""
+        links: dict[Connection, list[Socket]] = {}
+        for namespace in list(self.namespaces.values()):
+            for socket in namespace.sockets.values():
+                links.setdefault(socket.connection, []).append(socket)
+        if self.last_polls:
+            for connection in [link for link in links if link.transport == "polling"]:
+                self._dismiss(connection, links.pop(connection))
+        pause = self.drain_seconds(len(links)) / max(len(links), 1)
+        due = loop.time()
+        for connection, sockets in links.items():
+            if not connection.closed:
+                if due - loop.time() >= _DRAIN_STEP:
+                    await asyncio.sleep(due - loop.time())
+                due += pause
+            self._dismiss(connection, sockets)
+
+    def _dismiss(self, connection: Connection, sockets: Sequence[Socket]) -> None:
+        for socket in sockets:
+            if socket.connected:
+                farewell = socket.codec.shutdown(socket.namespace.name, _FAREWELL)
+                if farewell is not None:
+                    connection.push(farewell)
+                self.leave(socket, "server shutting down")
+        connection.close(CloseCode.GOING_AWAY, _FAREWELL)
+
+    async def _finish_tasks(self, deadline: float) -> None:
         waiting = self._tasks - {asyncio.current_task()}
         if waiting:
-            _, pending = await asyncio.wait(waiting, timeout=self.settings.shutdown_timeout)
+            patience = max(0.0, deadline - asyncio.get_running_loop().time())
+            try:
+                _, pending = await asyncio.wait(waiting, timeout=patience)
+            except asyncio.CancelledError:
+                # The server has no more patience.
+                for task in waiting:
+                    task.cancel()
+                raise
             for task in pending:
                 task.cancel()
             if pending:
@@ -695,7 +741,7 @@ class BaseHub(Namespace):
         self.guard.check_admitted(socket, admission.revocations)
         if self.stopping:
             # Let in before the hub stopped, and answered since: nobody else closes it.
-            socket.connection.close(CloseCode.GOING_AWAY, "Server shutting down")
+            self._dismiss(socket.connection, [socket])
 
     async def _connect_then_advance(self, socket: Socket, timer: asyncio.TimerHandle) -> None:
         try:

@@ -592,7 +592,11 @@ class EngineConnection(Connection):
                 resume=_resume(auth) if hub.settings.recovery else Resume(),
             )
         except ConnectionRefused as error:
-            self._refuse(name, error)
+            if hub.stopping and not self.sockets:
+                # Official clients come back by themselves after a close, not after a refusal.
+                self.close(CloseCode.GOING_AWAY, "Server shutting down")
+            else:
+                self._refuse(name, error)
             return
         except Exception:
             logger.exception("a client of namespace %r could not be let in", name)

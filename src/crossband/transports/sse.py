@@ -12,7 +12,13 @@ import msgspec
 
 from crossband.auth import bearer_token
 from crossband.codecs import SSE, Wire
-from crossband.errors import CloseCode, EventError, RateLimited, Unauthorized
+from crossband.errors import (
+    CloseCode,
+    ConnectionRefused,
+    EventError,
+    RateLimited,
+    Unauthorized,
+)
 from crossband.hub.base import Admission, BaseHub, Resume
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
@@ -182,8 +188,11 @@ class StreamDoor:
             asyncio.get_running_loop(), hub.settings.keepalive_interval, self._keep_alive
         )
         # A comment at once, so that headers leave every proxy's buffer.
-        self._preamble = Wire(
-            sse.encode_comment("ok") + sse.encode_retry(round(hub.settings.retry * 1000))
+        preamble = sse.encode_comment("ok") + sse.encode_retry(round(hub.settings.retry * 1000))
+        self._preamble = Wire(preamble)
+        # All that a newcomer hears of a stopping hub.
+        self._refusal = preamble + sse.encode_event(
+            '{"message":"Server shutting down"}', event="server:shutdown"
         )
         # Sessions the server ended: (namespace, key), oldest first.
         self._ended: dict[tuple[str, str], None] = {}
@@ -229,6 +238,9 @@ class StreamDoor:
         if key is not None and (name, key) in self._ended:
             await request.respond(204, headers=cors)
             return
+        if hub.stopping:
+            await self._turn_away(request, headers)
+            return
         # EventSource sends the header when it comes back by itself; it is newer.
         cursor = _utf8(request.headers.get("last-event-id", "")) or request.first("lastEventId")
         connection = StreamConnection(hub.ticker, self, limit=settings.limits.outbox)
@@ -243,6 +255,10 @@ class StreamDoor:
                 rooms=request.query.get("room", ()),
             )
             await self._open(request, connection, admission, headers)
+        except ConnectionRefused as error:
+            if error.code != "shutting_down":
+                raise
+            await self._turn_away(request, headers)
         finally:
             if not connection.on_lane:
                 connection.leave_seat()
@@ -290,6 +306,14 @@ class StreamDoor:
             watcher.cancel()
             # The watcher is done when it was the client that left.
             self._forget(connection, "transport close" if watcher.done() else "forced close")
+
+    async def _turn_away(self, request: Request, headers: HeaderList) -> None:
+        """Ask a client of a stopping hub to come back later.
+
+        To EventSource any status but 200 means never again; a stream that ends means later.
+        """
+        await request.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await request.send({"type": "http.response.body", "body": self._refusal})
 
     def lost(self, connection: StreamConnection) -> None:
         """Clean up after a connection whose lane ended."""

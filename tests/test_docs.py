@@ -57,6 +57,7 @@ import crossband
 from crossband import Hub, cli
 from crossband.cli.settings import SETTINGS
 from crossband.errors import ERRORS, CloseCode
+from crossband.hub.events import RECEIVED_RESERVED
 from crossband.limits import Limits
 from crossband.server import Server
 from crossband.settings import Settings
@@ -125,7 +126,7 @@ def rows(page: str) -> dict[str, list[str]]:
     found = {}
     for line in (DOCS / page).read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if cells and (match := re.match(r"`?(\w+)`?$", cells[0])):
+        if cells and (match := re.match(r"`?([\w:]+)`?$", cells[0])):
             found[match[1]] = cells[1:]
     return found
 
@@ -165,6 +166,12 @@ def test_every_close_code_is_documented() -> None:
     assert {
         int(code): (row[0].strip("`"), row[1] == "yes") for code, row in documented.items()
     } == {int(code): (code.name, code.reconnect) for code in CloseCode}
+
+
+def test_every_event_of_the_hub_is_documented() -> None:
+    documented = rows("reference/events.md")
+    documented.pop("event")
+    assert {name.strip("`") for name in documented} == RECEIVED_RESERVED
 
 
 def test_clients_of_the_how_to_stay_away_after_the_final_close_codes() -> None:

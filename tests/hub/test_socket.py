@@ -20,7 +20,7 @@ from tests.link import Link, join
 
 @pytest.fixture
 async def hub() -> AsyncIterator[BaseHub]:
-    hub = BaseHub(limits=Limits(inbox=4))
+    hub = BaseHub(limits=Limits(inbox=4), shutdown_timeout=0.2)
     await hub.start()
     yield hub
     await hub.stop()

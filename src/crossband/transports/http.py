@@ -238,8 +238,9 @@ class Request:
         """
         origin = self.headers.get("origin")
         if origin is None:
-            return []
-        if origin in allowed:
+            # A cache must not give this answer to a page of another origin.
+            return [(b"vary", b"Origin")] if allowed and "*" not in allowed else []
+        if origin in allowed and origin != "*":
             return [
                 (b"access-control-allow-origin", origin.encode("latin-1")),
                 (b"access-control-allow-credentials", b"true"),
@@ -263,6 +264,9 @@ class Request:
             return False
         if parts.scheme not in ("http", "https") or not parts.hostname:
             return False
+        # Scheme, host and port is all there is (RFC 6454 §6.2); no user, no path.
+        if origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+            return False
         default = 443 if parts.scheme == "https" else 80
         try:
             host = urlsplit("//" + self.headers.get("host", ""))
@@ -278,6 +282,7 @@ class Request:
             *cors,
             (b"access-control-allow-methods", methods.encode("ascii")),
             (b"access-control-max-age", b"600"),
+            (b"vary", b"Access-Control-Request-Headers"),
         ]
         if wanted and all(c.isalnum() or c in "-_, " for c in wanted) and wanted.isascii():
             headers.append((b"access-control-allow-headers", wanted.encode("ascii")))

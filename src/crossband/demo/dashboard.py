@@ -59,6 +59,13 @@ class Clients(msgspec.Struct):
     sse: int
 
 
+class Messages(msgspec.Struct):
+    """Messages per second, of the whole hub: from clients, and to clients."""
+
+    received: float
+    delivered: float
+
+
 class Sample(msgspec.Struct):
     """The event `sample`; `time` is in seconds since 1970."""
 
@@ -66,6 +73,7 @@ class Sample(msgspec.Struct):
     cpu: Processor
     memory: Memory
     clients: Clients
+    messages: Messages
 
 
 class Notification(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,6 +102,8 @@ class Dashboard:
             Route("/api/metrics", self._serve_metrics, methods=["GET"]),
         ]
         self._process = psutil.Process()
+        # When the counters were read, and what they were. Seconds of time.monotonic().
+        self._read: tuple[float, dict[str, int]] = (0.0, {})
         # None while not sampling.
         self._task: asyncio.Task[None] | None = None
 
@@ -133,11 +143,16 @@ class Dashboard:
         # The first reading of both is 0: they tell of the time since the last.
         psutil.cpu_percent()
         self._process.cpu_percent()
+        self._read = time.monotonic(), self.hub.status()["messages"]
 
     def _sample(self) -> Sample:
         # Reads /proc for some 0.2 ms: not worth a thread.
-        clients = self.hub.status()["clients"]
+        status = self.hub.status()
         memory = psutil.virtual_memory()
+        before, counted = self._read
+        self._read = now, messages = time.monotonic(), status["messages"]
+        seconds = now - before
+        clients = status["clients"]
         return Sample(
             time=round(time.time(), 3),
             cpu=Processor(psutil.cpu_percent(), self._process.cpu_percent()),
@@ -145,6 +160,10 @@ class Dashboard:
                 memory.total - memory.available, self._process.memory_info().rss, memory.total
             ),
             clients=Clients(clients["websocket"], clients["polling"], clients["sse"]),
+            messages=Messages(
+                round((messages["received"] - counted["received"]) / seconds, 1),
+                round((messages["delivered"] - counted["delivered"]) / seconds, 1),
+            ),
         )
 
     async def _serve_metrics(self, request: Request) -> Response:

@@ -35,7 +35,7 @@ from crossband.errors import (
 from crossband.hub.catchup import CatchUp
 from crossband.hub.events import Handler, check_name
 from crossband.hub.guard import Authenticate, Authorize, Guard
-from crossband.hub.namespace import Namespace, NamespacePattern, call
+from crossband.hub.namespace import Namespace, NamespacePattern, Traffic, call
 from crossband.hub.runner import Reserve
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
 from crossband.rates import Buckets, Meter, TokenBucket
@@ -122,6 +122,8 @@ class BaseHub(Namespace):
         authorize: Authorize | None = None,
         **settings: Any,
     ) -> None:
+        # Before the namespace `/`, which shares it.
+        self.traffic = Traffic()
         super().__init__(self, "/")
         self.settings = _settings(Settings(), settings)
         self.guard = Guard(self, authenticate, authorize)

@@ -34,6 +34,20 @@ logger = logging.getLogger("crossband")
 F = TypeVar("F", bound=Handler)
 
 
+class Traffic:
+    """How many messages a hub has seen since it was made."""
+
+    __slots__ = ("delivered", "published", "received")
+
+    def __init__(self) -> None:
+        # From clients.
+        self.received = 0
+        # Events, whatever the number of their recipients.
+        self.published = 0
+        # Events to clients, each counted: without replays, and what asks for an answer.
+        self.delivered = 0
+
+
 class Registry:
     """The handlers of a namespace, or of all that one pattern matches."""
 
@@ -135,6 +149,8 @@ class Namespace(Handlers):
     ) -> None:
         super().__init__(registry if registry is not None else Registry())
         self.hub = hub
+        # All namespaces of a hub count together: those of patterns come and go.
+        self.traffic: Traffic = hub.traffic
         self.name = name
         # The raw WebSocket door speaks bare frames here, no envelopes.
         self.plain = plain
@@ -224,6 +240,7 @@ class Namespace(Handlers):
     ) -> Emission:
         check_event(event)
         publication = Publication(self.name, event, payload.encode(args), rooms, except_)
+        self.traffic.published += 1
         return Emission(self.hub.post(publication, record=not volatile))
 
     def deliver(self, publication: Publication) -> None:
@@ -239,6 +256,7 @@ class Namespace(Handlers):
         recipients = self.match(publication.rooms, publication.except_)
         if not recipients:
             return
+        self.traffic.delivered += len(recipients)
         head = None if recorded else self.hub.broker.head(self.name)
         ticker = self.hub.ticker
         wires: dict[Codec, Wire | None] = {}

@@ -301,13 +301,15 @@ class Socket:
 
         Alone, its handler begins here and now: a task costs more than most handlers.
         """
+        namespace = self.namespace
+        namespace.traffic.received += 1
         if self._busy:
             self.enqueue(message)
             return
-        schema = self.namespace.registry.direct.get(message.event)
+        schema = namespace.registry.direct.get(message.event)
         try:
             if schema is None:
-                result = self.namespace.dispatch(self, message)
+                result = namespace.dispatch(self, message)
             else:
                 bound = schema.bind(message.raws, message.attachments, single=message.single)
                 result = schema.handler(self, *bound)

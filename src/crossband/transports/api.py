@@ -57,7 +57,7 @@ class Api:
             await request.refuse(error, cors)
 
     def status(self) -> dict[str, Any]:
-        """Count clients by transport, namespaces and rooms. Uptime in seconds."""
+        """Count clients by transport, messages, namespaces and rooms. Uptime in seconds."""
         hub = self._hub
         transports: Counter[str] = Counter(websocket=0, polling=0, sse=0)
         namespaces: dict[str, dict[str, int]] = {}
@@ -69,8 +69,14 @@ class Api:
                 if id(socket.connection) not in seen:
                     seen.add(id(socket.connection))
                     transports[socket.transport] += 1
+        traffic = hub.traffic
         return {
             "clients": {"total": len(seen), **transports},
+            "messages": {
+                "received": traffic.received,
+                "published": traffic.published,
+                "delivered": traffic.delivered,
+            },
             "namespaces": namespaces,
             "rooms": sum(counts["rooms"] for counts in namespaces.values()),
             "uptime": round(hub.uptime, 3),

@@ -1,0 +1,154 @@
+// A line chart of the last minutes. uPlot draws it; the colours are those of the page's style.
+import { useEffect, useRef } from "react";
+import uPlot from "uplot";
+import "uplot/dist/uPlot.min.css";
+import { WINDOW } from "./samples";
+
+export interface Line {
+  label: string;
+  /** A colour of the style sheet, such as "--sse". */
+  color: string;
+  dashed?: boolean;
+}
+
+interface Props {
+  lines: readonly Line[];
+  data: uPlot.AlignedData;
+  /** The right edge, in seconds since 1970. */
+  end: number;
+  /** Stretches to mark. */
+  marks: readonly [from: number, to: number][];
+  /** Since when nothing is known, if so. */
+  lostAt: number | undefined;
+  /** The least that the scale reaches up to. */
+  atLeast: number;
+  format: (value: number) => string;
+  label: string;
+  /** The pointer is over this value of `data`, or over none. */
+  onPoint: (index: number | null) => void;
+}
+
+// CSS pixels.
+const HEIGHT = 148;
+const AXIS_WIDTH = 52;
+
+export function Chart(props: Props): React.ReactElement {
+  const place = useRef<HTMLDivElement>(null);
+  const chart = useRef<uPlot>(undefined);
+  // What the chart's own functions read when it draws.
+  const newest = useRef(props);
+  newest.current = props;
+  const { lines, data, end, marks, lostAt, label } = props;
+
+  useEffect(() => {
+    const element = place.current;
+    if (element === null) return undefined;
+    const color = (name: string): string => getComputedStyle(element).getPropertyValue(name);
+    const font = `11px ${color("--sans")}`;
+    const axis: uPlot.Axis = {
+      stroke: () => color("--quiet"),
+      font,
+      ticks: { show: false },
+      grid: { stroke: () => color("--hair"), width: 1 },
+    };
+    const plot = new uPlot(
+      {
+        width: element.clientWidth,
+        height: HEIGHT,
+        legend: { show: false },
+        padding: [8, 0, 0, 0],
+        cursor: {
+          y: false,
+          drag: { setScale: false, x: false, y: false },
+          points: { size: 7 },
+          sync: { key: "dashboard" },
+        },
+        scales: {
+          x: { time: true, range: () => [newest.current.end - WINDOW, newest.current.end] },
+          y: { range: (_, __, max) => [0, Math.max(newest.current.atLeast, (max ?? 0) * 1.1)] },
+        },
+        axes: [
+          { ...axis, space: 56, size: 26, incrs: [60], values: (_, times) => times.map(clock) },
+          {
+            ...axis,
+            space: 34,
+            size: AXIS_WIDTH,
+            values: (_, values) => values.map((value) => newest.current.format(value)),
+          },
+        ],
+        series: [
+          {},
+          ...lines.map(
+            (line): uPlot.Series => ({
+              label: line.label,
+              stroke: () => color(line.color),
+              width: 1.75,
+              ...(line.dashed === true && { dash: [5, 4] }),
+              points: { show: false },
+              spanGaps: false,
+            }),
+          ),
+        ],
+        hooks: {
+          drawClear: [(plot) => drawMarks(plot, newest.current, color)],
+          setCursor: [(plot) => newest.current.onPoint(plot.cursor.idx ?? null)],
+        },
+      },
+      newest.current.data,
+      element,
+    );
+    chart.current = plot;
+    const resized = new ResizeObserver(() => plot.setSize({ width: element.clientWidth, height: HEIGHT }));
+    resized.observe(element);
+    const dark = matchMedia("(prefers-color-scheme: dark)");
+    const redraw = (): void => plot.redraw(false, true);
+    dark.addEventListener("change", redraw);
+    return () => {
+      dark.removeEventListener("change", redraw);
+      resized.disconnect();
+      plot.destroy();
+      chart.current = undefined;
+    };
+  }, [lines]);
+
+  // `end` moves also while no value comes.
+  useEffect(() => chart.current?.setData(data), [data, end, marks, lostAt]);
+
+  return <div className="chart" ref={place} role="img" aria-label={label} />;
+}
+
+/** Paint what is under the lines: what was filled in, and what is not known. */
+function drawMarks(plot: uPlot, { marks, lostAt, end }: Props, color: (name: string) => string): void {
+  const { ctx, bbox } = plot;
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+  ctx.clip();
+  const stretch = (from: number, to: number): [number, number, number, number] => {
+    const left = plot.valToPos(from, "x", true);
+    return [left, bbox.top, plot.valToPos(to, "x", true) - left, bbox.height];
+  };
+  ctx.fillStyle = color("--mark-wash");
+  // Half a second on both sides: a single value is to be seen as well.
+  for (const [from, to] of marks) ctx.fillRect(...stretch(from - 0.5, to + 0.5));
+  if (lostAt !== undefined) {
+    const [left, top, width, height] = stretch(lostAt, end);
+    ctx.beginPath();
+    ctx.rect(left, top, width, height);
+    ctx.clip();
+    ctx.strokeStyle = color("--hair");
+    ctx.lineWidth = devicePixelRatio;
+    ctx.beginPath();
+    const step = 8 * devicePixelRatio;
+    for (let x = left - height; x < left + width; x += step) {
+      ctx.moveTo(x, top + height);
+      ctx.lineTo(x + height, top);
+    }
+    ctx.stroke();
+  }
+  ctx.restore();
+}
+
+function clock(seconds: number): string {
+  return new Date(seconds * 1_000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+}

@@ -1,0 +1,50 @@
+// The newest values as a table, for those who do not see the charts, and for copying.
+import { useState } from "react";
+import { PANELS } from "./panels";
+import type { History } from "./samples";
+
+const ROWS = 30;
+
+export function Table({ history }: { history: History }): React.ReactElement {
+  // A closed table is not made anew each second.
+  const [open, setOpen] = useState(false);
+  return (
+    <details className="table" onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary>The newest values as a table</summary>
+      {open && (
+        <div className="scroll" tabIndex={0} role="region" aria-label="The newest values">
+          <table>
+            <thead>
+              <tr>
+                <th scope="col">Time</th>
+                {PANELS.flatMap(({ title, lines }) =>
+                  lines.map(({ label }) => (
+                    <th scope="col" key={title + label}>
+                      {title}: {label}
+                    </th>
+                  )),
+                )}
+              </tr>
+            </thead>
+            <tbody>
+              {history
+                .slice(-ROWS)
+                .reverse()
+                .map(({ sample, filledIn }) => (
+                  <tr key={sample.time} data-filled-in={filledIn}>
+                    <th scope="row">
+                      {new Date(sample.time * 1_000).toLocaleTimeString()}
+                      {filledIn && " (filled in)"}
+                    </th>
+                    {PANELS.flatMap(({ name, lines, format }) =>
+                      lines.map(({ label, read }) => <td key={name + label}>{format(read(sample))}</td>),
+                    )}
+                  </tr>
+                ))}
+            </tbody>
+          </table>
+        </div>
+      )}
+    </details>
+  );
+}

@@ -21,12 +21,12 @@ run: ## Serve the demo at http://127.0.0.1:8000 (make run PORT=9000)
 	@exec $(VENV)/crossband demo --port $(PORT)
 
 test: ## Run every test (make test ARGS="-k resume")
-	$(SETUP) dev pages chromium
+	$(SETUP) dev node client pages chromium nginx
 	@npm test --silent
 	@$(VENV)/pytest -q --durations=10 $(ARGS)
 
 check: ## Lint and check types: ruff, mypy, tsc
-	$(SETUP) dev node
+	$(SETUP) dev node client
 	@$(VENV)/ruff check --quiet .
 	@$(VENV)/ruff format --quiet --check . || { $(VENV)/ruff format --check . ; exit 1; }
 	@$(VENV)/mypy
@@ -52,6 +52,6 @@ lock: ## Move every locked dependency to its newest version
 
 clean: ## Remove everything the targets made
 	rm -rf .venv .setup.lock build dist node_modules src/crossband/pages
-	rm -rf clients/*/node_modules examples/*/node_modules pages/*/node_modules tests/*/node_modules
+	rm -rf clients/*/dist clients/*/node_modules examples/*/node_modules pages/*/node_modules tests/*/node_modules
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +

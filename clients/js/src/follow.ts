@@ -1,0 +1,110 @@
+// Follows one event stream, of any server, across cuts. Knows no envelope and no session.
+import { readEventStream, type StreamEvent } from "./eventstream.js";
+import { CrossbandError } from "./types.js";
+import { backoff, onWake } from "./wake.js";
+
+export interface FollowOptions {
+  headers?: Readonly<Record<string, string>>;
+  withCredentials?: boolean;
+  heartbeat?: number;
+  reconnectionDelay?: number;
+  reconnectionDelayMax?: number;
+  fetch?: typeof fetch;
+}
+
+export interface Follower {
+  open(): void;
+  event(event: StreamEvent, lastEventId: string): void;
+  /** It comes back by itself, unless the server said no for good. */
+  lost(error: CrossbandError): void;
+}
+
+/** Begin to follow; returns what ends it. */
+export function follow(address: string, options: FollowOptions, follower: Follower): () => void {
+  const { headers, withCredentials, heartbeat = 0, reconnectionDelayMax = 30_000 } = options;
+  const { fetch = globalThis.fetch.bind(globalThis) } = options;
+  const url = new URL(address, globalThis.location?.href);
+  let delay = options.reconnectionDelay ?? 500;
+  let cursor = "";
+  let attempt = 0;
+  let abort: AbortController | undefined;
+  // Until the next attempt, or until the stream was silent for too long.
+  let timer: ReturnType<typeof setTimeout> | undefined;
+
+  function watch(): void {
+    if (heartbeat <= 0) return;
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      drop(new CrossbandError("silent", "The stream was silent for too long"));
+    }, heartbeat);
+  }
+
+  function open(): void {
+    clearTimeout(timer);
+    const own = new AbortController();
+    abort = own;
+    const { signal } = own;
+    const sent: Record<string, string> = { Accept: "text/event-stream", ...headers };
+    if (cursor) {
+      // To another origin the header would need a preflight, which EventSource is spared.
+      const { location = url } = globalThis;
+      if (url.origin === location.origin) sent["Last-Event-ID"] = cursor;
+      else url.searchParams.set("lastEventId", cursor);
+    }
+    watch();
+    readEventStream(
+      fetch,
+      url,
+      { headers: sent, credentials: withCredentials ? "include" : "same-origin", signal },
+      {
+        open() {
+          if (signal.aborted) return;
+          attempt = 0;
+          follower.open();
+        },
+        alive: () => signal.aborted || watch(),
+        event(event) {
+          if (signal.aborted) return;
+          cursor = event.id ?? cursor;
+          follower.event(event, cursor);
+        },
+        retry: (ms) => void (delay = ms),
+      },
+    ).then(
+      () => signal.aborted || drop(new CrossbandError("closed", "The stream ended")),
+      (error: unknown) => {
+        if (signal.aborted) return;
+        const known = error instanceof CrossbandError;
+        drop(known ? error : new CrossbandError("closed", "The connection was lost"));
+      },
+    );
+  }
+
+  function drop(error: CrossbandError): void {
+    abort?.abort();
+    abort = undefined;
+    clearTimeout(timer);
+    if (isFinal(Number(error.details["status"]))) stop();
+    else timer = setTimeout(open, backoff(attempt++, delay, reconnectionDelayMax, Math.random));
+    follower.lost(error);
+  }
+
+  const stopWaking = onWake({
+    wake: () => abort || open(),
+    lost: () => abort && drop(new CrossbandError("offline", "The network is gone")),
+  });
+
+  function stop(): void {
+    stopWaking();
+    clearTimeout(timer);
+    abort?.abort();
+  }
+
+  open();
+  return stop;
+}
+
+/** As EventSource, which gives up after any other status than 200; but proxies pass. */
+function isFinal(status: number): boolean {
+  return status === 204 || (status >= 400 && status < 500 && status !== 408 && status !== 429);
+}

@@ -1,0 +1,230 @@
+// crossband/react: hooks over the client, over socket.io-client, and over any event stream.
+// They connect in effects only, so that a page can be rendered on a server.
+import { useCallback, useEffect, useInsertionEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
+import type { Client } from "./client.js";
+import { connect, type CrossbandError } from "./index.js";
+import { follow } from "./follow.js";
+import type { ClientEvents, DefaultEvents, EventName, EventsMap, Listener, Options } from "./types.js";
+
+/** What the hooks need of a socket: Crossband's client and socket.io-client's have it. */
+export interface SocketLike {
+  readonly connected: boolean;
+  on(event: any, listener: (...args: any[]) => void): unknown;
+  off(event: any, listener: (...args: any[]) => void): unknown;
+}
+
+export interface SocketState<S> {
+  /** The same on every render, until the address or an option changes. */
+  socket: S;
+  isConnected: boolean;
+  /** Why there is no connection; null while there is one, and before the first failure. */
+  error: Error | null;
+}
+
+/**
+ * Connect a component to a hub, from its mount to its unmount.
+ *
+ * Options are compared by value: a change makes a new client. Of functions (`token`) the newest
+ * is called, without reconnecting.
+ *
+ * Given a socket instead, of socket.io-client or of `connect`, it tells of that one's state and
+ * neither connects nor closes it: that is up to who made it.
+ */
+export function useSocket<Incoming extends EventsMap = DefaultEvents, Outgoing extends EventsMap = DefaultEvents>(
+  url: string | URL,
+  options?: Options,
+): SocketState<Client<Incoming, Outgoing>>;
+export function useSocket<S extends SocketLike>(socket: S): SocketState<S>;
+export function useSocket(target: string | URL | SocketLike, options: Options = {}): SocketState<SocketLike> {
+  const newest = useNewest(options);
+  const given = typeof target === "object" && "on" in target ? target : undefined;
+  const { storage, ...data } = options;
+  // Functions are not in it.
+  const key = given ? "" : String(target) + JSON.stringify(data);
+
+  const own = useMemo(() => {
+    if (given) return undefined;
+    const { token } = options;
+    const call = (): ReturnType<Extract<Options["token"], Function>> => {
+      const { token } = newest.current;
+      return typeof token === "function" ? token() : token;
+    };
+    return connect(String(target), {
+      ...options,
+      ...(typeof token === "function" && { token: call }),
+      autoConnect: false,
+    });
+    // The key says it all.
+  }, [key, given]);
+
+  const socket: SocketLike = given ?? own!;
+  const subscribe = useCallback(
+    (changed: () => void) => {
+      const events = ["connect", "disconnect"];
+      for (const event of events) socket.on(event, changed);
+      return () => {
+        for (const event of events) socket.off(event, changed);
+      };
+    },
+    [socket],
+  );
+  const isConnected = useSyncExternalStore(
+    subscribe,
+    () => socket.connected,
+    () => false,
+  );
+
+  // Of this socket, not of the one before.
+  const [failure, setFailure] = useState<{ of: SocketLike; error: Error } | null>(null);
+  useEffect(() => {
+    const failed = (error: Error): void => setFailure({ of: socket, error });
+    const connected = (): void => setFailure(null);
+    socket.on("connect_error", failed);
+    socket.on("connect", connected);
+    return () => {
+      socket.off("connect_error", failed);
+      socket.off("connect", connected);
+    };
+  }, [socket]);
+
+  useEffect(() => {
+    if (!own) return undefined;
+    // StrictMode mounts twice: only the second connects.
+    const timer = newest.current.autoConnect === false ? undefined : setTimeout(() => own.connect());
+    return () => {
+      clearTimeout(timer);
+      own.close();
+    };
+  }, [own, newest]);
+
+  return { socket, isConnected, error: failure?.of === socket ? failure.error : null };
+}
+
+/**
+ * Hear an event from mount to unmount. The newest handler is called; a changed one does not
+ * subscribe again. Without a socket (null) it waits for one.
+ */
+export function useEvent<Incoming extends EventsMap, Outgoing extends EventsMap, E extends EventName<ClientEvents>>(
+  socket: Client<Incoming, Outgoing> | null | undefined,
+  name: E,
+  handler: ClientEvents[E],
+): void;
+export function useEvent<
+  Incoming extends EventsMap,
+  Outgoing extends EventsMap,
+  E extends Exclude<EventName<Incoming>, keyof ClientEvents>,
+>(socket: Client<Incoming, Outgoing> | null | undefined, name: E, handler: Listener<Incoming[E]>): void;
+export function useEvent<S extends SocketLike>(
+  socket: S extends Client<any, any> ? never : S | null | undefined,
+  name: string,
+  handler: (...args: any[]) => void,
+): void;
+export function useEvent(
+  socket: SocketLike | null | undefined,
+  name: string,
+  handler: (...args: any[]) => unknown,
+): void {
+  const newest = useNewest(handler);
+  useEffect(() => {
+    const listener = (...args: unknown[]): void => void newest.current(...args);
+    socket?.on(name, listener);
+    return () => void socket?.off(name, listener);
+  }, [socket, name, newest]);
+}
+
+export interface SseMessage<T = any> {
+  /** The event's name; "message" where it has none. */
+  event: string;
+  /** The event's data, parsed. */
+  data: T;
+  /** The cursor, as far as the stream has one. */
+  lastEventId: string;
+}
+
+export interface SseOptions<T = any> {
+  /** null: not now. */
+  url: string | URL | null;
+  /** The events to hear; without it all. */
+  events?: readonly string[];
+  onMessage?: (message: SseMessage<T>) => void;
+  /** Default: JSON, and text where it is none. */
+  parse?: (text: string) => T;
+  /** Sent with every request, such as `Authorization`. From another origin they need CORS. */
+  headers?: Readonly<Record<string, string>>;
+  withCredentials?: boolean;
+  /**
+   * Milliseconds of silence after which the stream is opened anew; default 0, never. Crossband
+   * sends a comment every 15 s: 45,000 suits it.
+   */
+  heartbeat?: number;
+  /** As of `connect`; a stream's own `retry` counts instead of the first. Milliseconds. */
+  reconnectionDelay?: number;
+  reconnectionDelayMax?: number;
+  fetch?: typeof fetch;
+}
+
+export interface SseState {
+  isConnected: boolean;
+  /** Why there is no stream; null while there is one, and before the first failure. */
+  error: CrossbandError | null;
+  /** The last cursor, which is shown when the stream comes back; "" without one. */
+  lastEventId: string;
+}
+
+/**
+ * Follow an event stream from mount to unmount: Crossband's or any server's. It comes back after
+ * a cut and shows the last cursor it saw.
+ */
+export function useSSE<T = any>(options: SseOptions<T>): SseState {
+  const { url, events, headers, withCredentials, heartbeat, reconnectionDelay, reconnectionDelayMax } = options;
+  const newest = useNewest(options);
+  const [state, setState] = useState<SseState>(idle);
+  const key = JSON.stringify([url, headers, withCredentials, heartbeat, reconnectionDelay, reconnectionDelayMax]);
+  // Not in the key: it filters, and the server does not know of it.
+  const wanted = useNewest(events);
+
+  useEffect(() => {
+    const { url } = newest.current;
+    setState(idle);
+    if (url === null) return undefined;
+    let stop: (() => void) | undefined;
+    // StrictMode mounts twice: only the second connects.
+    const timer = setTimeout(() => {
+      stop = follow(String(url), newest.current, {
+        open: () => setState((state) => ({ ...state, isConnected: true, error: null })),
+        lost: (error) => setState((state) => ({ ...state, isConnected: false, error })),
+        event: ({ event, data }, lastEventId) => {
+          setState((state) => (state.lastEventId === lastEventId ? state : { ...state, lastEventId }));
+          if (wanted.current && !wanted.current.includes(event)) return;
+          const { parse = parseJson, onMessage } = newest.current;
+          onMessage?.({ event, data: parse(data) as T, lastEventId });
+        },
+      });
+    });
+    return () => {
+      clearTimeout(timer);
+      stop?.();
+    };
+  }, [key, newest, wanted]);
+
+  return state;
+}
+
+const idle: SseState = { isConnected: false, error: null, lastEventId: "" };
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
+/** A reference to what the last render was given, set before any effect runs. */
+function useNewest<T>(value: T): { readonly current: T } {
+  const reference = useRef(value);
+  useInsertionEffect(() => {
+    reference.current = value;
+  });
+  return reference;
+}

@@ -1,0 +1,106 @@
+// One connection over the event stream door: a stream, and POST as its way back.
+import { isFinal, readEventStream, refusal, type StreamEvent } from "./eventstream.js";
+import { CrossbandError, type Link, type LinkListener, type Message } from "./types.js";
+
+export interface StreamAddress {
+  /** Where the stream is, with its query. */
+  stream: URL;
+  /** Where clients post to, but for their id. */
+  back: string;
+}
+
+export interface StreamRequest {
+  fetch: typeof fetch;
+  token: string | null | undefined;
+  credentials: RequestCredentials;
+  /** How many messages may wait for their turn. */
+  limit: number;
+}
+
+// Events whose fields stand in the message itself.
+const OWN = ["welcome", "gap", "error", "server:shutdown"];
+
+export function openEventStream(
+  { stream, back }: StreamAddress,
+  { fetch, token, credentials, limit }: StreamRequest,
+  listener: LinkListener,
+): Link {
+  const abort = new AbortController();
+  const { signal } = abort;
+  const headers: Record<string, string> = token ? { Authorization: `Bearer ${token}` } : {};
+  let sid = "";
+  let session = "";
+  let waiting = 0;
+  let turn: Promise<void> = Promise.resolve();
+
+  function onEvent({ event, data, id }: StreamEvent): void {
+    if (signal.aborted) return;
+    const value = JSON.parse(data);
+    if (event === "welcome") ({ sid, session } = value);
+    if (event === "ack:request") listener.message(value);
+    else if (OWN.includes(event)) listener.message({ ...value, type: event });
+    else listener.message({ type: event, data: value, offset: id || null });
+  }
+
+  function end(error: CrossbandError, final: boolean): void {
+    if (signal.aborted) return;
+    abort.abort();
+    listener.end({ error, final });
+  }
+
+  function onLost(error: unknown): void {
+    if (error instanceof CrossbandError) end(error, isFinal(error));
+    else end(new CrossbandError("closed", "The connection was lost"), false);
+  }
+
+  async function post(text: string, { id }: Message): Promise<void> {
+    // The answer comes as on a WebSocket: as a message.
+    let answer: Message;
+    try {
+      const response = await fetch(`${back}/${sid}`, {
+        method: "POST",
+        headers: { ...headers, "X-Crossband-Session": session },
+        body: text,
+        credentials,
+        signal,
+      });
+      if (response.ok) answer = await response.json();
+      else {
+        const { code, message, details } = await refusal(response);
+        answer = { ...details, type: "error", code, error: message };
+      }
+    } catch {
+      answer = { type: "error", code: "disconnected", error: "The request failed; it may have been handled" };
+    }
+    if (id !== undefined) answer.id = id;
+    if (!signal.aborted) listener.message(answer);
+  }
+
+  const alive = (): void => {
+    if (!signal.aborted) listener.alive();
+  };
+  readEventStream(fetch, stream, { headers, credentials, signal }, { alive, event: onEvent }).then(
+    () => end(new CrossbandError("closed", "The stream ended"), false),
+    onLost,
+  );
+
+  return {
+    send(text, message) {
+      // An answer the server waits for in a handler must not stand behind that handler's event.
+      if (message.type === "ack") {
+        void post(text, {} as Message);
+        return true;
+      }
+      if (waiting >= limit) return false;
+      waiting += 1;
+      // One after another: requests at once arrive in any order.
+      turn = turn.then(() => post(text, message)).then(() => void (waiting -= 1));
+      return true;
+    },
+    // A comment comes every `keepalive_interval`.
+    probe() {},
+    close() {
+      abort.abort();
+    },
+  };
+}

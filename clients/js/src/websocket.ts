@@ -1,0 +1,48 @@
+// One connection over the raw WebSocket door.
+import { CrossbandError, type Link, type LinkListener, type Message } from "./types.js";
+
+/** Close codes after which the server would say the same again: docs/reference/close-codes.md. */
+export const FINAL_CODES: readonly number[] = [1000, 1002, 1003, 1007, 1008, 1009, 4000, 4001, 4403];
+
+// 2^53 - 1. The server owes nobody this acknowledgement: it answers `unknown_ack`, as a sign of
+// life, without asking any handler. A browser shows its page no pings.
+const PROBE = '{"type":"ack","id":9007199254740991}';
+
+export function openWebSocket(
+  WebSocketClass: new (url: string, protocols?: string[]) => WebSocket,
+  url: URL,
+  listener: LinkListener,
+): Link {
+  url.protocol = url.protocol.replace("http", "ws");
+  const socket = new WebSocketClass(url.href);
+  // A socket keeps talking until its close is answered.
+  let over = false;
+  socket.onmessage = ({ data }: MessageEvent<string>) => {
+    if (over) return;
+    listener.alive();
+    const message = JSON.parse(data) as Message;
+    if (message.type !== "error" || message["code"] !== "unknown_ack") listener.message(message);
+  };
+  socket.onclose = ({ code, reason }) => {
+    if (over) return;
+    over = true;
+    const text = reason || (code === 1006 ? "The connection was lost" : `Closed with code ${code}`);
+    listener.end({
+      error: new CrossbandError("closed", text, { closeCode: code }),
+      final: FINAL_CODES.includes(code),
+    });
+  };
+  return {
+    send(text) {
+      socket.send(text);
+      return true;
+    },
+    probe() {
+      socket.send(PROBE);
+    },
+    close() {
+      over = true;
+      socket.close();
+    },
+  };
+}

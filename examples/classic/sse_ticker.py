@@ -1,0 +1,44 @@
+"""Shows an event stream that ticks once a second: the time, and how many hear it.
+
+Run: uvicorn sse_ticker:app
+Try: curl -N http://127.0.0.1:8000/events
+     new EventSource("/events").addEventListener("tick", (tick) => console.log(tick.data))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from crossband import Hub
+
+# Seconds.
+INTERVAL = 1.0
+
+hub = Hub()
+
+
+async def tick() -> None:
+    number = 0
+    while True:
+        await asyncio.sleep(INTERVAL)
+        number += 1
+        now = dt.datetime.now(dt.UTC)
+        # Volatile: nobody wants yesterday's time, so it is not kept for those who come back.
+        await hub.volatile.emit("tick", {"number": number, "time": now, "heard": len(hub.sockets)})
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async with hub.lifespan(app):
+        ticking = asyncio.create_task(tick())
+        yield
+        ticking.cancel()
+
+
+app = Starlette(routes=[Mount("/", hub)], lifespan=lifespan)

@@ -181,6 +181,14 @@ def test_clients_of_the_how_to_stay_away_after_the_final_close_codes() -> None:
     assert [{int(code) for code in each.split(",")} for each in lists] == [final, final]
 
 
+def test_javascript_client_stays_away_after_the_final_close_codes() -> None:
+    source = (ROOT / "clients/js/src/websocket.ts").read_text(encoding="utf-8")
+    listed = re.search(r"FINAL_CODES: .+ = \[(.+)\];", source)
+    assert listed is not None
+    codes = listed[1].replace("TOKEN_EXPIRED", str(int(CloseCode.TOKEN_EXPIRED))).split(",")
+    assert {int(code) for code in codes} == {int(code) for code in CloseCode if not code.reconnect}
+
+
 def test_api_reference_is_current() -> None:
     spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
     assert spec is not None

@@ -188,7 +188,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
    * been handled), `buffer_full`.
    */
   emitWithAck<E extends EventName<Outgoing>>(event: E, ...args: Args<Outgoing[E]>): Promise<Answer<Outgoing[E]>> {
-    return this.#ask(event, args, this.#options.ackTimeout ?? 10_000);
+    return this.#ask(event, args);
   }
 
   /** Wait this long for the acknowledgement: `client.timeout(500).emitWithAck(…)`. */
@@ -198,7 +198,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
 
   /** Join a room by the server's `room:join`, now and after every gap. */
   async join(room: string): Promise<any> {
-    const answer = await this.#ask("room:join", [room], this.#options.ackTimeout ?? 10_000);
+    const answer = await this.#ask("room:join", [room]);
     this.#joined.add(room);
     return answer;
   }
@@ -206,12 +206,12 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
   /** Leave a room by the server's `room:leave`. */
   leave(room: string): Promise<any> {
     this.#joined.delete(room);
-    return this.#ask("room:leave", [room], this.#options.ackTimeout ?? 10_000);
+    return this.#ask("room:leave", [room]);
   }
 
   // Out.
 
-  #ask(event: string, args: readonly unknown[], ms: number): Promise<any> {
+  #ask(event: string, args: readonly unknown[], ms = this.#options.ackTimeout ?? 10_000): Promise<any> {
     const id = ++this.#lastId;
     return new Promise((resolve, reject) => {
       const timer = this.#setTimeout(() => {
@@ -323,8 +323,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     const { withCredentials, bufferSize, paths, namespace = "/" } = this.#options;
     if (transport === "websocket") {
       const url = this.#address(paths?.websocket ?? "/ws", namespace);
-      if (shown) url.searchParams.set("token", shown);
-      this.#link = openWebSocket(WebSocket, url, listener);
+      this.#link = openWebSocket(WebSocket, url, shown, listener);
     } else {
       const events = paths?.events ?? "/events";
       this.#link = openEventStream(
@@ -407,7 +406,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     const { token } = this.#options;
     if (typeof token !== "function") return;
     try {
-      await this.#ask("token:refresh", [await token()], this.#options.ackTimeout ?? 10_000);
+      await this.#ask("token:refresh", [await token()]);
     } catch (error) {
       this.#fire("error", error instanceof CrossbandError ? error : new CrossbandError("token", String(error)));
     }
@@ -492,7 +491,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     for (const id of [...this.#pending.keys()]) {
       if (unsent.has(id)) continue;
       this.#settle(id)!.reject(
-        new CrossbandError("disconnected", "The connection was lost before the answer; it may have been handled"),
+        new CrossbandError("disconnected", "Lost before the answer came; it may have been handled"),
       );
     }
   }

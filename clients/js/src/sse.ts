@@ -70,7 +70,7 @@ export function openEventStream(
         answer = { ...details, type: "error", code, error: message };
       }
     } catch {
-      answer = { type: "error", code: "disconnected", error: "The request failed; it may have been handled" };
+      answer = { type: "error", code: "disconnected", error: "Lost before the answer came; it may have been handled" };
     }
     if (id !== undefined) answer.id = id;
     if (!signal.aborted) listener.message(answer);

@@ -1,8 +1,9 @@
 // One connection over the raw WebSocket door.
 import { CrossbandError, type Link, type LinkListener, type Message } from "./types.js";
 
+const TOKEN_EXPIRED = 4401;
 /** Close codes after which the server would say the same again: docs/reference/close-codes.md. */
-export const FINAL_CODES: readonly number[] = [1000, 1002, 1003, 1007, 1008, 1009, 4000, 4001, 4403];
+export const FINAL_CODES: readonly number[] = [1000, 1002, 1003, 1007, 1008, 1009, 4000, 4001, TOKEN_EXPIRED, 4403];
 
 // 2^53 - 1. The server owes nobody this acknowledgement: it answers `unknown_ack`, as a sign of
 // life, without asking any handler. A browser shows its page no pings.
@@ -11,10 +12,15 @@ const PROBE = '{"type":"ack","id":9007199254740991}';
 export function openWebSocket(
   WebSocketClass: new (url: string, protocols?: string[]) => WebSocket,
   url: URL,
+  token: string | null | undefined,
   listener: LinkListener,
 ): Link {
   url.protocol = url.protocol.replace("http", "ws");
-  const socket = new WebSocketClass(url.href);
+  // As a subprotocol, which no log has; an address is logged by every proxy. A JWT
+  // has these characters; not all others may stand there (RFC 6455 §4.1).
+  const header = token && /^[\w.~+-]+$/.test(token);
+  if (token && !header) url.searchParams.set("token", token);
+  const socket = new WebSocketClass(url.href, header ? ["crossband", `bearer.${token}`] : []);
   // A socket keeps talking until its close is answered.
   let over = false;
   socket.onmessage = ({ data }: MessageEvent<string>) => {
@@ -28,7 +34,7 @@ export function openWebSocket(
     over = true;
     const text = reason || (code === 1006 ? "The connection was lost" : `Closed with code ${code}`);
     listener.end({
-      error: new CrossbandError("closed", text, { closeCode: code }),
+      error: new CrossbandError(code === TOKEN_EXPIRED ? "unauthorized" : "closed", text, { closeCode: code }),
       final: FINAL_CODES.includes(code),
     });
   };

@@ -48,7 +48,7 @@ describe("connecting", () => {
     const { url } = FakeWebSocket.last;
     expect(url.protocol + url.host + url.pathname).toBe("ws:hub.test/realtime/ws/admin");
     expect(url.searchParams.getAll("room")).toEqual(["a", "b&c"]);
-    expect(url.searchParams.get("token")).toBe("t0ken");
+    expect(FakeWebSocket.last.protocols).toEqual(["crossband", "bearer.t0ken"]);
     expect(url.searchParams.get("lang")).toBe("eo");
     expect(url.searchParams.has("session")).toBe(false);
   });
@@ -171,7 +171,7 @@ describe("coming back", () => {
     expect(client.state).toBe("closed");
   });
 
-  test.each([1000, 1002, 1003, 1007, 1008, 1009, 4000, 4001, 4403])("close code %i is final", async (code) => {
+  test.each([1000, 1002, 1003, 1007, 1008, 1009, 4000, 4001, 4401, 4403])("close code %i is final", async (code) => {
     const client = await connected();
     const reasons: string[] = [];
     client.on("disconnect", (reason) => reasons.push(reason));
@@ -475,7 +475,7 @@ describe("tokens", () => {
     await settle();
     FakeWebSocket.last.end();
     await vi.advanceTimersByTimeAsync(500);
-    expect(FakeWebSocket.all.map(({ url }) => url.searchParams.get("token"))).toEqual(["token-1", "token-2"]);
+    expect(FakeWebSocket.all.map(({ protocols }) => protocols[1])).toEqual(["bearer.token-1", "bearer.token-2"]);
   });
 
   test("token that cannot be had is a failed attempt", async () => {
@@ -486,7 +486,36 @@ describe("tokens", () => {
     await settle();
     expect(failed.mock.calls[0]![0]).toMatchObject({ code: "token", message: "No token: Error: offline" });
     await vi.advanceTimersByTimeAsync(500);
-    expect(FakeWebSocket.last.url.searchParams.get("token")).toBe("t");
+    expect(FakeWebSocket.last.protocols[1]).toBe("bearer.t");
+  });
+
+  test("token that cannot be a subprotocol goes in the address", async () => {
+    make({ token: "a=b/c" });
+    await settle();
+    expect(FakeWebSocket.last.protocols).toEqual([]);
+    expect(FakeWebSocket.last.url.searchParams.get("token")).toBe("a=b/c");
+  });
+
+  test("server that warns of the expiry is shown a new token, on the same connection", async () => {
+    const client = await connected({ token: () => "fresh" });
+    const error = vi.fn<(error: CrossbandError) => void>();
+    client.on("error", error);
+    FakeWebSocket.last.say({ type: "token:expiring", data: { expires: 1, in: 30 } });
+    await settle();
+    const [refresh] = FakeWebSocket.last.sent;
+    expect(refresh).toMatchObject({ type: "token:refresh", data: "fresh" });
+    FakeWebSocket.last.say({ type: "error", id: refresh.id, code: "unauthorized", error: "Another user's" });
+    await settle();
+    expect(error.mock.calls[0]![0].message).toBe("Another user's");
+  });
+
+  test.each([
+    ["a function", () => "t", "reconnecting"],
+    ["a string", "t", "closed"],
+  ])("after its token expired a client whose token is %s is %s", async (_, token, state) => {
+    const client = await connected({ token });
+    FakeWebSocket.last.end(4401);
+    expect(client.state).toBe(state);
   });
 
   test("token that takes too long, or comes too late, is not used", async () => {

@@ -13,7 +13,10 @@ export class FakeWebSocket {
   onmessage: ((event: { data: string }) => void) | null = null;
   onclose: ((event: { code: number; reason: string }) => void) | null = null;
 
-  constructor(url: string) {
+  constructor(
+    url: string,
+    readonly protocols: string[],
+  ) {
     this.url = new URL(url);
     FakeWebSocket.all.push(this);
   }

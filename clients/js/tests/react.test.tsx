@@ -68,7 +68,7 @@ describe("useSocket", () => {
     expect(FakeWebSocket.all).toHaveLength(1);
     act(() => FakeWebSocket.last.end());
     await settle(500);
-    expect(FakeWebSocket.all.map(({ url }) => url.searchParams.get("token"))).toEqual(["token-1", "token-3"]);
+    expect(FakeWebSocket.all.map(({ protocols }) => protocols[1])).toEqual(["bearer.token-1", "bearer.token-3"]);
   });
 
   test("another address or option is another connection", async () => {

@@ -45,14 +45,20 @@ from tests.clients.raw import (
     TEXT,
     Polling,
     RawWebSocket,
+    Tcp,
+    dialled,
     frame,
+    http,
+    upgrade,
 )
 from tests.conftest import Serve
 from tests.lanes import HUBS
+from tests.stopwatch import Stopwatch
 
-# Seconds from a hostile input to its answer or its close: at once, and on a busy machine for
-# one in twenty. What waits for a timer of ours takes longer than either.
+# Seconds from a hostile input to its answer, or to the end of its connection. Nearly all take
+# 1 ms; what waits for a timer of ours takes longer than this.
 AT_ONCE = 0.25
+# The same where a busy machine's time counts too.
 AT_LAST = 1.0
 KEY = "the-only-key"
 ENGINE = "/socket.io/?EIO=4&transport=websocket"
@@ -161,6 +167,7 @@ class Scene:
     hub: Hub
     url: str
     honest: Sequence[Honest]
+    watch: Stopwatch
     numbers: int = 0
     # How long each answer took.
     times: list[float] = field(default_factory=list)
@@ -174,11 +181,12 @@ class Scene:
     @contextlib.asynccontextmanager
     async def at_once(self) -> AsyncIterator[None]:
         """Bound the time of an answer."""
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        async with asyncio.timeout(AT_LAST):
+        start = self.watch.time()
+        async with asyncio.timeout(WAIT):
             yield
-        self.times.append(loop.time() - start)
+        took = self.watch.time() - start
+        self.times.append(took)
+        assert took < AT_ONCE, f"took {took * 1000:.0f} ms"
 
     async def check(self) -> None:
         """Publish a number: every honest client gets it, and nothing before it."""
@@ -203,11 +211,12 @@ async def scene(serve: Serve, hub: Hub) -> AsyncIterator[Scene]:
     try:
         for client in honest:
             await client.connect(server.url)
-        stage = Scene(hub, server.url, honest)
-        await stage.check()
-        populated = census(hub)
-        yield stage
-        await stage.check()
+        with Stopwatch() as watch:
+            stage = Scene(hub, server.url, honest, watch)
+            await stage.check()
+            populated = census(hub)
+            yield stage
+            await stage.check()
         await returns_to(populated, lambda: census(hub))
     finally:
         for client in honest:
@@ -236,54 +245,6 @@ async def calm(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
 # --- Bytes by hand ----------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Tcp:
-    """One TCP connection, and HTTP as the bytes it is."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    @classmethod
-    async def open(cls, url: str) -> Tcp:
-        parts = urlsplit(url)
-        assert parts.hostname is not None
-        return cls(*await asyncio.open_connection(parts.hostname, parts.port))
-
-    def send(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Read a response: its status, headers and body; only the headers of a stream."""
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        pairs = (line.split(": ", 1) for line in head[1:] if line)
-        headers = {name.lower(): value for name, value in pairs}
-        body = b""
-        if "content-length" in headers:
-            body = await self.reader.readexactly(int(headers["content-length"]))
-        return int(head[0].split(" ")[1]), headers, body
-
-    async def ended(self) -> None:
-        """Wait until the server has closed."""
-        with contextlib.suppress(ConnectionError):
-            while await self.reader.read(65_536):
-                pass
-
-    async def close(self) -> None:
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
-
-
-@contextlib.asynccontextmanager
-async def dialled(url: str) -> AsyncIterator[Tcp]:
-    """Hold a TCP connection to a server."""
-    tcp = await Tcp.open(url)
-    try:
-        yield tcp
-    finally:
-        await tcp.close()
-
-
 @contextlib.asynccontextmanager
 async def websocket(
     url: str, path: str = "/ws", *headers: tuple[str, str]
@@ -297,34 +258,8 @@ async def websocket(
         await raw.close()
 
 
-def http(
-    target: str | bytes,
-    *lines: str | bytes,
-    method: str = "GET",
-    body: bytes | None = None,
-) -> bytes:
-    """Build a request."""
-    head = [method.encode() + b" " + _bytes(target) + b" HTTP/1.1", b"Host: crossband.test"]
-    head += map(_bytes, lines)
-    if body is not None:
-        head.append(b"Content-Length: %d" % len(body))
-    return b"\r\n".join(head) + b"\r\n\r\n" + (body or b"")
-
-
 def _bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
-
-
-def upgrade(target: str | bytes, *lines: str | bytes) -> bytes:
-    """Build a WebSocket handshake."""
-    return http(
-        target,
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        "Sec-WebSocket-Version: 13",
-        *lines,
-    )
 
 
 # --- Attacks ----------------------------------------------------------------------------------
@@ -373,6 +308,8 @@ class Frames(Attack):
             raw.send(self.data)
             async with stage.at_once():
                 code = await close_frame(raw)
+                # The client answers nothing, and is still not waited for.
+                await ended(raw)
             codes = self.code if isinstance(self.code, tuple) else (self.code,)
             assert code in codes, code
 
@@ -386,6 +323,12 @@ async def close_frame(raw: RawWebSocket) -> int | None:
                 return int(struct.unpack("!H", payload[:2])[0]) if payload else 1005
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
+
+
+async def ended(raw: RawWebSocket) -> None:
+    """Wait for the end of the TCP connection."""
+    with contextlib.suppress(ConnectionError):
+        assert not await raw.reader.read(1), "something followed the close frame"
 
 
 @dataclass(frozen=True)
@@ -438,6 +381,7 @@ class Packets(Attack):
             async with stage.at_once():
                 if self.code is not None:
                     assert await close_frame(raw) == self.code
+                    await ended(raw)
                     return
                 if self.answer:
                     answer = (await raw.receive())[1].decode()
@@ -937,8 +881,10 @@ async def test_attack_is_answered_and_harms_nobody_else(
                 problems.append(f"{attack.name}: {error!r}")
             await stage.check()
     assert not problems, "\n".join(problems)
-    slow = [seconds for seconds in stage.times if seconds > AT_ONCE]
-    assert len(slow) <= len(attacks) / 20, slow
+    print(  # noqa: T201
+        f"slowest of {len(stage.times)}: {max(stage.times) * 1000:.1f} ms; "
+        f"the machine stood still for {stage.watch.stalled * 1000:.0f} ms"
+    )
 
 
 # --- Cursors ----------------------------------------------------------------------------------

@@ -46,6 +46,17 @@ _RECONNECT: Final = frozenset(
     }
 )
 
+# Closed with these, a client is at fault: it is not waited for.
+FAULTS: Final = frozenset(
+    {
+        CloseCode.PROTOCOL_ERROR,
+        CloseCode.UNSUPPORTED_DATA,
+        CloseCode.INVALID_DATA,
+        CloseCode.POLICY_VIOLATION,
+        CloseCode.MESSAGE_TOO_BIG,
+    }
+)
+
 # code -> (fixed text, HTTP status where the door is HTTP)
 ERRORS: Final[dict[str, tuple[str, int]]] = {
     "invalid_message": ("Invalid message format", 422),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
 import logging
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
@@ -28,6 +29,7 @@ from websockets.frames import Frame, Opcode
 from websockets.headers import build_extension, parse_extension
 from websockets.protocol import SERVER, Protocol
 
+from crossband.errors import FAULTS
 from crossband.protocol import websocket
 from crossband.protocol.websocket import FrameSplitter
 from crossband.transports.lane import EXTENSION, Lane, Peer
@@ -80,8 +82,7 @@ USED: Final = {
     ),
 }
 
-# Seconds for the peer to answer our close frame, and after a broken protocol for the
-# transport to deliver it: closed with unread input, the kernel would reset it away.
+# Seconds for the peer to answer our close frame.
 CLOSE_TIME: Final = 2.0
 # Bytes of a request's head. Node: 16 KiB, nginx: 32 KiB, uvicorn on httptools: no limit.
 MAX_HEAD: Final = 65_536
@@ -99,6 +100,8 @@ DEFLATE: Final = ServerPerMessageDeflateFactory(
 )
 # Bytes a client of an event stream may send on before it is cut.
 MAX_PIPELINED: Final = 65_536
+# Seconds for the transport to deliver the close frame to a peer at fault: closed with unread
+# input, the kernel would reset it away.
 BROKEN_TIME: Final = 0.1
 
 
@@ -197,6 +200,12 @@ class WebSocketLane(asyncio.Protocol):
 
     def close(self, code: int, reason: str) -> None:
         if self._closing or self.transport.is_closing():
+            return
+        if code in FAULTS:
+            # Its answer is not worth the wait, nor what it still sends the reading.
+            self._waiting = None
+            self.transport.resume_reading()
+            self._break(code, reason)
             return
         self._stop_writing()
         self.transport.write(websocket.encode_close(code, reason))
@@ -619,6 +628,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             )
             self.transport.close()
 
+    def _half_close(self) -> None:
+        # uvicorn waits 10 s for the answer of a client at fault.
+        if self.transport.is_closing():
+            return
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        with contextlib.suppress(OSError):
+            self.transport.write_eof()
+        asyncio.get_running_loop().call_later(BROKEN_TIME, self.transport.abort)
+
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= self.fragments:
             self.frames = []
@@ -635,6 +655,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
+        if message["type"] == "websocket.close" and message.get("code") in FAULTS:
+            self._half_close()
         # An application that refused has answered: uvicorn logs an error otherwise.
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             self.handshake_complete = True

@@ -1,0 +1,103 @@
+"""A real nginx before a server: on a free port, in a directory of its own, ended by its pid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+ROOT: Final = Path(__file__).parents[1]
+# Debian has it where only root looks.
+NGINX: Final = shutil.which("nginx", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
+# Seconds until it listens; it takes milliseconds.
+WAIT: Final = 10.0
+
+
+def documented() -> str:
+    """Return the configuration of docs/how-to/nginx.md."""
+    text = (ROOT / "docs/how-to/nginx.md").read_text(encoding="utf-8")
+    found = re.search(r"^```nginx\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+class Nginx:
+    """Runs nginx while the body runs: `async with Nginx(directory, server.port) as nginx`.
+
+    `http` is the content of an `http` block; its port 80 becomes a free one and its server
+    `127.0.0.1:8000` the one given. `server` is put into its server block.
+    """
+
+    def __init__(
+        self, directory: Path, port: int, *, http: str | None = None, server: str = ""
+    ) -> None:
+        self._directory = directory
+        self._target = port
+        self._http = documented() if http is None else http
+        self._server = server
+        self.port = 0
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        assert NGINX is not None, "scripts/setup nginx installs it"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        configuration = self._directory / "nginx.conf"
+        configuration.write_text(self._configuration(), encoding="utf-8")
+        (self._directory / "logs").mkdir()
+        self._process = await asyncio.create_subprocess_exec(
+            NGINX, "-p", str(self._directory), "-c", str(configuration), "-e", "logs/error.log"
+        )
+        async with asyncio.timeout(WAIT):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                except OSError:
+                    assert self._process.returncode is None, self.errors()
+                    await asyncio.sleep(0.02)
+                else:
+                    writer.close()
+                    return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.terminate()
+        await self._process.wait()
+
+    def errors(self) -> str:
+        """Return what nginx wrote into its error log."""
+        return (self._directory / "logs/error.log").read_text(encoding="utf-8")
+
+    def _configuration(self) -> str:
+        http = self._http.replace("127.0.0.1:8000", f"127.0.0.1:{self._target}")
+        listen = f"listen 127.0.0.1:{self.port};\n{self._server}"
+        http, count = re.subn(r"listen 80;", lambda _: listen, http)
+        assert count == 1
+        temporary = "\n".join(
+            f"{module}_temp_path temp_{module};"
+            for module in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        # As root it would give its workers another user, who may not read the directory.
+        user = "user root;" if os.geteuid() == 0 else ""
+        return (
+            f"daemon off;\n{user}\npid nginx.pid;\nworker_processes 1;\n"
+            f"events {{ worker_connections 256; }}\n"
+            f"http {{\naccess_log off;\ndefault_type text/plain;\n"
+            f"types {{ text/html html; text/javascript js; }}\n{temporary}\n{http}}}\n"
+        )

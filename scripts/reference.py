@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     made: bool = False
 
 
-_HANDLERS = ("on", "on_any", "use", "use_event")
+_HANDLERS = ("on", "on_any", "use", "use_event", "policy")
 _CHOICE = ("to", "except_", "volatile", "timeout")
 _SENDING = ("emit", "emit_with_ack")
 _REMOTE = ("fetch_sockets", "sockets_join", "sockets_leave", "disconnect_sockets")
@@ -86,7 +86,10 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         Entry(
             "NamespacePattern",
             ("emit", "events"),
-            note="It has `on`, `on_any`, `use` and `use_event`, as [`Namespace`](#namespace) does.",
+            note=(
+                "It has `on`, `on_any`, `use`, `use_event` and `policy`, as "
+                "[`Namespace`](#namespace) does."
+            ),
         ),
     ),
     "Clients": (

@@ -24,7 +24,7 @@ LAYERS = (
     ("session",),
     ("codecs",),
     ("settings",),
-    ("limits", "rates", "seats", "addresses", "broker", "presence", "auth"),
+    ("limits", "rates", "seats", "addresses", "policies", "broker", "presence", "auth"),
     ("protocol",),
     ("errors",),
 )

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from crossband.broker import Publication
+from crossband.policies import Tag
 from crossband.protocol import envelope, payload, socketio, sse, websocket
 from crossband.protocol.payload import Payload
 
@@ -20,7 +21,7 @@ from crossband.protocol.payload import Payload
 class Wire:
     """One message ready to be written; shared by all its recipients."""
 
-    __slots__ = ("_deflated", "_frames", "_messages", "_polling", "size")
+    __slots__ = ("_deflated", "_frames", "_messages", "_polling", "size", "tag")
 
     def __init__(self, *messages: str | bytes) -> None:
         # None until somebody wants a message that was built as a frame.
@@ -31,6 +32,8 @@ class Wire:
         self._polling: str | None = None
         self._frames: bytes | None = None
         self._deflated: bytes | None = None
+        # None: it is not dropped.
+        self.tag: Tag | None = None
 
     @property
     def messages(self) -> tuple[str | bytes, ...]:
@@ -77,6 +80,20 @@ class Wire:
         return self._polling
 
 
+def tag_of(publication: Publication) -> Tag | None:
+    """Return what the messages of a publication are tagged with.
+
+    Of two with one key for different rooms, neither makes up for the other.
+    """
+    policy = publication.policy
+    if policy is None:
+        return None
+    of = (publication.namespace, publication.event)
+    if policy == "latest":
+        return Tag((*of, publication.rooms, publication.key), latest=True)
+    return Tag(of, latest=False)
+
+
 class Answer(Wire):
     """A text for one recipient, given as UTF-8. Most leave as a frame, and are never a string."""
 
@@ -85,7 +102,7 @@ class Answer(Wire):
     def __init__(self, text: bytes) -> None:
         self._text = text
         self.size = len(text)
-        self._messages = self._polling = self._frames = self._deflated = None
+        self._messages = self._polling = self._frames = self._deflated = self.tag = None
 
     @property
     def messages(self) -> tuple[str | bytes, ...]:

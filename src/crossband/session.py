@@ -14,10 +14,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
 from crossband.codecs import Wire
 from crossband.errors import CloseCode, CrossbandError, Disconnected
+from crossband.policies import shed
 from crossband.rates import Meter
 from crossband.seats import Seat
 
@@ -26,6 +28,11 @@ logger = logging.getLogger("crossband")
 
 # How many outboxes may be queued within one tick for a client that is not behind.
 BURST = 4
+# Bytes that a writer over ASGI takes at a time: what still waits may be dropped.
+BATCH = 65_536
+
+_tag: Final = attrgetter("tag")
+_size: Final = attrgetter("size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +278,29 @@ class Connection(ABC):
             self.flush()
             room = self.limit if self.behind else BURST * self.limit
             if self.queued > room and len(self.queue) > 1:
-                self.overflow()
+                self.drop(self.queued - self.limit // 2)
+                # A quarter of the outbox to the next time: looking through it is not free.
+                if self.queued > self.limit * 3 // 4 and len(self.queue) > 1:
+                    self.overflow()
+
+    def drop(self, excess: int = 0) -> None:
+        """Drop what newer events make worthless, and older ones that may go for `excess` bytes."""
+        kept, freed = shed(self.queue, _tag, _size, excess)
+        if freed:
+            self.queue[:] = kept
+            self.queued -= freed
+
+    def take_batch(self) -> list[Wire]:
+        """Remove and return the oldest that waits, some 64 KiB of it, to be written."""
+        queue = self.queue
+        size = count = 0
+        most = min(BATCH, self.limit // 4)
+        while size < most and count < len(queue):
+            size += queue[count].size
+            count += 1
+        taken = queue[:count]
+        del queue[:count]
+        return taken
 
     def overflow(self) -> None:
         """Disconnect a client that does not keep up; it resumes from its cursor."""

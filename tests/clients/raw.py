@@ -185,11 +185,19 @@ class RawWebSocket:
     headers: dict[str, str]
 
     @classmethod
-    async def open(cls, url: str, *, headers: Iterable[tuple[str, str]] = ()) -> RawWebSocket:
+    async def open(
+        cls,
+        url: str,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None,
+    ) -> RawWebSocket:
         """Connect and send the opening handshake; `status` holds its outcome."""
         parts = urlsplit(url)
         assert parts.hostname is not None
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        if streams is None:
+            streams = await asyncio.open_connection(parts.hostname, parts.port)
+        reader, writer = streams
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         lines = [
             f"GET {target} HTTP/1.1",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,6 +26,10 @@ class Publication(msgspec.Struct, frozen=True):
     except_: tuple[str, ...] = ()
     # None while unpublished, and for volatile events, which are not recorded.
     cursor: str | None = None
+    # Older ones may be dropped for a client that is behind; such an event is not recorded.
+    policy: Literal["drop_oldest", "latest"] | None = None
+    # Under "latest": what the event is about.
+    key: str | int | None = None
 
     def at(self, cursor: str) -> Publication:
         """Return the recorded form of this publication."""

@@ -618,7 +618,7 @@ class BaseHub(Namespace):
                     cursor = taken.cursor
                     missed = await self.broker.history(namespace.name, cursor)
                 if gap is None:
-                    catch_up = CatchUp(missed, hold)
+                    catch_up = CatchUp(missed, hold, cursor)
             except Gap as error:
                 gap = error.reason
             except BaseException:

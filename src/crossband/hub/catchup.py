@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from crossband.broker import Publication
+from crossband.codecs import tag_of
+from crossband.policies import shed
 
 if TYPE_CHECKING:
     from crossband.hub.socket import Socket
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Hold(deque[Publication]):
-    """All that a namespace records from before a client's history was read."""
+    """All that a namespace records from before a client's history was read.
+
+    Also what it does not record but queues for clients that are behind.
+    """
 
     def __init__(self, connection: Connection, limit: int) -> None:
         super().__init__()
@@ -28,7 +33,12 @@ class Hold(deque[Publication]):
             return
         self.append(publication)
         if len(self) > self.limit:
-            self.connection.overflow()
+            kept, freed = shed(self, tag_of, lambda _: 1, len(self) - self.limit // 2)
+            if freed:
+                self.clear()
+                self.extend(kept)
+            if len(self) > self.limit * 3 // 4:
+                self.connection.overflow()
 
 
 class CatchUp:
@@ -38,12 +48,14 @@ class CatchUp:
     moment both are empty.
     """
 
-    __slots__ = ("_missed", "_seen", "begun", "hold", "pausing", "socket")
+    __slots__ = ("_missed", "_seen", "begun", "cursor", "hold", "pausing", "socket")
 
-    def __init__(self, missed: Iterable[Publication], hold: Hold) -> None:
+    def __init__(self, missed: Iterable[Publication], hold: Hold, cursor: str) -> None:
         self._missed = deque(missed)
         self._seen = {publication.cursor for publication in self._missed}
         self.hold = hold
+        # Where the client is: nothing before it is still to come.
+        self.cursor = cursor
         # None until opened.
         self.socket: Socket | None = None
         # Some of it was sent, or could have been.
@@ -54,10 +66,13 @@ class CatchUp:
     def next(self) -> Publication | None:
         """Return the next publication of the namespace; None when live."""
         if self._missed:
-            return self._missed.popleft()
+            publication = self._missed.popleft()
+            self.cursor = publication.cursor or self.cursor
+            return publication
         while self.hold:
             publication = self.hold.popleft()
             if publication.cursor not in self._seen:
+                self.cursor = publication.cursor or self.cursor
                 return publication
         return None
 

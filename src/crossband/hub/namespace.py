@@ -7,10 +7,10 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from crossband.broker import Publication
-from crossband.codecs import PLAIN, Codec, Wire
+from crossband.codecs import PLAIN, Codec, Wire, tag_of
 from crossband.errors import AckTimeout, CrossbandError, EncodeError, EventError, InvalidMessage
 from crossband.hub.catchup import CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
@@ -23,6 +23,7 @@ from crossband.hub.events import (
     check_name,
 )
 from crossband.hub.socket import Incoming, Socket
+from crossband.policies import Policy
 from crossband.protocol import payload
 
 if TYPE_CHECKING:
@@ -51,7 +52,16 @@ class Traffic:
 class Registry:
     """The handlers of a namespace, or of all that one pattern matches."""
 
-    __slots__ = ("any", "connect", "direct", "disconnect", "event_uses", "events", "uses")
+    __slots__ = (
+        "any",
+        "connect",
+        "direct",
+        "disconnect",
+        "event_uses",
+        "events",
+        "policies",
+        "uses",
+    )
 
     def __init__(self) -> None:
         self.events: dict[str, EventSchema] = {}
@@ -62,6 +72,8 @@ class Registry:
         self.any: list[Handler] = []
         self.uses: list[Handler] = []
         self.event_uses: list[Handler] = []
+        # By event; those of all others are disconnected for.
+        self.policies: dict[str, Policy] = {}
 
 
 class Handlers:
@@ -109,6 +121,26 @@ class Handlers:
         self.registry.any.append(handler)
         self.registry.direct = {}
         return handler
+
+    def policy(
+        self,
+        event: str,
+        policy: Literal["disconnect", "drop_oldest", "latest"],
+        *,
+        key: Callable[..., str | int | None] | None = None,
+    ) -> None:
+        """Choose what becomes of an event for clients that are behind.
+
+        `disconnect`, the default: one whose outbox is full is disconnected, and resumes from
+        its cursor. `drop_oldest`: the oldest that wait are dropped. `latest`: only the newest
+        is kept, or with `key(*payload)` the newest for each key, a string or an integer. An
+        event with a policy that drops is not recorded and carries no cursor.
+        Raises ValueError, TypeError, or EncodeError for an unusable name.
+        """
+        check_event(event)
+        if event in self.registry.policies:
+            raise ValueError(f"{event!r} has a policy already")
+        self.registry.policies[event] = Policy(event, policy, key)
 
     def use(self, middleware: F) -> F:
         """Examine every client before it is let in: `middleware(socket)`.
@@ -239,9 +271,18 @@ class Namespace(Handlers):
         volatile: bool,
     ) -> Emission:
         check_event(event)
-        publication = Publication(self.name, event, payload.encode(args), rooms, except_)
+        data = payload.encode(args)
+        policy = self.registry.policies.get(event)
+        if policy is None or policy.dropping is None or volatile:
+            record = not volatile
+            publication = Publication(self.name, event, data, rooms, except_)
+        else:
+            record = False
+            publication = Publication(
+                self.name, event, data, rooms, except_, None, policy.dropping, policy.key(args)
+            )
         self.traffic.published += 1
-        return Emission(self.hub.post(publication, record=not volatile))
+        return Emission(self.hub.post(publication, record=record))
 
     def deliver(self, publication: Publication) -> None:
         """Give a publication to its recipients. Hot: the loop is once per recipient.
@@ -250,7 +291,9 @@ class Namespace(Handlers):
         quarter of its cost.
         """
         recorded = publication.cursor is not None
-        if recorded:
+        # Volatile, else.
+        lasting = recorded or publication.policy is not None
+        if lasting:
             for hold in self._holds:
                 hold.take(publication)
         recipients = self.match(publication.rooms, publication.except_)
@@ -268,7 +311,7 @@ class Namespace(Handlers):
             # What a client that catches up gets is in its hold, in its place.
             if socket.catching is not None or connection.closed:
                 continue
-            if not recorded and connection.behind:
+            if not lasting and connection.behind:
                 continue
             codec = socket.codec
             if codec is not current:
@@ -291,7 +334,9 @@ class Namespace(Handlers):
         self, codec: Codec, publication: Publication, head: str | None = None
     ) -> Wire | None:
         try:
-            return codec.event(publication, head=head)
+            wire = codec.event(publication, head=head)
+            wire.tag = tag_of(publication)
+            return wire
         except Exception:
             # What one door cannot carry the others still get.
             logger.exception(
@@ -448,7 +493,7 @@ class Namespace(Handlers):
                 self.release(catch_up)
                 return
             if concerns(publication, rooms):
-                wire = self._encode(socket.codec, publication)
+                wire = self._encode(socket.codec, publication, catch_up.cursor)
                 if wire is not None:
                     connection.push(wire)
         catch_up.pausing = True

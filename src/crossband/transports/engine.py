@@ -232,6 +232,8 @@ class EngineConnection(Connection):
             self.end("transport error")
             await self._door.bad_request(request, "request", cors)
             return
+        if self.behind:
+            self.drop()
         if not self.queue and self.state is State.OPEN:
             self._poll = asyncio.get_running_loop().create_future()
             gone = asyncio.get_running_loop().create_task(self._watch(request, self._poll))
@@ -438,6 +440,7 @@ class EngineConnection(Connection):
         """Take note of nothing: Engine.IO has heartbeats of its own."""
 
     def resume_writing(self) -> None:
+        self.drop()
         self.flush()
 
     def connection_lost(self) -> None:

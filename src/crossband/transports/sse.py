@@ -126,6 +126,7 @@ class StreamConnection(Connection):
         """Take nothing: see `frame_received`."""
 
     def resume_writing(self) -> None:
+        self.drop()
         self.flush()
 
     def connection_lost(self) -> None:
@@ -158,10 +159,14 @@ class StreamConnection(Connection):
 
     async def _write(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
+        waited = False
         while True:
-            queue = self.queue
-            if queue:
-                self.queue = []
+            if self.queue:
+                if waited:
+                    # What came meanwhile came for a client that was behind.
+                    self.drop()
+                waited = True
+                queue = self.take_batch()
                 parts: list[Any] = [part for wire in queue for part in wire.messages]
                 body = parts[0] if len(parts) == 1 else b"".join(parts)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -170,6 +175,7 @@ class StreamConnection(Connection):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
             else:
+                waited = False
                 self._idle = loop.create_future()
                 await self._idle
                 self._idle = None

@@ -76,13 +76,16 @@ class Writer:
         connection = self._connection
         loop = asyncio.get_running_loop()
         send = self._send
+        waited = False
         # The server raises when the peer is gone; the reader sees that too, and cleans up.
         with contextlib.suppress(Exception):
             while True:
-                queue = connection.queue
-                if queue:
-                    connection.queue = []
-                    for wire in queue:
+                if connection.queue:
+                    if waited:
+                        # What came meanwhile came for a client that was behind.
+                        connection.drop()
+                    waited = True
+                    for wire in connection.take_batch():
                         for part in wire.messages:
                             kind = "text" if isinstance(part, str) else "bytes"
                             await send({"type": "websocket.send", kind: part})
@@ -92,6 +95,7 @@ class Writer:
                     await send({"type": "websocket.close", "code": code, "reason": reason})
                     return
                 else:
+                    waited = False
                     self._idle = loop.create_future()
                     await self._idle
                     self._idle = None
@@ -187,6 +191,7 @@ class WebSocketConnection(Connection):
         self._door.pong(self)
 
     def resume_writing(self) -> None:
+        self.drop()
         self.flush()
 
     def connection_lost(self) -> None:

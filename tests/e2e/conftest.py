@@ -5,6 +5,7 @@ CROSSBAND_SCREENSHOTS names a directory to leave pictures in, for people to look
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -33,6 +34,8 @@ ARGUMENTS: Final = (
 # Milliseconds. A door that lost its server tries again after at most 5 s and half of it.
 PATIENCE: Final = 15_000
 
+AXE: Final = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
+
 expect.set_options(timeout=PATIENCE)
 
 
@@ -52,6 +55,16 @@ async def picture(page: Page, name: str) -> None:
     if directory:
         path = Path(directory, f"{name}.png")
         await page.screenshot(path=path, animations="disabled")
+
+
+async def has_no_serious_barrier(page: Page) -> None:
+    """Run axe over what is shown. The page's policy must be off: the checker is injected."""
+    await page.add_script_tag(path=AXE)
+    found = await page.evaluate("axe.run().then(({ violations }) => violations)")
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert serious == [], json.dumps(
+        [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious], indent=1
+    )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

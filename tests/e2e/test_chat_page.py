@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +13,8 @@ from crossband.demo import create_demo
 from crossband.demo.pages import PAGES
 from crossband.server import Server
 from tests.clients import PythonSocketIOClient, WebSocketClient
-from tests.e2e.conftest import PATIENCE, picture
+from tests.e2e.conftest import PATIENCE, has_no_serious_barrier, picture
 
-AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
 
 pytestmark = [
@@ -273,13 +270,3 @@ async def test_page_has_no_serious_barrier(
     await ada.input.fill("x" * 5_000)
     await has_no_serious_barrier(ada.page)
     await context.close()
-
-
-async def has_no_serious_barrier(page: Page) -> None:
-    """Run axe over what is shown."""
-    await page.add_script_tag(path=AXE)
-    found = await page.evaluate("axe.run().then(({ violations }) => violations)")
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert serious == [], json.dumps(
-        [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious], indent=1
-    )

@@ -3,16 +3,21 @@ import { useEffect, useMemo, useState } from "react";
 import { Chart } from "./Chart";
 import { Notifications } from "./Notifications";
 import { PANELS, type Panel } from "./panels";
-import { type History, type Sample, columns, stretches } from "./samples";
+import { type History, type Sample, WINDOW, columns, stretches } from "./samples";
 import { Status } from "./Status";
 import { Table } from "./Table";
 import { useDashboard } from "./useDashboard";
+
+// Seconds that are shown at least.
+const LEAST = 60;
 
 export function App(): React.ReactElement {
   const dashboard = useDashboard();
   const { history, link, lostAt, now } = dashboard;
   const [pointed, setPointed] = useState<number | null>(null);
   const end = useEnd(history, lostAt, now);
+  // A young server's values are not squeezed into a corner.
+  const begin = Math.max(end - WINDOW, Math.min(history[0]?.sample.time ?? end, end - LEAST));
   const marks = useMemo(() => stretches(history), [history]);
   const newest = history.at(-1)?.sample;
 
@@ -46,6 +51,7 @@ export function App(): React.ReactElement {
               history={history}
               marks={marks}
               lostAt={lostAt}
+              begin={begin}
               end={end}
               pointed={pointed}
               onPoint={setPointed}
@@ -65,13 +71,14 @@ interface MeterProps {
   history: History;
   marks: readonly [number, number][];
   lostAt: number | undefined;
+  begin: number;
   end: number;
   pointed: number | null;
   onPoint: (index: number | null) => void;
   newest: Sample | undefined;
 }
 
-function Meter({ panel, history, marks, lostAt, end, pointed, onPoint, newest }: MeterProps): React.ReactElement {
+function Meter({ panel, history, marks, lostAt, begin, end, pointed, onPoint, newest }: MeterProps): React.ReactElement {
   const data = useMemo(() => columns(history, panel.lines.map(({ read }) => read)), [history, panel]);
   const at = pointed ?? data[0].length - 1;
   const values = panel.lines.map((_, line) => data[line + 1]?.[at] ?? null);
@@ -104,12 +111,13 @@ function Meter({ panel, history, marks, lostAt, end, pointed, onPoint, newest }:
         <Chart
           lines={panel.lines}
           data={data}
+          begin={begin}
           end={end}
           marks={marks}
           lostAt={lostAt}
           atLeast={panel.atLeast}
           format={panel.tick}
-          label={`${panel.title}, the last five minutes: ${summary}`}
+          label={`${panel.title}, the last minutes: ${summary}`}
           onPoint={onPoint}
         />
       )}

@@ -2,7 +2,6 @@
 import { useEffect, useRef } from "react";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
-import { WINDOW } from "./samples";
 
 export interface Line {
   label: string;
@@ -14,7 +13,8 @@ export interface Line {
 interface Props {
   lines: readonly Line[];
   data: uPlot.AlignedData;
-  /** The right edge, in seconds since 1970. */
+  /** The edges, in seconds since 1970. */
+  begin: number;
   end: number;
   /** Stretches to mark. */
   marks: readonly [from: number, to: number][];
@@ -56,7 +56,7 @@ export function Chart(props: Props): React.ReactElement {
         width: element.clientWidth,
         height: HEIGHT,
         legend: { show: false },
-        padding: [8, 0, 0, 0],
+        padding: [8, 16, 0, 0],
         cursor: {
           y: false,
           drag: { setScale: false, x: false, y: false },
@@ -64,11 +64,11 @@ export function Chart(props: Props): React.ReactElement {
           sync: { key: "dashboard" },
         },
         scales: {
-          x: { time: true, range: () => [newest.current.end - WINDOW, newest.current.end] },
+          x: { time: true, range: () => [newest.current.begin, newest.current.end] },
           y: { range: (_, __, max) => [0, Math.max(newest.current.atLeast, (max ?? 0) * 1.1)] },
         },
         axes: [
-          { ...axis, space: 56, size: 26, incrs: [60], values: (_, times) => times.map(clock) },
+          { ...axis, space: 64, size: 26, incrs: [10, 15, 30, 60, 120], values: (_, times) => times.map(clock) },
           {
             ...axis,
             space: 34,
@@ -150,5 +150,10 @@ function drawMarks(plot: uPlot, { marks, lostAt, end }: Props, color: (name: str
 }
 
 function clock(seconds: number): string {
-  return new Date(seconds * 1_000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  return new Date(seconds * 1_000).toLocaleTimeString([], {
+    hourCycle: "h23",
+    hour: "2-digit",
+    minute: "2-digit",
+    second: "2-digit",
+  });
 }

@@ -19,21 +19,23 @@ export function Notifications({ notifications }: { notifications: readonly Notif
     <section className="notifications" aria-labelledby="notifications-title">
       <h2 id="notifications-title">Notifications</h2>
       <NotifyForm />
-      <ol className="log" role="log" aria-label="Notifications" tabIndex={0} data-testid="notifications">
-        {notifications.length === 0 && <li className="empty">None yet. Post one: everybody who looks gets it.</li>}
-        {notifications.toReversed().map(({ offset, level, title, message, time }) => (
-          <li key={offset} data-level={level} data-testid="notification">
-            <p className="head">
-              <span className="level">{LEVELS[level]}</span>
-              <time dateTime={new Date(time * 1_000).toISOString()}>
-                {new Date(time * 1_000).toLocaleTimeString()}
-              </time>
-            </p>
-            {title !== "" && <strong>{title}</strong>}
-            <p className="message">{message}</p>
-          </li>
-        ))}
-      </ol>
+      <div className="log" role="log" aria-label="Notifications" tabIndex={0}>
+        <ol>
+          {notifications.length === 0 && <li className="empty">None yet. Post one: everybody who looks gets it.</li>}
+          {notifications.toReversed().map(({ offset, level, title, message, time }) => (
+            <li key={offset} data-level={level} data-testid="notification">
+              <p className="head">
+                <span className="level">{LEVELS[level]}</span>
+                <time dateTime={new Date(time * 1_000).toISOString()}>
+                  {new Date(time * 1_000).toLocaleTimeString()}
+                </time>
+              </p>
+              {title !== "" && <strong>{title}</strong>}
+              <p className="message">{message}</p>
+            </li>
+          ))}
+        </ol>
+      </div>
     </section>
   );
 }
@@ -104,7 +106,7 @@ async function post(notification: Record<string, unknown>): Promise<Outcome> {
     const { field, reason, error } = answer;
     return {
       kind: "failed",
-      text: `Not sent (${response.status}): ${String(reason ?? error)}`,
+      text: `Not sent: ${typeof field === "string" ? `${field}: ` : ""}${String(reason ?? error)} (${response.status})`,
       ...(typeof field === "string" && { field }),
     };
   } catch {

@@ -39,17 +39,21 @@ export function useSSE(options: SseOptions): SseState {
   useEffect(() => {
     setState({ isConnected: false, error: null });
     if (url === null) return undefined;
-    let source: EventSource;
+    let source: EventSource | undefined;
     let timer: ReturnType<typeof setTimeout> | undefined;
     let cursor = "";
+    const lose = (reason: string): void => setState({ isConnected: false, error: new Error(reason) });
     const open = (): void => {
+      clearTimeout(timer);
       const address = new URL(url);
       if (cursor !== "") address.searchParams.set("lastEventId", cursor);
+      source?.close();
       source = new EventSource(address);
       source.onopen = () => setState({ isConnected: true, error: null });
+      const own = source;
       source.onerror = () => {
-        setState({ isConnected: false, error: new Error("the connection was lost") });
-        if (source.readyState === EventSource.CLOSED) timer = setTimeout(open, AGAIN);
+        lose("the connection was lost");
+        if (own.readyState === EventSource.CLOSED) timer = setTimeout(open, AGAIN);
       };
       for (const event of events.split(",")) {
         source.addEventListener(event, ({ data, lastEventId }: MessageEvent<string>) => {
@@ -58,10 +62,20 @@ export function useSSE(options: SseOptions): SseState {
         });
       }
     };
+    // EventSource waits on a dead connection for as long as the system does.
+    const goOffline = (): void => {
+      clearTimeout(timer);
+      source?.close();
+      lose("the network is gone");
+    };
+    addEventListener("offline", goOffline);
+    addEventListener("online", open);
     open();
     return () => {
+      removeEventListener("offline", goOffline);
+      removeEventListener("online", open);
       clearTimeout(timer);
-      source.close();
+      source?.close();
     };
   }, [url, events]);
 

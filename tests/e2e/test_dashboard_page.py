@@ -1,0 +1,212 @@
+"""The dashboard in Chromium: values move, notifications arrive, cuts are filled in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from crossband.demo import create_demo
+from crossband.demo.pages import PAGES
+from crossband.server import Server
+from tests.clients import WebSocketClient
+from tests.e2e.conftest import PATIENCE, has_no_serious_barrier, picture
+
+MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(
+        not (PAGES / "dashboard/index.html").is_file(),
+        reason="not built: dashboard (make test builds it)",
+    ),
+]
+
+
+class Board:
+    """The dashboard as somebody sees it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        get = page.get_by_test_id
+        self.state, self.note, self.cut = get("state"), get("note"), get("cut")
+        self.notifications = get("notification")
+        self.message, self.outcome = get("message"), get("outcome")
+        self.rows = page.get_by_role("region", name="The newest values").locator("tbody tr")
+
+    async def open(self, url: str) -> None:
+        await self.page.goto(f"{url}/dashboard/")
+        await expect(self.state).to_have_text("Live")
+        await self.page.get_by_text("The newest values as a table").click()
+
+    async def measures(self, count: int) -> None:
+        """Wait for so many values."""
+        await expect(self.rows.nth(count - 1)).to_be_visible()
+
+    async def times(self) -> list[str]:
+        return await self.rows.locator("th").all_inner_texts()
+
+
+async def notify(server: Server, message: str, **more: str) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        response = await http.post("/api/notify", json={"message": message, **more})
+        assert response.status_code == 200
+
+
+async def test_values_move_each_second(server: Server, page: Page) -> None:
+    board = Board(page)
+    await board.open(server.url)
+    await board.measures(3)
+    clients = page.get_by_test_id("panel-clients")
+    await expect(page.get_by_test_id("clients-0")).to_have_text("0")
+    before = await clients.locator("canvas").evaluate("canvas => canvas.toDataURL()")
+    client = WebSocketClient()
+    await client.connect(server.url, "/")
+    await expect(page.get_by_test_id("clients-0")).to_have_text("1")
+    await client.close()
+    await expect(page.get_by_test_id("clients-0")).to_have_text("0")
+    assert await clients.locator("canvas").evaluate("canvas => canvas.toDataURL()") != before
+    await expect(page.get_by_test_id("memory-0")).to_contain_text("MiB")
+    await expect(clients.get_by_role("img")).to_have_attribute(
+        "aria-label", "Connections, the last minutes: WebSocket 0, polling 0, event stream 1"
+    )
+    # The stream's own value each second.
+    await expect(page.get_by_test_id("messages-0")).not_to_have_text("0")
+
+
+async def test_notification_arrives_and_markup_is_text(server: Server, page: Page) -> None:
+    board = Board(page)
+    await board.open(server.url)
+    await notify(server, MARKUP, title="<b>Disk</b>", level="warning")
+    await expect(board.notifications).to_have_count(1)
+    await expect(board.notifications).to_contain_text(MARKUP)
+    await expect(board.notifications).to_contain_text("Warning")
+    assert await page.locator("main img, main b").count() == 0
+    await page.reload()
+    await expect(board.notifications).to_have_count(1)
+
+
+async def test_form_notifies_and_tells_what_is_wrong(server: Server, page: Page) -> None:
+    board = Board(page)
+    await board.open(server.url)
+    await page.get_by_role("button", name="Notify everybody").click()
+    await expect(board.outcome).to_contain_text("(422)")
+    await expect(board.message).to_have_attribute("aria-invalid", "true")
+    await expect(board.message).to_be_focused()
+    await picture(page, "dashboard-refused")
+    await board.message.fill("שלום 👩‍🚀")
+    await page.get_by_role("button", name="Notify everybody").click()
+    await expect(board.outcome).to_have_text("Sent to 1 page.")
+    await expect(board.notifications).to_contain_text("שלום 👩‍🚀")
+    await expect(board.message).to_have_value("")
+
+
+async def test_values_of_a_network_cut_are_filled_in(server: Server, page: Page) -> None:
+    board = Board(page)
+    await board.open(server.url)
+    await board.measures(2)
+    witness = WebSocketClient()
+    await witness.connect(server.url, "/dashboard")
+    await page.context.set_offline(True)
+    await expect(board.state).to_have_text("Connection lost")
+    for _ in range(4):
+        await witness.next_event("sample")
+    await notify(server, "meanwhile")
+    await picture(page, "dashboard-offline")
+    await page.context.set_offline(False)
+    await expect(board.note).to_contain_text("filled in")
+    await expect(board.notifications).to_contain_text("meanwhile")
+    await witness.close()
+    await holds_every_value_once(server, board)
+
+
+async def test_stream_that_was_cut_by_hand_goes_on_where_it_was(server: Server, page: Page) -> None:
+    board = Board(page)
+    await board.open(server.url)
+    await board.measures(2)
+    witness = WebSocketClient()
+    await witness.connect(server.url, "/dashboard")
+    await board.cut.click()
+    await expect(board.state).to_have_text("Cut off")
+    for _ in range(3):
+        await witness.next_event("sample")
+    await notify(server, "meanwhile")
+    await witness.close()
+    await board.cut.click()
+    await expect(board.note).to_contain_text("filled in")
+    await expect(board.notifications).to_have_count(1)
+    await holds_every_value_once(server, board)
+    await picture(page, "dashboard")
+
+
+async def test_restart_of_the_server_is_told_and_values_go_on(page: Page) -> None:
+    board = Board(page)
+    async with Server(create_demo()) as server:
+        await board.open(server.url)
+        await board.measures(2)
+        await notify(server, "before")
+    await expect(board.state).to_have_text("Connection lost")
+    before = await board.times()
+    async with Server(create_demo(), port=server.port) as server:
+        await expect(board.state).to_have_text("Live")
+        await expect(board.note).to_contain_text("could not go on where it was cut")
+        await notify(server, "after")
+        await expect(board.notifications).to_have_count(2)
+        await board.measures(len(before) + 2)
+        times = await board.times()
+        assert len(times) == len(set(times))
+        assert times[-len(before) :] == before
+
+
+async def holds_every_value_once(server: Server, board: Board) -> None:
+    """Compare with what the server has."""
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        samples = (await http.get("/api/metrics")).json()["samples"]
+    await board.measures(len(samples))
+    # The values since may have come already.
+    shown = await board.page.evaluate(
+        "times => times.map(time => new Date(time * 1000).toLocaleTimeString())",
+        [sample["time"] for sample in reversed(samples)],
+    )
+    times = [each.removesuffix(" (filled in)") for each in await board.times()]
+    assert times[-len(shown) :] == shown
+    assert any("filled in" in each for each in await board.times())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", ["start", "dashboard", "doors"])
+async def test_page_has_no_serious_barrier(
+    server: Server, browser: Browser, name: str, width: int, scheme: Any
+) -> None:
+    # The checker is injected, which the page's policy forbids to everybody else.
+    context = await browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True
+    )
+    context.set_default_timeout(PATIENCE)
+    page = await context.new_page()
+    if name == "dashboard":
+        board = Board(page)
+        await board.open(server.url)
+        await board.measures(2)
+        for level in ("info", "success", "warning", "error"):
+            await notify(server, "hello", level=level)
+        await expect(board.notifications).to_have_count(4)
+        await page.get_by_role("button", name="Notify everybody").click()
+        await expect(board.outcome).to_contain_text("(422)")
+        await has_no_serious_barrier(page)
+        await board.cut.click()
+        await expect(board.state).to_have_text("Cut off")
+        await has_no_serious_barrier(page)
+        await board.cut.click()
+        await expect(board.note).to_contain_text("Back after")
+    else:
+        await page.goto(f"{server.url}/" if name == "start" else f"{server.url}/{name}/")
+        await expect(page.get_by_role("heading", level=1)).to_be_visible()
+    await has_no_serious_barrier(page)
+    assert await page.evaluate("document.documentElement.scrollWidth") <= width
+    await picture(page, f"{name}-{width}-{scheme}")
+    await context.close()

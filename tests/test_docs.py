@@ -189,6 +189,20 @@ def test_javascript_client_stays_away_after_the_final_close_codes() -> None:
     assert {int(code) for code in codes} == {int(code) for code in CloseCode if not code.reconnect}
 
 
+@pytest.mark.parametrize(
+    ("source", "interface"),
+    [("types", "Options"), ("types", "ClientEvents"), ("react", "SseOptions<T = any>")],
+)
+def test_javascript_options_and_events_are_documented(source: str, interface: str) -> None:
+    text = (ROOT / f"clients/js/src/{source}.ts").read_text(encoding="utf-8")
+    body = text.partition(f"export interface {interface} {{")[2].partition("\n}")[0]
+    names = set(re.findall(r"^  (\w+)\??:", body, re.MULTILINE))
+    page = (DOCS / "reference/javascript.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)
+    assert names
+    assert names <= {name for row in rows for name in re.findall(r"\w+", row)}
+
+
 def test_api_reference_is_current() -> None:
     spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
     assert spec is not None

@@ -21,6 +21,7 @@ from crossband import (
     Socket,
 )
 from crossband.codecs import PLAIN, SOCKETIO, Codec
+from crossband.errors import CloseCode
 from crossband.hub.socket import Incoming
 from tests.link import Link, join
 
@@ -143,6 +144,69 @@ async def test_volatile_skips_who_is_behind(hub: Hub) -> None:
     await hub.emit("x", 3)
     slow.link.stalled = False
     assert await received(hub, slow) == [[1, 3]]
+
+
+async def full(hub: Hub, *rooms: str) -> Peer:
+    """Return a client that does not read, with room for some twenty events."""
+    made = await peer(hub, *rooms)
+    made.link.limit = 1_000
+    made.link.stalled = True
+    return made
+
+
+async def test_latest_of_each_key_and_room_waits_for_who_is_behind(hub: Hub) -> None:
+    hub.policy("move", "latest", key=lambda who, place: who)
+    slow = await full(hub, "a", "b")
+    for place in range(50):
+        for who in ("ann", "bob"):
+            assert await hub.to("a").emit("move", who, place) is None
+        if place == 0:
+            hub.to("b").emit("move", "ann", 0)
+    assert not slow.link.closed
+    assert slow.link.queued <= 1_000
+    slow.link.drop()
+    slow.link.stalled = False
+    events = await slow.events(3)
+    assert [data for _, data in events] == [["ann", 0], ["ann", 49], ["bob", 49]]
+
+
+async def test_dropping_makes_room_for_what_must_not_be_lost(hub: Hub) -> None:
+    hub.policy("line", "drop_oldest")
+    slow = await full(hub)
+    for n in range(4):
+        hub.emit("x", n)
+        for _ in range(20):
+            hub.emit("line", n)
+    assert not slow.link.closed
+    # As before: what has no policy disconnects.
+    for n in range(20):
+        hub.emit("x", n)
+    assert slow.link.code is CloseCode.SLOW_CLIENT
+
+
+async def test_policy_of_a_pattern_holds_in_each_of_its_namespaces(hub: Hub) -> None:
+    games = hub.of(re.compile(r"/game-\d"))
+    games.policy("score", "latest")
+    slow = await peer(hub, namespace="/game-1")
+    slow.link.limit = 400
+    slow.link.stalled = True
+    for n in range(50):
+        games.emit("score", n)
+    assert not slow.link.closed
+    slow.link.stalled = False
+    assert (await slow.events(1))[-1] == ("score", 49)
+    # The same name elsewhere has none.
+    assert await hub.emit("score", 1) is not None
+
+
+async def test_volatile_event_with_a_policy_skips_who_is_behind(hub: Hub) -> None:
+    hub.policy("x", "latest")
+    slow = await peer(hub)
+    slow.link.stalled = True
+    await hub.emit("x", 1)
+    await hub.volatile.emit("x", 2)
+    slow.link.stalled = False
+    assert (await slow.events(1)) == [("x", 1)]
 
 
 async def test_what_is_emitted_is_frozen_at_once(hub: Hub) -> None:

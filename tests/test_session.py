@@ -192,3 +192,17 @@ async def test_acks_are_bounded_and_fail_when_the_client_leaves() -> None:
     with pytest.raises(Disconnected):
         await answer
     assert not acks.resolve(1, "late")
+
+
+async def test_batch_leaves_in_the_outbox_what_may_still_be_dropped() -> None:
+    peer = link(4_000)
+    for _ in range(30):
+        peer.push(Wire("x" * 100))
+    # A quarter of the outbox at most, where that is less than 64 KiB.
+    assert sum(wire.size for wire in peer.take_batch()) == 1_000
+    assert len(peer.queue) == 20
+    peer.push(Wire("x" * 1_000))
+    del peer.queue[:-1]
+    # One message is taken whatever its size.
+    assert [wire.size for wire in peer.take_batch()] == [1_000]
+    assert not peer.take_batch()

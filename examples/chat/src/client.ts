@@ -34,8 +34,8 @@ export class Chat {
   private state: State = initial;
   private shown: State = initial;
   private readonly watchers = new Set<() => void>();
-  private drawing = 0;
-  private ticking = 0;
+  private drawing: ReturnType<typeof setTimeout> | 0 = 0;
+  private ticking: ReturnType<typeof setTimeout> | undefined;
 
   private readonly socket: Socket<ServerToClient, ClientToServer>;
   private identity: Identity | null = recall();
@@ -45,7 +45,7 @@ export class Chat {
   // Written and not yet acknowledged, oldest first.
   private readonly outbox: Message[] = [];
   private sending = false;
-  private slowed = 0;
+  private slowed: ReturnType<typeof setTimeout> | 0 = 0;
   // Milliseconds since 1970 of the last keystroke that was told, by room.
   private readonly keystrokes = new Map<string, number>();
 

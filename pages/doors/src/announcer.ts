@@ -13,7 +13,7 @@ export class Announcer {
   say(text: string): void {
     this.pending.push(text);
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => {
+    this.timer = window.setTimeout(() => {
       this.region.textContent = this.pending.splice(0).join(" ");
     }, PAUSE);
   }

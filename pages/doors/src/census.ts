@@ -42,7 +42,7 @@ export function startCensus(root: HTMLElement): Census {
       root.dataset["state"] = "stale";
     }
     clearTimeout(timer);
-    timer = setTimeout(() => void ask(), INTERVAL);
+    timer = window.setTimeout(() => void ask(), INTERVAL);
   }
 
   document.addEventListener("visibilitychange", () => void ask());
@@ -51,7 +51,7 @@ export function startCensus(root: HTMLElement): Census {
     refresh: () => {
       clearTimeout(timer);
       // A door that opens or closes is often not the only one: ask once for all.
-      timer = setTimeout(() => void ask(), 250);
+      timer = window.setTimeout(() => void ask(), 250);
     },
   };
 }

@@ -104,6 +104,6 @@ export class EventSourceDoor implements Door {
     // that is no event stream (a proxy's 502 while the server restarts), so we do.
     if (source.readyState !== EventSource.CLOSED) return;
     this.drop();
-    this.retryTimer = setTimeout(() => this.connect(), backoff(this.attempt));
+    this.retryTimer = window.setTimeout(() => this.connect(), backoff(this.attempt));
   }
 }

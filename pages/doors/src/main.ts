@@ -186,7 +186,7 @@ function tellProgress(name: DoorName): void {
 function waitForQuiet(name: DoorName): void {
   const desk = desks[name];
   clearTimeout(desk.quietTimer);
-  desk.quietTimer = setTimeout(() => {
+  desk.quietTimer = window.setTimeout(() => {
     desk.quietTimer = 0;
     desk.awaySince = undefined;
     ledger.settle(name);

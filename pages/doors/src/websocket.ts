@@ -59,7 +59,7 @@ export class WebSocketDoor implements Door {
     if (socket?.readyState !== WebSocket.OPEN) return Promise.reject(new Refusal("Not connected"));
     const id = ++this.lastId;
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => {
+      const timer = window.setTimeout(() => {
         this.awaiting.delete(id);
         reject(new Refusal("No acknowledgement"));
       }, ACK_TIMEOUT);
@@ -107,7 +107,7 @@ export class WebSocketDoor implements Door {
     }
     this.attempt += 1;
     this.listener.onState("reconnecting", `attempt ${this.attempt}`);
-    this.retryTimer = setTimeout(() => this.connect(), backoff(this.attempt));
+    this.retryTimer = window.setTimeout(() => this.connect(), backoff(this.attempt));
   }
 
   private onFrame(frame: Frame): void {

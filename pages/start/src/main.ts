@@ -48,7 +48,7 @@ async function ask(): Promise<void> {
     tell("lost", "The server does not answer. The numbers are old; this page keeps asking.");
   }
   clearTimeout(timer);
-  timer = setTimeout(() => void ask(), INTERVAL);
+  timer = window.setTimeout(() => void ask(), INTERVAL);
 }
 
 function duration(seconds: number): string {

@@ -1,10 +1,10 @@
 // What the page knows: the values of the last minutes, the notifications, and how it stands
 // with the stream. A cut is filled in by the stream itself, which goes on after the last cursor;
 // what a new page shows, and what is older than the server's history, is asked for over HTTP.
+import { useSSE } from "crossband/react";
 import { useCallback, useEffect, useReducer, useRef, useState } from "react";
 import { EVENTS_URL, METRICS_URL } from "./addresses";
 import { type History, type Sample, merge } from "./samples";
-import { useSSE } from "./sse";
 
 const EVENTS = ["welcome", "sample", "notification"] as const;
 const NOTIFICATIONS = 20;

@@ -98,6 +98,9 @@ DEFLATE: Final = ServerPerMessageDeflateFactory(
     server_max_window_bits=websocket.WINDOW_BITS,
     client_max_window_bits=websocket.WINDOW_BITS,
 )
+# Frames of one client that are handled before others have their turn: a read of 256 KiB may
+# hold 30,000 of them, and each may be an event with a handler.
+TURN: Final = 32
 # Bytes a client of an event stream may send on before it is cut.
 MAX_PIPELINED: Final = 65_536
 # Seconds for the transport to deliver the close frame to a peer at fault: closed with unread
@@ -148,6 +151,7 @@ class WebSocketLane(asyncio.Protocol):
         "_connections",
         "_extension",
         "_fragments",
+        "_later",
         "_library",
         "_message",
         "_peer",
@@ -191,6 +195,8 @@ class WebSocketLane(asyncio.Protocol):
         self._message: list[Frame] = []
         # Frames that were split while reading was paused. None while it is not.
         self._waiting: list[tuple[int, bytes]] | None = None
+        # Frames for the next turn. None while there are none; nothing is read meanwhile.
+        self._later: list[tuple[int, bytes]] | None = None
         # Nothing is taken from the peer any more.
         self._closing = False
         # None until closing: cuts a peer that does not answer.
@@ -233,8 +239,12 @@ class WebSocketLane(asyncio.Protocol):
     def resume_reading(self) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not self.transport.is_closing():
+            if self._later is not None:
+                # Before those, in their turn.
+                self._later = waiting + self._later
+                return
             self.transport.resume_reading()
-            self._handle(waiting)
+            self._take(waiting)
 
     # The server's side.
 
@@ -246,15 +256,49 @@ class WebSocketLane(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            if self._waiting is None and not self._closing:
+            if self._waiting is None and self._later is None and not self._closing:
                 payload = self._splitter.whole_text(data)
                 if payload is not None:
                     self._handle_text(payload)
                     return
-            self._handle(self._splitter.feed(data))
-        except Exception:
-            logger.exception("a frame could not be handled")
-            self._break(1011, "Internal server error")
+            self._take(self._splitter.feed(data))
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        logger.error("a frame could not be handled", exc_info=error)
+        self._break(1011, "Internal server error")
+
+    def _take(self, frames: list[tuple[int, bytes]]) -> None:
+        """Handle frames, but no more than others can wait for."""
+        if self._later is not None:
+            # Read although reading is paused: TLS hands over what it had decrypted.
+            self._later += frames
+        elif len(frames) <= TURN:
+            self._handle(frames)
+        else:
+            self._later = frames[TURN:]
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._next_turn)
+            self._handle(frames[:TURN])
+
+    def _next_turn(self) -> None:
+        frames, self._later = self._later, None
+        if frames is None or self.transport.is_closing():
+            return
+        if self._waiting is not None:
+            # The hub has paused reading meanwhile.
+            self._waiting += frames
+            return
+        try:
+            self._take(frames)
+        except Exception as error:
+            self._fail(error)
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._later is None and self._waiting is None and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         self.paused = True

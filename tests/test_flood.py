@@ -1,0 +1,115 @@
+"""Hostile clients beside honest ones, who lose nothing and are not kept waiting.
+
+`CROSSBAND_SEED=<n>` replays a run; `CROSSBAND_FLOOD_TIME=30` makes it longer, in seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.crowd import Member, connect, crowd
+
+ROOT = Path(__file__).parents[1]
+HONEST = 100
+
+SERVER = """
+import asyncio, itertools, time
+from crossband import Hub
+from crossband.server import Server
+
+hub = Hub(history_size=10_000)
+
+@hub.on("echo")
+def echo(socket, data):
+    return data
+
+def begin(server):
+    async def publish():
+        for number in itertools.count():
+            hub.emit("number", [number, time.monotonic()])
+            await asyncio.sleep(0.05)
+    hub.publishing = asyncio.get_running_loop().create_task(publish())
+    print(server.url, flush=True)
+
+Server(hub).run(begin)
+"""
+
+
+async def start(*command: str) -> tuple[asyncio.subprocess.Process, str]:
+    """Start Python; return the process and its first line."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    line = await asyncio.wait_for(process.stdout.readline(), 30)
+    return process, line.decode().strip()
+
+
+def p99(times: list[float]) -> float:
+    return sorted(times)[int(len(times) * 0.99)]
+
+
+async def talk(member: Member) -> None:
+    while True:
+        assert await member.echo("again") == "again"
+        await asyncio.sleep(1)
+
+
+async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
+    seed = int(os.environ.get("CROSSBAND_SEED") or secrets.randbits(31))
+    seconds = float(os.environ.get("CROSSBAND_FLOOD_TIME") or 6)
+    print(f"CROSSBAND_SEED={seed}")  # noqa: T201
+    server, url = await start("-c", SERVER)
+    heard: dict[Member, list[int]] = {}
+    times: list[float] = []
+    try:
+        members = crowd(url, HONEST)
+        for member in members:
+            numbers = heard[member] = []
+
+            def take(data: Any, numbers: list[int] = numbers) -> None:
+                numbers.append(data[0])
+                times.append(time.monotonic() - data[1])
+
+            member.sink = take
+        await connect(members)
+        talks = [asyncio.create_task(talk(member)) for member in members]
+        times.clear()
+        await asyncio.sleep(seconds / 3)
+        quiet = p99(times)
+        times.clear()
+        flood, begun = await start("-m", "tests.flood", url, str(seed), str(seconds))
+        assert begun == "begun"
+        assert flood.stdout is not None
+        said = await asyncio.wait_for(flood.stdout.read(), seconds + 30)
+        await flood.wait()
+        flooded = p99(times)
+        print(  # noqa: T201
+            f"p99 quiet {quiet * 1000:.1f} ms, flooded {flooded * 1000:.1f} ms, "
+            f"{len(times)} numbers; connections: {said.decode().strip()}"
+        )
+        for task in talks:
+            assert not task.done(), task
+            task.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+        for member in members:
+            assert await member.echo("still here") == "still here"
+            assert not member.ended
+            numbers = heard[member]
+            assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+            await member.close()
+        # A tenth of a second is not long to wait, on a machine that others may use as well.
+        assert flooded < max(5 * quiet, 0.1)
+    finally:
+        server.kill()
+        await server.wait()

@@ -95,7 +95,7 @@ async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
         await flood.wait()
         flooded = p99(times)
         print(  # noqa: T201
-            f"p99 quiet {quiet * 1000:.1f} ms, flooded {flooded * 1000:.1f} ms, "
+            f"p99 quiet {quiet * 1000:.1f} ms, flooded {flooded * 1000:.1f} ms ({flooded / quiet:.1f} x), "
             f"{len(times)} numbers; connections: {said.decode().strip()}"
         )
         for task in talks:
@@ -108,8 +108,8 @@ async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
             numbers = heard[member]
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
             await member.close()
-        # A tenth of a second is not long to wait, on a machine that others may use as well.
-        assert flooded < max(5 * quiet, 0.1)
+        # Where 5 x would be less than this, it is the machine that is measured.
+        assert flooded < max(5 * quiet, 0.03)
     finally:
         server.kill()
         await server.wait()

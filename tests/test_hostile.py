@@ -42,6 +42,7 @@ from tests.clients.raw import (
     CLOSE,
     CONTINUATION,
     PING,
+    PONG,
     TEXT,
     Polling,
     RawWebSocket,
@@ -1141,7 +1142,7 @@ async def test_head_that_takes_too_long_is_cut(begun: bytes, serve: Serve) -> No
 
 
 async def test_frames_sent_before_the_welcome_are_read_after_it(serve: Serve) -> None:
-    hub = hub_under_attack()
+    hub = hub_under_attack(limits=Limits(message_rate=0))
     waiting, gate = asyncio.Event(), asyncio.Event()
 
     @hub.use
@@ -1177,6 +1178,38 @@ async def test_fragments_without_end_are_cut(kind: type[Hub], serve: Serve) -> N
                 raw.send(frame(CONTINUATION, fin=False) * 2_000)
                 async with asyncio.timeout(AT_LAST):
                     assert await close_frame(raw) == 1009
+
+
+# Over ASGI it is the server that answers pings, and the hub hears nothing of them.
+@pytest.mark.parametrize("path", ["/ws", ENGINE])
+@pytest.mark.parametrize("opcode", [PING, PONG])
+async def test_flood_of_control_frames_is_closed_with_1008(
+    opcode: int, path: str, serve: Serve
+) -> None:
+    hub = hub_under_attack(limits=Limits(message_rate=0.2, burst_time=10.0, refusals=5))
+    server = await serve(hub)
+    start = census(hub)
+    async with websocket(server.url, path) as raw:
+        raw.send(frame(opcode, b"x") * 100)
+        async with asyncio.timeout(WAIT):
+            assert await close_frame(raw) == 1008
+    await returns_to(start, lambda: census(hub))
+
+
+async def test_pings_that_come_together_get_one_pong(serve: Serve) -> None:
+    server = await serve(hub_under_attack())
+    async with websocket(server.url, "/ws") as raw:
+        raw.send(b"".join(frame(PING, b"%d" % number) for number in range(20)))
+        raw.send(frame(TEXT, b'{"type":"echo","data":1,"id":1}'))
+        pongs = []
+        async with asyncio.timeout(WAIT):
+            while True:
+                opcode, payload = await raw.receive()
+                if b'"ack"' in payload:
+                    break
+                if opcode == PONG:
+                    pongs.append(payload)
+    assert pongs == [b"19"]
 
 
 async def test_pings_of_a_client_that_does_not_read_cost_nothing(serve: Serve) -> None:

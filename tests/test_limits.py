@@ -191,6 +191,11 @@ async def flood_socketio(url: str) -> tuple[int, str]:
     return await until_closed(connection, '42["echo",1]')
 
 
+async def flood_heartbeats(url: str) -> tuple[int, str]:
+    connection, _ = await engine_websocket(url)
+    return await until_closed(connection, "3")
+
+
 async def until_closed(connection: ClientConnection, message: str) -> tuple[int, str]:
     with pytest.raises(ConnectionClosed) as caught:
         await send_without_end(connection, message)
@@ -208,7 +213,7 @@ async def send_without_end(connection: ClientConnection, message: str) -> None:
 
 
 @HUBS
-@pytest.mark.parametrize("flood", [flood_websocket, flood_plain, flood_socketio])
+@pytest.mark.parametrize("flood", [flood_websocket, flood_plain, flood_socketio, flood_heartbeats])
 async def test_flood_is_closed_with_1008(
     flood: Callable[[str], Awaitable[tuple[int, str]]], kind: type[Hub], serve: Serve
 ) -> None:

@@ -151,13 +151,13 @@ class WebSocketLane(asyncio.Protocol):
         "_connections",
         "_extension",
         "_fragments",
-        "_later",
         "_library",
         "_message",
         "_peer",
         "_reading",
         "_splitter",
         "_timer",
+        "_turning",
         "_waiting",
         "deflate",
         "paused",
@@ -195,8 +195,8 @@ class WebSocketLane(asyncio.Protocol):
         self._message: list[Frame] = []
         # Frames that were split while reading was paused. None while it is not.
         self._waiting: list[tuple[int, bytes]] | None = None
-        # Frames for the next turn. None while there are none; nothing is read meanwhile.
-        self._later: list[tuple[int, bytes]] | None = None
+        # The next turn is scheduled; nothing is read meanwhile.
+        self._turning = False
         # Nothing is taken from the peer any more.
         self._closing = False
         # None until closing: cuts a peer that does not answer.
@@ -208,16 +208,14 @@ class WebSocketLane(asyncio.Protocol):
         if self._closing or self.transport.is_closing():
             return
         if code in FAULTS:
-            # Its answer is not worth the wait, nor what it still sends the reading.
-            self._waiting = None
-            self.transport.resume_reading()
+            # Its answer is not worth the wait.
             self._break(code, reason)
             return
         self._stop_writing()
         self.transport.write(websocket.encode_close(code, reason))
         # It was paused if the hub was slow: the answer must be read.
         self._waiting = None
-        self.transport.resume_reading()
+        self._read_on()
         self._cut_in(CLOSE_TIME)
 
     def abort(self) -> None:
@@ -239,12 +237,11 @@ class WebSocketLane(asyncio.Protocol):
     def resume_reading(self) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not self.transport.is_closing():
-            if self._later is not None:
-                # Before those, in their turn.
-                self._later = waiting + self._later
-                return
-            self.transport.resume_reading()
-            self._take(waiting)
+            try:
+                self._handle(waiting)
+            except Exception as error:
+                self._fail(error)
+            self._read_on()
 
     # The server's side.
 
@@ -256,12 +253,15 @@ class WebSocketLane(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            if self._waiting is None and self._later is None and not self._closing:
+            if self._waiting is None and not self._turning and not self._closing:
                 payload = self._splitter.whole_text(data)
                 if payload is not None:
                     self._handle_text(payload)
                     return
-            self._take(self._splitter.feed(data))
+            self._splitter.feed(data)
+            # Read although reading is paused: TLS hands over what it had decrypted.
+            if self._waiting is None and not self._turning:
+                self._take_turn()
         except Exception as error:
             self._fail(error)
 
@@ -269,35 +269,36 @@ class WebSocketLane(asyncio.Protocol):
         logger.error("a frame could not be handled", exc_info=error)
         self._break(1011, "Internal server error")
 
-    def _take(self, frames: list[tuple[int, bytes]]) -> None:
+    def _take_turn(self) -> None:
         """Handle frames, but no more than others can wait for."""
-        if self._later is not None:
-            # Read although reading is paused: TLS hands over what it had decrypted.
-            self._later += frames
-        elif len(frames) <= TURN:
-            self._handle(frames)
-        else:
-            self._later = frames[TURN:]
-            self.transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._next_turn)
-            self._handle(frames[:TURN])
+        frames = self._splitter.split(TURN)
+        if self._splitter.more:
+            self._turn_later()
+        self._handle(frames)
+
+    def _turn_later(self) -> None:
+        self._turning = True
+        self.transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
-        frames, self._later = self._later, None
-        if frames is None or self.transport.is_closing():
-            return
-        if self._waiting is not None:
-            # The hub has paused reading meanwhile.
-            self._waiting += frames
+        self._turning = False
+        # The hub may have paused reading meanwhile.
+        if self._waiting is not None or self.transport.is_closing():
             return
         try:
-            self._take(frames)
+            self._take_turn()
         except Exception as error:
             self._fail(error)
         self._read_on()
 
     def _read_on(self) -> None:
-        if self._later is None and self._waiting is None and not self.transport.is_closing():
+        """Read, or split what was read, unless something speaks against it."""
+        if self._turning or self._waiting is not None or self.transport.is_closing():
+            return
+        if self._splitter.more:
+            self._turn_later()
+        else:
             self.transport.resume_reading()
 
     def pause_writing(self) -> None:
@@ -321,10 +322,11 @@ class WebSocketLane(asyncio.Protocol):
     # Frames. Hot: the first lines of the loop, once per message.
 
     def _handle(self, frames: list[tuple[int, bytes]]) -> None:
+        ping: bytes | None = None
         for index, (kind, payload) in enumerate(frames):
             if self._waiting is not None:
                 self._waiting.extend(frames[index:])
-                return
+                break
             if kind == websocket.TEXT and not self._closing:
                 self._handle_text(payload)
             elif kind == websocket.BINARY and not self._closing:
@@ -340,11 +342,14 @@ class WebSocketLane(asyncio.Protocol):
             elif self._closing:
                 continue
             elif kind == websocket.PING:
-                # A peer that does not read gets none: the latest alone needs an answer (§5.5.3).
-                if not self.paused:
-                    self.write(websocket.encode_pong(payload))
+                # The latest alone needs an answer (§5.5.3).
+                ping = payload
+                self._peer.ping_received()
             elif kind == websocket.TOO_LARGE:
                 self._too_large()
+        # A peer that does not read gets none.
+        if ping is not None and not self.paused:
+            self.write(websocket.encode_pong(ping))
 
     def _handle_text(self, payload: bytes) -> None:
         try:
@@ -401,6 +406,10 @@ class WebSocketLane(asyncio.Protocol):
         if not self.transport.can_write_eof():
             self.transport.close()
             return
+        # Read and thrown away: what is unread when it is cut makes the kernel reset it.
+        self._splitter.end()
+        self._waiting = None
+        self._read_on()
         try:
             self.transport.write_eof()
         except OSError:

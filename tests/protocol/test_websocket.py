@@ -91,6 +91,19 @@ def test_control_frames_are_read_back() -> None:
     assert (pong.opcode, pong.data) == (Opcode.PONG, b"x" * 125)
 
 
+def split(splitter: FrameSplitter, data: bytes, most: int = 1_000) -> list[tuple[int, bytes]]:
+    """Feed a splitter; return all frames that it finds, `most` at a time."""
+    splitter.feed(data)
+    found = splitter.split(most)
+    assert len(found) <= most
+    while splitter.more:
+        frames = splitter.split(most)
+        assert 0 < len(frames) <= most
+        found += frames
+    assert splitter.split(most) == []
+    return found
+
+
 pieces = st.lists(
     st.one_of(
         st.tuples(st.just(Opcode.TEXT), st.text(max_size=300).map(os.fsencode), st.just(True)),
@@ -105,18 +118,18 @@ pieces = st.lists(
 )
 
 
-@given(pieces, st.lists(st.integers(1, 500), min_size=1, max_size=30))
+@given(pieces, st.lists(st.integers(1, 500), min_size=1, max_size=30), st.integers(1, 5))
 def test_frames_are_found_however_they_are_cut(
-    frames: list[tuple[Opcode, bytes, bool]], cuts: list[int]
+    frames: list[tuple[Opcode, bytes, bool]], cuts: list[int], most: int
 ) -> None:
     wires = [masked(opcode, data, fin=fin) for opcode, data, fin in frames]
     wire = b"".join(wires)
-    whole = FrameSplitter(LIMIT).feed(wire)
+    whole = split(FrameSplitter(LIMIT), wire)
     splitter = FrameSplitter(LIMIT)
     found, position, turn = [], 0, 0
     while position < len(wire):
         step = cuts[turn % len(cuts)] * (1 if len(wire) < 50_000 else 100)
-        found += splitter.feed(wire[position : position + step])
+        found += split(splitter, wire[position : position + step], most)
         position, turn = position + step, turn + 1
     assert found == whole
     fragmented = False
@@ -133,7 +146,7 @@ def test_frames_are_found_however_they_are_cut(
 def test_any_bytes_are_split_without_an_exception(chunks: list[bytes]) -> None:
     splitter = FrameSplitter(1_000)
     for chunk in chunks:
-        for kind, _ in splitter.feed(chunk):
+        for kind, _ in split(splitter, chunk):
             assert kind in (TEXT, BINARY, PING, PONG, RAW, TOO_LARGE, BROKEN)
 
 
@@ -148,30 +161,53 @@ def test_any_bytes_are_split_without_an_exception(chunks: list[bytes]) -> None:
 )
 def test_what_is_no_frame_is_known_at_once(wire: bytes) -> None:
     splitter = FrameSplitter(LIMIT)
-    assert splitter.feed(masked(Opcode.TEXT, b"a") + wire) == [(TEXT, b"a"), (BROKEN, wire)]
-    assert splitter.feed(masked(Opcode.TEXT, b"a")) == []
+    assert split(splitter, masked(Opcode.TEXT, b"a") + wire) == [(TEXT, b"a"), (BROKEN, wire)]
+    assert split(splitter, masked(Opcode.TEXT, b"a")) == []
+
+
+def test_bytes_may_come_before_the_frames_of_the_last_ones_are_split() -> None:
+    wire = b"".join(masked(Opcode.TEXT, b"%d" % number) for number in range(9))
+    splitter = FrameSplitter(LIMIT)
+    splitter.feed(wire[:30])
+    found = splitter.split(1)
+    assert splitter.more
+    splitter.feed(wire[30:40])
+    found += splitter.split(2)
+    splitter.feed(wire[40:])
+    found += splitter.split(9)
+    assert found == [(TEXT, b"%d" % number) for number in range(9)]
+    assert not splitter.more
+
+
+def test_nothing_is_split_after_its_end() -> None:
+    splitter = FrameSplitter(LIMIT)
+    splitter.feed(masked(Opcode.TEXT, b"a") * 2)
+    assert splitter.split(1) == [(TEXT, b"a")]
+    splitter.end()
+    assert not splitter.more
+    assert split(splitter, masked(Opcode.TEXT, b"a")) == []
 
 
 @pytest.mark.parametrize("size", [LIMIT + 1, 2**62])
 def test_too_large_is_known_from_the_header(size: int) -> None:
     splitter = FrameSplitter(LIMIT)
-    assert splitter.feed(b"\x82\xff" + size.to_bytes(8, "big")) == [(TOO_LARGE, b"")]
-    assert splitter.feed(b"more") == []
+    assert split(splitter, b"\x82\xff" + size.to_bytes(8, "big")) == [(TOO_LARGE, b"")]
+    assert split(splitter, b"more") == []
 
 
 def test_exactly_the_limit_passes() -> None:
     splitter = FrameSplitter(130)
-    assert splitter.feed(masked(Opcode.BINARY, b"x" * 130)) == [(BINARY, b"x" * 130)]
-    assert splitter.feed(masked(Opcode.BINARY, b"x" * 131)) == [(TOO_LARGE, b"")]
+    assert split(splitter, masked(Opcode.BINARY, b"x" * 130)) == [(BINARY, b"x" * 130)]
+    assert split(splitter, masked(Opcode.BINARY, b"x" * 131)) == [(TOO_LARGE, b"")]
 
 
 def test_compressed_frames_are_left_to_the_library() -> None:
     splitter = FrameSplitter(LIMIT)
     plain = masked(Opcode.TEXT, b"\xaa\x00")
     wire = bytes((plain[0] | 0x40,)) + plain[1:]
-    assert splitter.feed(wire) == [(RAW, wire)]
+    assert split(splitter, wire) == [(RAW, wire)]
 
 
 def test_close_frame_is_left_to_the_library() -> None:
     wire = masked(Opcode.CLOSE, b"\x03\xe8bye")
-    assert FrameSplitter(LIMIT).feed(wire) == [(RAW, wire)]
+    assert split(FrameSplitter(LIMIT), wire) == [(RAW, wire)]

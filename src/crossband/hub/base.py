@@ -477,6 +477,11 @@ class BaseHub(Namespace):
         meter = connection.meter
         return meter is not None and meter.refused >= self.settings.limits.refusals
 
+    def control_floods(self, connection: Connection) -> bool:
+        """Count a message that is never answered, as a ping; tell whether these are a flood."""
+        meter = connection.meter
+        return meter is not None and meter.take(time.monotonic()) > 0 and self.floods(connection)
+
     def count_publish(self, publisher: str) -> None:
         """Count a request to publish over HTTP. Raises RateLimited."""
         if self._publish_rates is not None:

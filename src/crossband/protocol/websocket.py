@@ -15,7 +15,7 @@ try:
 except ImportError:  # pragma: no cover - only where no wheel of the library is
     from websockets.utils import apply_mask
 
-# What `FrameSplitter.feed` yields beside the opcodes of §5.2: a whole frame as it came, which
+# What `FrameSplitter.split` yields beside the opcodes of §5.2: a whole frame as it came, which
 # is not of the common case; a data frame whose header announces too much; bytes that can be
 # no frame of a client.
 RAW: Final = -1
@@ -98,22 +98,27 @@ class FrameSplitter:
     TOO_LARGE or BROKEN nothing more is split.
     """
 
-    __slots__ = ("_ended", "_fragmented", "_need", "_rest", "limit")
+    __slots__ = ("_data", "_ended", "_fragmented", "_position", "_rest", "limit", "more")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        # The beginning of a frame, until it has `_need` bytes. None between frames.
-        self._rest: bytearray | None = None
-        self._need = 0
+        # The bytes that may still hold a whole frame, from `_position` on.
+        self._data = b""
+        self._position = 0
+        # The beginning of a frame, and how many bytes it needs. None between frames.
+        self._rest: tuple[bytearray, int] | None = None
         # Between the first and the last fragment of a message: a whole data frame in there
         # is not of the common case (§5.4).
         self._fragmented = False
         self._ended = False
+        # There may be frames to split without being fed.
+        self.more = False
 
     def whole_text(self, data: bytes) -> bytes | None:
         """Return the payload when the bytes are one text frame; None, and `feed` them, else.
 
-        Hot: most reads are just that, and it saves them half of what `feed` costs.
+        Only where there is no `more`. Hot: most reads are just that, and it saves them half
+        of what `feed` and `split` cost.
         """
         size = len(data)
         if size < 8 or data[0] != 0x80 | TEXT or self._rest is not None:
@@ -130,22 +135,35 @@ class FrameSplitter:
             return None
         return apply_mask(data[6:], data[2:6])
 
-    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """Take bytes; return the frames they complete: (opcode or RAW …, payload).
-
-        Hot: once per read. RAW has the whole frame as payload, BROKEN all there is.
-        """
+    def feed(self, data: bytes) -> None:
+        """Take bytes, for `split`."""
         if self._ended:
-            return []
+            return
         if self._rest is not None:
             # Appended, not concatenated: a frame in tiny pieces must not cost its square.
-            self._rest += data
-            if len(self._rest) < self._need:
-                return []
-            data = bytes(self._rest)
+            rest, need = self._rest
+            rest += data
+            if len(rest) < need:
+                return
+            data = bytes(rest)
             self._rest = None
+        elif self.more:
+            data = self._data[self._position :] + data
+        self._data = data
+        self._position = 0
+        self.more = True
+
+    def split(self, most: int) -> list[tuple[int, bytes]]:
+        """Return the next frames, not more than `most`: (opcode or RAW …, payload).
+
+        Sets `more` when it stopped at `most`. RAW has the whole frame as payload, BROKEN all
+        there is. Hot: once per read.
+        """
         frames: list[tuple[int, bytes]] = []
-        position, end = 0, len(data)
+        if not self.more:
+            return frames
+        data, position = self._data, self._position
+        end = len(data)
         while True:
             left = end - position
             if left < 2:
@@ -172,6 +190,9 @@ class FrameSplitter:
             need = head + length
             if left < need:
                 break
+            if len(frames) == most:
+                self._position = position
+                return frames
             body = position + head
             position += need
             if first in _COMMON and not (self._fragmented and first < 0x88):
@@ -183,13 +204,21 @@ class FrameSplitter:
                     self._fragmented = not first & 0x80
                 frames.append((RAW, data[position - need : position]))
         if left:
-            self._rest = bytearray(data[position:] if position else data)
-            self._need = need
+            self._rest = (bytearray(data[position:] if position else data), need)
+        self._data = b""
+        self.more = False
         return frames
+
+    def end(self) -> None:
+        """Split nothing more."""
+        self._ended = True
+        self._data = b""
+        self._rest = None
+        self.more = False
 
     def _stop(
         self, frames: list[tuple[int, bytes]], kind: int, payload: bytes
     ) -> list[tuple[int, bytes]]:
-        self._ended = True
+        self.end()
         frames.append((kind, payload))
         return frames

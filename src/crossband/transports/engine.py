@@ -436,8 +436,16 @@ class EngineConnection(Connection):
     def too_large(self) -> None:
         self.end("parse error", CloseCode.MESSAGE_TOO_BIG, "Message too large")
 
+    def ping_received(self) -> None:
+        self._count_control()
+
     def pong_received(self) -> None:
-        """Take note of nothing: Engine.IO has heartbeats of its own."""
+        # Of no more use than any other: Engine.IO has heartbeats of its own.
+        self._count_control()
+
+    def _count_control(self) -> None:
+        if not self.closed and self._door.hub.control_floods(self):
+            self.close(CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
 
     def resume_writing(self) -> None:
         self.drop()
@@ -492,7 +500,9 @@ class EngineConnection(Connection):
                 self._receive_message(message)
             elif not self.sockets:
                 raise ProtocolError("binary before CONNECT (Socket.IO 5)")
-        elif kind is Engine.PONG:
+            return
+        self._count_control()
+        if kind is Engine.PONG:
             self._door.pong(self)
         elif kind is Engine.CLOSE:
             self._last = _NOOP

@@ -48,6 +48,9 @@ class Peer(Protocol):
     def too_large(self) -> None:
         """Take note that a message over the limit was announced; none comes any more."""
 
+    def ping_received(self) -> None:
+        """Take note of a ping, which is being answered."""
+
     def pong_received(self) -> None:
         """Take note that the peer is alive."""
 

@@ -122,6 +122,9 @@ class StreamConnection(Connection):
     def too_large(self) -> None:
         """Take nothing: see `frame_received`."""
 
+    def ping_received(self) -> None:
+        """Take nothing: see `frame_received`."""
+
     def pong_received(self) -> None:
         """Take nothing: see `frame_received`."""
 

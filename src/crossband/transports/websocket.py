@@ -12,6 +12,7 @@ import msgspec
 
 from crossband.codecs import ENVELOPE, PLAIN, Codec
 from crossband.errors import (
+    ERRORS,
     CloseCode,
     EventError,
     InvalidMessage,
@@ -187,8 +188,16 @@ class WebSocketConnection(Connection):
         if self.socket is not None:
             self._door.refuse_size(self, self.socket)
 
+    def ping_received(self) -> None:
+        self._count_control()
+
     def pong_received(self) -> None:
         self._door.pong(self)
+        self._count_control()
+
+    def _count_control(self) -> None:
+        if not self.closed and self._door.hub.control_floods(self):
+            self.close(CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
 
     def resume_writing(self) -> None:
         self.drop()

@@ -3,6 +3,8 @@
 PORT ?= 8000
 # More arguments for pytest or the benchmark: make test ARGS="-k resume"
 ARGS ?=
+# Processes for the tests, which wait more than they compute. 0: in this one, for -s and pdb.
+JOBS ?= 3
 
 VENV := .venv/bin
 SETUP := @scripts/setup
@@ -23,7 +25,7 @@ run: ## Serve the demo at http://127.0.0.1:8000 (make run PORT=9000)
 test: ## Run every test (make test ARGS="-k resume")
 	$(SETUP) dev node client pages chromium nginx
 	@npm test --silent
-	@$(VENV)/pytest -q --durations=10 $(ARGS)
+	@$(VENV)/pytest -q -n $(JOBS) --dist loadfile --durations=10 $(ARGS)
 
 check: ## Lint and check types: ruff, mypy, tsc
 	$(SETUP) dev node client

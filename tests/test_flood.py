@@ -95,8 +95,8 @@ async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
         await flood.wait()
         flooded = p99(times)
         print(  # noqa: T201
-            f"p99 quiet {quiet * 1000:.1f} ms, flooded {flooded * 1000:.1f} ms ({flooded / quiet:.1f} x), "
-            f"{len(times)} numbers; connections: {said.decode().strip()}"
+            f"p99 quiet {quiet * 1000:.1f} ms, flooded {flooded * 1000:.1f} ms "
+            f"({flooded / quiet:.1f} x), {len(times)} numbers; connections: {said.decode().strip()}"
         )
         for task in talks:
             assert not task.done(), task

@@ -28,7 +28,7 @@ import pytest
 
 from tests.clients import WebSocketClient
 from tests.clients.base import WAIT
-from tests.clients.raw import CLOSE, TEXT, frame, http, upgrade
+from tests.clients.raw import TEXT, frame, http, upgrade
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="counts files as Unix does")
 
@@ -196,30 +196,19 @@ async def observer(server: Process) -> AsyncIterator[WebSocketClient]:
         await client.close()
 
 
-async def settled(server: Process, observer: WebSocketClient, start: dict[str, int]) -> None:
+async def settled(observer: WebSocketClient, start: dict[str, int]) -> None:
     """Wait until the server has nothing of its clients any more."""
     now: dict[str, int] = {}
     try:
         async with asyncio.timeout(60):
-            while (now := await clients_of(observer)) != start:
-                if now["sessions"] and now["Socket"] == start["Socket"]:
-                    # Sessions that are over are dropped when somebody asks for one.
-                    await asyncio.to_thread(ask_for_a_session, server)
+            while True:
+                now = await clients_of(observer)
+                if now == start:
+                    return
                 # Nothing tells of what the server forgets.
                 await asyncio.sleep(0.2)
     except TimeoutError:
         raise AssertionError(f"left behind: {now}, not {start}") from None
-
-
-def ask_for_a_session(server: Process) -> None:
-    sock = server.dial()
-    server.held.remove(sock)
-    with sock:
-        exchange([sock], upgrade("/socket.io/?EIO=4&transport=websocket"), b'"maxPayload"')
-        exchange([sock], frame(TEXT, b'40{"pid":"nobody-has-this-key"}'), b"40{")
-        # Leaving like this leaves none.
-        sock.sendall(frame(TEXT, b"41") + frame(CLOSE, b"\x03\xe8"))
-        read_until(sock, b"\x88")
 
 
 def wanted() -> int:
@@ -252,7 +241,7 @@ async def test_idle_connections_are_counted_and_given_back(server: Process) -> N
             # Nobody was lost, and whoever asks is answered.
             assert (await clients_of(client))["Socket"] == count * len(DOORS) + start["Socket"]
             server.release()
-            await settled(server, client, start)
+            await settled(client, start)
             rests.append(server.memory)
     shown = ", ".join(f"{value / MIB:.1f}" for value in (empty, *peaks, *rests))
     print(f"MiB when empty, at two peaks, after each: {shown}")  # noqa: T201
@@ -275,7 +264,7 @@ async def test_rounds_of_connect_talk_and_cut_do_not_grow(server: Process) -> No
             server.release(cut=number % 2 == 0)
             assert await client.call("echo", number) == number
             memory.append(server.memory)
-        await settled(server, client, start)
+        await settled(client, start)
     first, last = memory[ROUNDS // 2], max(memory[-5:])
     shown = ", ".join(f"{value / MIB:.1f}" for value in (memory[0], first, last, server.memory))
     print(f"MiB after the first round, half, all, and the rest: {shown}")  # noqa: T201

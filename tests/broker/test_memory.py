@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from crossband import MemoryBroker, Publication
-from crossband.broker import memory
+from crossband.broker import Session, memory
 from crossband.errors import Gap
 from crossband.protocol import payload
+from tests.census import returns_to
 
 
 async def test_logs_of_namespaces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +29,27 @@ async def test_logs_of_namespaces_are_bounded(monkeypatch: pytest.MonkeyPatch) -
     broker.publish(Publication("/b", "y", payload.encode([])))
     with pytest.raises(Gap, match="unknown"):
         await broker.history("/b", str(cursors["/b"]))
+
+
+async def test_what_is_too_old_goes_while_nothing_happens() -> None:
+    now = 0.0
+    # Looked at each tenth of a second, which is of the real clock.
+    broker = MemoryBroker(history_age=0.2, clock=lambda: now)
+    await broker.start(lambda publication: None)
+
+    def kept() -> Counter[str]:
+        entries = sum(len(log._entries) for log in broker._logs.values())
+        return +Counter(entries=entries, sessions=len(broker._waiting))
+
+    for number in range(3):
+        broker.publish(Publication("/a", "x", payload.encode([number])))
+        session = Session("/a", f"key-{number}", "sid", set(), {}, broker.head("/a"))
+        broker.save_session(session, connected=False)
+        now += 0.05
+    assert kept() == {"entries": 3, "sessions": 3}
+    now = 0.22
+    await returns_to(Counter(entries=2, sessions=2), kept)
+    now = 1.0
+    await returns_to(Counter(), kept)
+    assert broker._sweeping is None
+    await broker.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections import OrderedDict, deque
@@ -14,6 +15,8 @@ from crossband.errors import Gap
 # Namespaces made by pattern are named by clients: past this many, the log that was
 # idle longest is forgotten, and its cursors become unknown.
 MAX_LOGS = 10_000
+# Seconds between two looks for what is too old: half the history's age, within these.
+SWEEPS = 0.1, 60.0
 
 
 class Log:
@@ -28,6 +31,10 @@ class Log:
         # (time recorded, publication), oldest first; numbered up to _last without holes.
         self._entries: deque[tuple[float, Publication]] = deque()
         self._last = 0
+
+    @property
+    def empty(self) -> bool:
+        return not self._entries
 
     @property
     def head(self) -> str:
@@ -90,16 +97,27 @@ class MemoryBroker(Broker):
         # Connected sessions never expire; the others are in order of their expiry.
         self._connected: dict[tuple[str, str], Session] = {}
         self._waiting: OrderedDict[tuple[str, str], tuple[float, Session]] = OrderedDict()
+        # None until started.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Drops what is too old where nothing else happens. None while there is nothing.
+        self._sweeping: asyncio.TimerHandle | None = None
 
     async def start(self, deliver: Deliver) -> None:
         self._deliver = deliver
+        self._loop = asyncio.get_running_loop()
 
     async def stop(self) -> None:
         self._deliver = None
+        self._loop = None
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
 
     def publish(self, publication: Publication, *, record: bool = True) -> str | None:
         if record:
             publication = self._log(publication.namespace).append(publication, self._clock())
+            if self._sweeping is None:
+                self._sweep_later()
         if self._deliver is not None:
             self._deliver(publication)
         return publication.cursor
@@ -123,6 +141,8 @@ class MemoryBroker(Broker):
             self._waiting.pop(key, None)
             self._waiting[key] = (self._clock() + self._age, session)
             self._expire()
+            if self._sweeping is None:
+                self._sweep_later()
 
     async def take_session(self, namespace: str, key: str) -> Session | None:
         self._expire()
@@ -153,6 +173,21 @@ class MemoryBroker(Broker):
         else:
             self._logs.move_to_end(namespace)
         return log
+
+    def _sweep_later(self) -> None:
+        if self._loop is not None:
+            shortest, longest = SWEEPS
+            delay = min(max(self._age / 2, shortest), longest)
+            self._sweeping = self._loop.call_later(delay, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        self._expire()
+        now = self._clock()
+        for log in self._logs.values():
+            log.evict(now)
+        if self._waiting or not all(log.empty for log in self._logs.values()):
+            self._sweep_later()
 
     def _expire(self) -> None:
         now = self._clock()

@@ -1141,6 +1141,49 @@ async def test_head_that_takes_too_long_is_cut(begun: bytes, serve: Serve) -> No
             await tcp.ended()
 
 
+async def test_response_that_is_never_read_is_cut(serve: Serve, browser: httpx.AsyncClient) -> None:
+    hub = Hub(limits=Limits(send_time=0.1, outbox=50_000_000))
+    server = await serve(hub)
+    polling = Polling(browser, server.url)
+    await polling.connect()
+    # More than the kernel buffers for both sides.
+    for number in range(10):
+        hub.emit("news", [number, "x" * 1_000_000])
+    tcp = await reluctant(server.url)
+    try:
+        tcp.send(http(f"/socket.io/{POLLING}&sid={polling.params['sid']}"))
+        await tcp.reader.readuntil(b"\r\n")
+        assert server._uvicorn is not None
+        connections = server._uvicorn.server_state.connections
+        (held,) = (c for c in connections if c.transport.get_write_buffer_size())
+        await returns_to(Counter(), lambda: +Counter(held=held in connections))
+    finally:
+        tcp.writer.transport.abort()
+
+
+async def test_response_that_is_read_slowly_arrives(
+    serve: Serve, browser: httpx.AsyncClient
+) -> None:
+    hub = Hub(limits=Limits(send_time=0.03, outbox=50_000_000))
+    server = await serve(hub)
+    polling = Polling(browser, server.url)
+    await polling.connect()
+    hub.emit("news", "x" * 30_000_000)
+    tcp = await reluctant(server.url)
+    try:
+        tcp.send(http(f"/socket.io/{POLLING}&sid={polling.params['sid']}"))
+        await tcp.reader.readuntil(b"\r\n")
+        begun, size = asyncio.get_running_loop().time(), 0
+        while size < 30_000_000:
+            chunk = await tcp.reader.read(8_192)
+            assert chunk, size
+            size += len(chunk)
+        # Or this would show nothing.
+        assert asyncio.get_running_loop().time() - begun > 0.06
+    finally:
+        tcp.writer.transport.abort()
+
+
 async def test_frames_sent_before_the_welcome_are_read_after_it(serve: Serve) -> None:
     hub = hub_under_attack(limits=Limits(message_rate=0))
     waiting, gate = asyncio.Event(), asyncio.Event()

@@ -66,10 +66,11 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "Heartbeats before authentication": (
         "test_auth_doors.py::test_no_heartbeat_before_auth",
     ),
-    "Slow heads, slow bodies": (
+    "Slow heads, slow bodies, responses that are never read": (
         "test_hostile.py::test_head_that_takes_too_long_is_cut",
         "test_hostile.py::test_head_without_end_is_cut",
         "test_hostile.py::test_body_that_never_ends_is_cut",
+        "test_hostile.py::test_response_that_is_never_read_is_cut",
     ),
     "WebSockets of another site": (
         "Engine.IO: another site",

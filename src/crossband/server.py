@@ -244,9 +244,12 @@ class Server:
             bounds = [each.limits for each in settings]
             options["timeout_graceful_shutdown"] = max(each.shutdown_timeout for each in settings)
         # uvicorn makes its protocols itself: settings reach them by class.
-        head_time = max(limits.head_time for limits in bounds)
+        times = {
+            "head_time": max(limits.head_time for limits in bounds),
+            "send_time": max(limits.send_time for limits in bounds),
+        }
         fragments = {"fragments": max(limits.fragments for limits in bounds)}
-        http = type("HTTPProtocol", (HTTPProtocol,), {"head_time": head_time, **fragments})
+        http = type("HTTPProtocol", (HTTPProtocol,), {**times, **fragments})
         websocket = type("WebSocketProtocol", (WebSocketProtocol,), fragments)
         config = uvicorn.Config(
             self.app,

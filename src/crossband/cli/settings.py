@@ -113,6 +113,7 @@ HELP: Final = {
     "limits.subscriptions": "Rooms one request may ask for.",
     "limits.head_time": "For a request's head.",
     "limits.body_time": "For a request's body.",
+    "limits.send_time": "For a client to take some of a response.",
     "limits.rooms": "Rooms one client may be in, its own included.",
     "limits.namespaces": "Namespaces one Socket.IO connection may join.",
     "limits.pending_acks": "Acknowledgements one client may owe.",

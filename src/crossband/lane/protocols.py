@@ -1,4 +1,4 @@
-"""The fast lane: uvicorn's two protocols, lending their connections to the hub.
+"""uvicorn's two protocols, lending their connections to the hub.
 
 The only file that knows the inside of uvicorn: each private name it leans on is listed in
 `USED`, and `tests/test_lane.py` fails when an upgrade moves one.
@@ -11,7 +11,7 @@ import binascii
 import contextlib
 import logging
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import unquote
@@ -20,18 +20,19 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import InvalidHeader, NegotiationError, PayloadTooBig
+from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions.permessage_deflate import (
     PerMessageDeflate,
     ServerPerMessageDeflateFactory,
 )
-from websockets.frames import Frame, Opcode
+from websockets.frames import Frame
 from websockets.headers import build_extension, parse_extension
-from websockets.protocol import SERVER, Protocol
 
 from crossband.errors import FAULTS
+from crossband.lane.head import Head
+from crossband.lane.stream import StreamLane
+from crossband.lane.websocket import BROKEN_TIME, WebSocketLane
 from crossband.protocol import websocket
-from crossband.protocol.websocket import FrameSplitter
 from crossband.transports.lane import EXTENSION, Lane, Peer
 
 if TYPE_CHECKING:
@@ -79,11 +80,12 @@ USED: Final = {
         "tasks",
         "config",
         "server_state",
+        "timeout_keep_alive_handler",
+        "pause_writing",
+        "resume_writing",
     ),
 }
 
-# Seconds for the peer to answer our close frame.
-CLOSE_TIME: Final = 2.0
 # Bytes of a request's head. Node: 16 KiB, nginx: 32 KiB, uvicorn on httptools: no limit.
 MAX_HEAD: Final = 65_536
 # Header lines of a handshake; as `websockets`.
@@ -98,340 +100,6 @@ DEFLATE: Final = ServerPerMessageDeflateFactory(
     server_max_window_bits=websocket.WINDOW_BITS,
     client_max_window_bits=websocket.WINDOW_BITS,
 )
-# Frames of one client that are handled before others have their turn: a read of 256 KiB may
-# hold 30,000 of them, and each may be an event with a handler.
-TURN: Final = 32
-# Bytes a client of an event stream may send on before it is cut.
-MAX_PIPELINED: Final = 65_536
-# Seconds for the transport to deliver the close frame to a peer at fault: closed with unread
-# input, the kernel would reset it away.
-BROKEN_TIME: Final = 0.1
-
-
-def _discard(data: bytes) -> None:
-    """Write nothing: the connection has ended."""
-
-
-class _Head:
-    """The `write` of a lane whose response has not been started: the head goes with it.
-
-    What the hub writes first, in the same tick, leaves in one segment with the head. Two
-    thirds of what a connect costs are system calls.
-    """
-
-    __slots__ = ("_head", "_lane")
-
-    def __init__(
-        self,
-        lane: WebSocketLane | StreamLane,
-        head: bytes,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self._lane = lane
-        self._head = head
-        # A hub that writes nothing must not keep the client waiting. Twice: the hub's own
-        # writing is yet to be scheduled, in this tick.
-        loop.call_soon(loop.call_soon, self.flush)
-
-    def __call__(self, data: bytes) -> None:
-        self._lane.write = self._lane.transport.write
-        self._lane.transport.write(self._head + data)
-
-    def flush(self) -> None:
-        """Write the head alone, if nothing was written."""
-        if self._lane.write is self:
-            self(b"")
-
-
-class WebSocketLane(asyncio.Protocol):
-    """A WebSocket in the hub's hands."""
-
-    __slots__ = (
-        "_closing",
-        "_connections",
-        "_extension",
-        "_fragments",
-        "_library",
-        "_message",
-        "_peer",
-        "_reading",
-        "_splitter",
-        "_timer",
-        "_turning",
-        "_waiting",
-        "deflate",
-        "paused",
-        "transport",
-        "write",
-    )
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        peer: Peer,
-        connections: set[Any],
-        *,
-        limit: int,
-        fragments: int,
-        extension: PerMessageDeflate | None,
-        paused: bool,
-    ) -> None:
-        self.transport = transport
-        # The transport's own: nothing of ours is between the hub and it.
-        self.write: Callable[[bytes], None] = transport.write
-        self._peer = peer
-        # The server's, which waits for all of them at its end.
-        self._connections = connections
-        self._splitter = FrameSplitter(limit)
-        # Of one message, at most.
-        self._fragments = fragments
-        # None without permessage-deflate.
-        self._extension = extension
-        self.deflate = extension is not None
-        self.paused = paused
-        # `websockets` for all that is not of the common case. None until something is.
-        self._library: Protocol | None = None
-        # The fragments so far of a message that comes in several.
-        self._message: list[Frame] = []
-        # Frames that were split while reading was paused. None while it is not.
-        self._waiting: list[tuple[int, bytes]] | None = None
-        # The next turn is scheduled; nothing is read meanwhile.
-        self._turning = False
-        # Nothing is taken from the peer any more.
-        self._closing = False
-        # None until closing: cuts a peer that does not answer.
-        self._timer: asyncio.TimerHandle | None = None
-
-    # The hub's side.
-
-    def close(self, code: int, reason: str) -> None:
-        if self._closing or self.transport.is_closing():
-            return
-        if code in FAULTS:
-            # Its answer is not worth the wait.
-            self._break(code, reason)
-            return
-        self._stop_writing()
-        self.transport.write(websocket.encode_close(code, reason))
-        # It was paused if the hub was slow: the answer must be read.
-        self._waiting = None
-        self._read_on()
-        self._cut_in(CLOSE_TIME)
-
-    def abort(self) -> None:
-        self._stop_writing()
-        self.transport.abort()
-
-    def _stop_writing(self) -> None:
-        if isinstance(self.write, _Head):
-            self.write.flush()
-        # After a close frame nothing may follow; the hub writes on until it is told of the end.
-        self._closing = True
-        self.write = _discard
-
-    def pause_reading(self) -> None:
-        if self._waiting is None:
-            self._waiting = []
-            self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not self.transport.is_closing():
-            try:
-                self._handle(waiting)
-            except Exception as error:
-                self._fail(error)
-            self._read_on()
-
-    # The server's side.
-
-    def shutdown(self) -> None:
-        """End it when the server stops, if the hub has not."""
-        self.close(1001, "Server shutting down")
-
-    # The transport's side.
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            if self._waiting is None and not self._turning and not self._closing:
-                payload = self._splitter.whole_text(data)
-                if payload is not None:
-                    self._handle_text(payload)
-                    return
-            self._splitter.feed(data)
-            # Read although reading is paused: TLS hands over what it had decrypted.
-            if self._waiting is None and not self._turning:
-                self._take_turn()
-        except Exception as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        logger.error("a frame could not be handled", exc_info=error)
-        self._break(1011, "Internal server error")
-
-    def _take_turn(self) -> None:
-        """Handle frames, but no more than others can wait for."""
-        frames = self._splitter.split(TURN)
-        if self._splitter.more:
-            self._turn_later()
-        self._handle(frames)
-
-    def _turn_later(self) -> None:
-        self._turning = True
-        self.transport.pause_reading()
-        asyncio.get_running_loop().call_soon(self._next_turn)
-
-    def _next_turn(self) -> None:
-        self._turning = False
-        # The hub may have paused reading meanwhile.
-        if self._waiting is not None or self.transport.is_closing():
-            return
-        try:
-            self._take_turn()
-        except Exception as error:
-            self._fail(error)
-        self._read_on()
-
-    def _read_on(self) -> None:
-        """Read, or split what was read, unless something speaks against it."""
-        if self._turning or self._waiting is not None or self.transport.is_closing():
-            return
-        if self._splitter.more:
-            self._turn_later()
-        else:
-            self.transport.resume_reading()
-
-    def pause_writing(self) -> None:
-        self.paused = True
-
-    def resume_writing(self) -> None:
-        self.paused = False
-        self._peer.resume_writing()
-
-    def eof_received(self) -> None:
-        return None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_writing()
-        self.paused = False
-        self._connections.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._peer.connection_lost()
-
-    # Frames. Hot: the first lines of the loop, once per message.
-
-    def _handle(self, frames: list[tuple[int, bytes]]) -> None:
-        ping: bytes | None = None
-        for index, (kind, payload) in enumerate(frames):
-            if self._waiting is not None:
-                self._waiting.extend(frames[index:])
-                break
-            if kind == websocket.TEXT and not self._closing:
-                self._handle_text(payload)
-            elif kind == websocket.BINARY and not self._closing:
-                self._peer.frame_received(payload)
-            elif kind == websocket.PONG:
-                self._peer.pong_received()
-            elif kind == websocket.RAW:
-                self._handle_rare(payload)
-            elif kind == websocket.BROKEN:
-                self._handle_rare(payload)
-                # The library waits for the rest of some frames that cannot be.
-                self._break(1002, "no frame of a client (RFC 6455 §5)")
-            elif self._closing:
-                continue
-            elif kind == websocket.PING:
-                # The latest alone needs an answer (§5.5.3).
-                ping = payload
-                self._peer.ping_received()
-            elif kind == websocket.TOO_LARGE:
-                self._too_large()
-        # A peer that does not read gets none.
-        if ping is not None and not self.paused:
-            self.write(websocket.encode_pong(ping))
-
-    def _handle_text(self, payload: bytes) -> None:
-        try:
-            text = payload.decode()
-        except UnicodeDecodeError:
-            self._break(1007, "invalid UTF-8 (RFC 6455 §8.1)")
-        else:
-            self._peer.frame_received(text)
-
-    def _handle_rare(self, data: bytes) -> None:
-        library = self._protocol()
-        library.receive_data(data)
-        for event in library.events_received():
-            if isinstance(event, Frame):
-                self._handle_library_frame(event)
-        if isinstance(library.parser_exc, PayloadTooBig):
-            self._too_large()
-        elif library.parser_exc is not None or library.close_rcvd is not None:
-            # What it has to send is its close frame, or the answer to the peer's.
-            self._end(b"".join(library.data_to_send()))
-
-    def _handle_library_frame(self, frame: Frame) -> None:
-        if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            self._message.append(frame)
-            if len(self._message) > self._fragments:
-                self._message = []
-                self._break(1009, "too many fragments")
-                return
-            if frame.fin:
-                first = self._message[0].opcode
-                payload = b"".join([bytes(part.data) for part in self._message])
-                self._message = []
-                kind = websocket.TEXT if first is Opcode.TEXT else websocket.BINARY
-                self._handle([(kind, payload)])
-
-    def _too_large(self) -> None:
-        if not self._closing:
-            # The hub says so in its own words, and closes with 1009.
-            self._peer.too_large()
-        self._end(websocket.encode_close(1009, "Message too large"))
-
-    def _break(self, code: int, reason: str) -> None:
-        self._end(websocket.encode_close(code, reason))
-
-    def _end(self, close_frame: bytes) -> None:
-        if not self._closing:
-            self._stop_writing()
-            self.transport.write(close_frame)
-        self._half_close()
-
-    def _half_close(self) -> None:
-        if self.transport.is_closing():
-            return
-        if not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        # Read and thrown away: what is unread when it is cut makes the kernel reset it.
-        self._splitter.end()
-        self._waiting = None
-        self._read_on()
-        try:
-            self.transport.write_eof()
-        except OSError:
-            # The peer has reset the connection, and the transport is yet to hear of it.
-            self.transport.abort()
-        else:
-            self._cut_in(BROKEN_TIME)
-
-    def _protocol(self) -> Protocol:
-        if self._library is None:
-            self._library = Protocol(SERVER, max_size=self._splitter.limit)
-            if self._extension is not None:
-                self._library.extensions = [self._extension]
-        return self._library
-
-    def _cut_in(self, delay: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(delay, self._cut)
-
-    def _cut(self) -> None:
-        self.transport.abort()
 
 
 class Handshake(asyncio.Protocol):
@@ -508,7 +176,7 @@ class Handshake(asyncio.Protocol):
             paused=not self._writable,
         )
         self._lane = lane
-        lane.write = _Head(
+        lane.write = Head(
             lane,
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
@@ -715,79 +383,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True
 
 
-class StreamLane(asyncio.Protocol):
-    """A response's body in the hub's hands: it writes chunks, and hears when the client left."""
-
-    __slots__ = ("_connections", "_peer", "_received", "deflate", "paused", "transport", "write")
-
-    def __init__(
-        self, transport: asyncio.Transport, peer: Peer, connections: set[Any], *, paused: bool
-    ) -> None:
-        self.transport = transport
-        self.write: Callable[[bytes], None] = transport.write
-        self._peer = peer
-        self._connections = connections
-        self.paused = paused
-        self.deflate = False
-        # Bytes a client sent on, which it has no reason to.
-        self._received = 0
-
-    def close(self, code: int, reason: str) -> None:
-        if isinstance(self.write, _Head):
-            self.write.flush()
-        self.write = _discard
-        if not self.transport.is_closing():
-            self.transport.write(b"0\r\n\r\n")
-            self.transport.close()
-            # It closes once all is written, which a client that does not read prevents.
-            asyncio.get_running_loop().call_later(CLOSE_TIME, self.transport.abort)
-
-    def abort(self) -> None:
-        self.write = _discard
-        self.transport.abort()
-
-    def pause_reading(self) -> None:
-        self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        self.transport.resume_reading()
-
-    def shutdown(self) -> None:
-        """End it when the server stops, if the hub has not."""
-        self.close(1001, "")
-
-    def data_received(self, data: bytes) -> None:
-        # A pipelined request will never be answered; a flood is cut.
-        self._received += len(data)
-        if self._received > MAX_PIPELINED:
-            self.abort()
-
-    def pause_writing(self) -> None:
-        self.paused = True
-
-    def resume_writing(self) -> None:
-        self.paused = False
-        self._peer.resume_writing()
-
-    def eof_received(self) -> None:
-        # A client that half-closed does not read on: EventSource never does that.
-        return None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.write = _discard
-        self.paused = False
-        self._connections.discard(self)
-        self._peer.connection_lost()
-
-
 class HTTPProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which can hand a started response to the hub.
 
-    It also bounds a request's head, in bytes and in time.
+    It also bounds a request's head, in bytes and in time, and the time a client leaves a
+    response unread.
     """
 
     # Seconds for a head to arrive, from its first byte or the connection's beginning.
     head_time: ClassVar[float] = 10.0
+    # Seconds for a client to take some of a response that waits for it.
+    send_time: ClassVar[float] = 30.0
     # Of one WebSocket message; see `WebSocketProtocol`.
     fragments: ClassVar[int] = 1_024
 
@@ -795,14 +401,53 @@ class HTTPProtocol(HttpToolsProtocol):
     _head: int | None = 0
     # None while no head is awaited.
     _head_timer: asyncio.TimerHandle | None = None
+    # Bytes of a response that waited when they were last counted.
+    _unsent: int = 0
+    # Counts them again. None while none wait.
+    _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(self.head_time, transport.close)
+        self._head_timer = self.loop.call_later(self.head_time, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        self._unwatch()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        self._unwatch()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        # All that was written is sent first, which a client that does not read prevents.
+        self.transport.close()
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._send_timer is None:
+            self._unsent = self.transport.get_write_buffer_size()
+            if self._unsent:
+                self._send_timer = self.loop.call_later(self.send_time, self._look)
+
+    def _look(self) -> None:
+        self._send_timer = None
+        if self.transport.get_write_buffer_size() >= self._unsent:
+            self.transport.abort()
+        else:
+            self._watch()
+
+    def _unwatch(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
     def data_received(self, data: bytes) -> None:
         if self._head is not None:
@@ -820,7 +465,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {EXTENSION: self.take}  # type: ignore[dict-item]
         if self._head is None:
             self._head = 0
-            self._head_timer = self.loop.call_later(self.head_time, self.transport.close)
+            self._head_timer = self.loop.call_later(self.head_time, self._close)
 
     def on_headers_complete(self) -> None:
         self._end_head()
@@ -863,6 +508,7 @@ class HTTPProtocol(HttpToolsProtocol):
         }
         handshake = Handshake(self, scope, key)
         scope["extensions"][EXTENSION] = handshake.take
+        self._unwatch()
         self.connections.discard(self)
         self.connections.add(handshake)  # type: ignore[arg-type]
         self.transport.set_protocol(handshake)
@@ -920,7 +566,7 @@ class HTTPProtocol(HttpToolsProtocol):
         transport = self.transport
         lane = StreamLane(transport, peer, self.connections, paused=self.flow.write_paused)
         lines = [b"%b: %b\r\n" % line for line in (*self.server_state.default_headers, *headers)]
-        lane.write = _Head(
+        lane.write = Head(
             lane,
             b"HTTP/1.1 200 OK\r\n%btransfer-encoding: chunked\r\n\r\n" % b"".join(lines),
             self.loop,
@@ -937,6 +583,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self.connections.discard(self)
         self.connections.add(lane)  # type: ignore[arg-type]
         transport.set_protocol(lane)
+        self._unwatch()
         # It may have been paused over a body.
         self.flow.resume_reading()
         # To uvicorn the client is gone: it does not miss the response.

@@ -1,0 +1,321 @@
+"""A WebSocket in the hub's hands: frames in, ready bytes out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from websockets.exceptions import PayloadTooBig
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Frame, Opcode
+from websockets.protocol import SERVER, Protocol
+
+from crossband.errors import FAULTS
+from crossband.lane.head import Head, discard
+from crossband.protocol import websocket
+from crossband.protocol.websocket import FrameSplitter
+from crossband.transports.lane import Peer
+
+logger = logging.getLogger("crossband")
+
+# Seconds for the peer to answer our close frame.
+CLOSE_TIME: Final = 2.0
+# Frames of one client that are handled before others have their turn: a read of 256 KiB may
+# hold 30,000 of them, and each may be an event with a handler.
+TURN: Final = 32
+# Seconds for the transport to deliver the close frame to a peer at fault: closed with unread
+# input, the kernel would reset it away.
+BROKEN_TIME: Final = 0.1
+
+
+class WebSocketLane(asyncio.Protocol):
+    """A WebSocket in the hub's hands."""
+
+    __slots__ = (
+        "_closing",
+        "_connections",
+        "_extension",
+        "_fragments",
+        "_library",
+        "_message",
+        "_peer",
+        "_reading",
+        "_splitter",
+        "_timer",
+        "_turning",
+        "_waiting",
+        "deflate",
+        "paused",
+        "transport",
+        "write",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        peer: Peer,
+        connections: set[Any],
+        *,
+        limit: int,
+        fragments: int,
+        extension: PerMessageDeflate | None,
+        paused: bool,
+    ) -> None:
+        self.transport = transport
+        # The transport's own: nothing of ours is between the hub and it.
+        self.write: Callable[[bytes], None] = transport.write
+        self._peer = peer
+        # The server's, which waits for all of them at its end.
+        self._connections = connections
+        self._splitter = FrameSplitter(limit)
+        # Of one message, at most.
+        self._fragments = fragments
+        # None without permessage-deflate.
+        self._extension = extension
+        self.deflate = extension is not None
+        self.paused = paused
+        # `websockets` for all that is not of the common case. None until something is.
+        self._library: Protocol | None = None
+        # The fragments so far of a message that comes in several.
+        self._message: list[Frame] = []
+        # Frames that were split while reading was paused. None while it is not.
+        self._waiting: list[tuple[int, bytes]] | None = None
+        # The next turn is scheduled; nothing is read meanwhile.
+        self._turning = False
+        # Nothing is taken from the peer any more.
+        self._closing = False
+        # None until closing: cuts a peer that does not answer.
+        self._timer: asyncio.TimerHandle | None = None
+
+    # The hub's side.
+
+    def close(self, code: int, reason: str) -> None:
+        if self._closing or self.transport.is_closing():
+            return
+        if code in FAULTS:
+            # Its answer is not worth the wait.
+            self._break(code, reason)
+            return
+        self._stop_writing()
+        self.transport.write(websocket.encode_close(code, reason))
+        # It was paused if the hub was slow: the answer must be read.
+        self._waiting = None
+        self._read_on()
+        self._cut_in(CLOSE_TIME)
+
+    def abort(self) -> None:
+        self._stop_writing()
+        self.transport.abort()
+
+    def _stop_writing(self) -> None:
+        if isinstance(self.write, Head):
+            self.write.flush()
+        # After a close frame nothing may follow; the hub writes on until it is told of the end.
+        self._closing = True
+        self.write = discard
+
+    def pause_reading(self) -> None:
+        if self._waiting is None:
+            self._waiting = []
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not self.transport.is_closing():
+            try:
+                self._handle(waiting)
+            except Exception as error:
+                self._fail(error)
+            self._read_on()
+
+    # The server's side.
+
+    def shutdown(self) -> None:
+        """End it when the server stops, if the hub has not."""
+        self.close(1001, "Server shutting down")
+
+    # The transport's side.
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self._waiting is None and not self._turning and not self._closing:
+                payload = self._splitter.whole_text(data)
+                if payload is not None:
+                    self._handle_text(payload)
+                    return
+            self._splitter.feed(data)
+            # Read although reading is paused: TLS hands over what it had decrypted.
+            if self._waiting is None and not self._turning:
+                self._take_turn()
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        logger.error("a frame could not be handled", exc_info=error)
+        self._break(1011, "Internal server error")
+
+    def _take_turn(self) -> None:
+        """Handle frames, but no more than others can wait for."""
+        frames = self._splitter.split(TURN)
+        if self._splitter.more:
+            self._turn_later()
+        self._handle(frames)
+
+    def _turn_later(self) -> None:
+        self._turning = True
+        self.transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turning = False
+        # The hub may have paused reading meanwhile.
+        if self._waiting is not None or self.transport.is_closing():
+            return
+        try:
+            self._take_turn()
+        except Exception as error:
+            self._fail(error)
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read, or split what was read, unless something speaks against it."""
+        if self._turning or self._waiting is not None or self.transport.is_closing():
+            return
+        if self._splitter.more:
+            self._turn_later()
+        else:
+            self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self._peer.resume_writing()
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_writing()
+        self.paused = False
+        self._connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._peer.connection_lost()
+
+    # Frames. Hot: the first lines of the loop, once per message.
+
+    def _handle(self, frames: list[tuple[int, bytes]]) -> None:
+        ping: bytes | None = None
+        for index, (kind, payload) in enumerate(frames):
+            if self._waiting is not None:
+                self._waiting.extend(frames[index:])
+                break
+            if kind == websocket.TEXT and not self._closing:
+                self._handle_text(payload)
+            elif kind == websocket.BINARY and not self._closing:
+                self._peer.frame_received(payload)
+            elif kind == websocket.PONG:
+                self._peer.pong_received()
+            elif kind == websocket.RAW:
+                self._handle_rare(payload)
+            elif kind == websocket.BROKEN:
+                self._handle_rare(payload)
+                # The library waits for the rest of some frames that cannot be.
+                self._break(1002, "no frame of a client (RFC 6455 §5)")
+            elif self._closing:
+                continue
+            elif kind == websocket.PING:
+                # The latest alone needs an answer (§5.5.3).
+                ping = payload
+                self._peer.ping_received()
+            elif kind == websocket.TOO_LARGE:
+                self._too_large()
+        # A peer that does not read gets none.
+        if ping is not None and not self.paused:
+            self.write(websocket.encode_pong(ping))
+
+    def _handle_text(self, payload: bytes) -> None:
+        try:
+            text = payload.decode()
+        except UnicodeDecodeError:
+            self._break(1007, "invalid UTF-8 (RFC 6455 §8.1)")
+        else:
+            self._peer.frame_received(text)
+
+    def _handle_rare(self, data: bytes) -> None:
+        library = self._protocol()
+        library.receive_data(data)
+        for event in library.events_received():
+            if isinstance(event, Frame):
+                self._handle_library_frame(event)
+        if isinstance(library.parser_exc, PayloadTooBig):
+            self._too_large()
+        elif library.parser_exc is not None or library.close_rcvd is not None:
+            # What it has to send is its close frame, or the answer to the peer's.
+            self._end(b"".join(library.data_to_send()))
+
+    def _handle_library_frame(self, frame: Frame) -> None:
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            self._message.append(frame)
+            if len(self._message) > self._fragments:
+                self._message = []
+                self._break(1009, "too many fragments")
+                return
+            if frame.fin:
+                first = self._message[0].opcode
+                payload = b"".join([bytes(part.data) for part in self._message])
+                self._message = []
+                kind = websocket.TEXT if first is Opcode.TEXT else websocket.BINARY
+                self._handle([(kind, payload)])
+
+    def _too_large(self) -> None:
+        if not self._closing:
+            # The hub says so in its own words, and closes with 1009.
+            self._peer.too_large()
+        self._end(websocket.encode_close(1009, "Message too large"))
+
+    def _break(self, code: int, reason: str) -> None:
+        self._end(websocket.encode_close(code, reason))
+
+    def _end(self, close_frame: bytes) -> None:
+        if not self._closing:
+            self._stop_writing()
+            self.transport.write(close_frame)
+        self._half_close()
+
+    def _half_close(self) -> None:
+        if self.transport.is_closing():
+            return
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        # Read and thrown away: what is unread when it is cut makes the kernel reset it.
+        self._splitter.end()
+        self._waiting = None
+        self._read_on()
+        try:
+            self.transport.write_eof()
+        except OSError:
+            # The peer has reset the connection, and the transport is yet to hear of it.
+            self.transport.abort()
+        else:
+            self._cut_in(BROKEN_TIME)
+
+    def _protocol(self) -> Protocol:
+        if self._library is None:
+            self._library = Protocol(SERVER, max_size=self._splitter.limit)
+            if self._extension is not None:
+                self._library.extensions = [self._extension]
+        return self._library
+
+    def _cut_in(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(delay, self._cut)
+
+    def _cut(self) -> None:
+        self.transport.abort()

@@ -1,6 +1,7 @@
 """Hostile clients beside honest ones, who lose nothing and are not kept waiting.
 
-`CROSSBAND_SEED=<n>` replays a run; `CROSSBAND_FLOOD_TIME=30` makes it longer, in seconds.
+`CROSSBAND_SEED=<n>` replays a run; `CROSSBAND_FLOOD_TIME=30` makes it longer, in seconds, and
+holds it to 5 x the latency that the honest clients had before.
 """
 
 from __future__ import annotations
@@ -108,8 +109,10 @@ async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
             numbers = heard[member]
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
             await member.close()
-        # Where 5 x would be less than this, it is the machine that is measured.
-        assert flooded < max(5 * quiet, 0.03)
+        # A machine that runs other tests beside this one is measured along. Without turns for
+        # greedy clients it is a second.
+        least = 0.0 if "CROSSBAND_FLOOD_TIME" in os.environ else 0.3
+        assert flooded < max(5 * quiet, least)
     finally:
         server.kill()
         await server.wait()

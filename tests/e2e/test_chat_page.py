@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +14,8 @@ from playwright.async_api import Browser, BrowserContext, Page, expect
 from crossband.demo import create_demo
 from crossband.demo.pages import PAGES
 from crossband.server import Server
-from tests.clients import PythonSocketIOClient, WebSocketClient
+from tests.clients import PythonSocketIOClient
+from tests.clients.raw import TEXT, Tcp, frame, read_frame, upgrade
 from tests.e2e.conftest import PATIENCE, has_no_serious_barrier, picture
 
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
@@ -221,24 +224,32 @@ async def test_name_that_is_taken_is_told(
     await expect(page.get_by_role("alert")).to_contain_text("Choose another")
 
 
+async def guest(url: str, name: str) -> Tcp:
+    """Join the chat, and from then on throw away what is said there: half a million lines."""
+    tcp = await Tcp.open(url)
+    tcp.send(upgrade("/ws/chat"))
+    await tcp.answer()
+    for event, data in (("user:register", {"name": name}), ("room:join", {"room": "general"})):
+        tcp.send(frame(TEXT, json.dumps({"type": event, "data": data, "id": 1}).encode()))
+        while b'"type":"ack"' not in (await read_frame(tcp.reader))[1]:
+            pass
+    tcp.writer.transport.set_protocol(asyncio.Protocol())
+    return tcp
+
+
 async def test_thousand_users_are_listed(server: Server, page: Page) -> None:
     ada = Visitor(page)
     await ada.enter(server.url, "Ada")
-    crowd = [WebSocketClient(compressed=False) for _ in range(1_000)]
+    crowd = [await guest(server.url, f"Guest {number}") for number in range(1_000)]
     try:
-        for number, client in enumerate(crowd):
-            client.sink = lambda name, data: None
-            await client.connect(server.url, "/chat")
-            await client.call("user:register", {"name": f"Guest {number}"})
-            await client.call("room:join", {"room": "general"})
         await expect(ada.total).to_have_text("1,001")
         await expect(ada.people.get_by_role("listitem")).to_have_count(1_001)
         await page.get_by_label("Find somebody").fill("guest 777")
         await expect(ada.people.get_by_role("listitem")).to_have_text("GGuest 777")
         await picture(page, "chat-thousand")
     finally:
-        for client in crowd:
-            await client.close()
+        for tcp in crowd:
+            tcp.writer.transport.abort()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

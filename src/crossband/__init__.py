@@ -17,6 +17,7 @@ from crossband.errors import (
     EncodeError,
     EventError,
     InvalidMessage,
+    InvalidName,
     Unauthorized,
 )
 from crossband.hub.emitter import Emission, Emitter
@@ -43,6 +44,7 @@ __all__ = [
     "Hub",
     "Identity",
     "InvalidMessage",
+    "InvalidName",
     "JWTAuth",
     "Limits",
     "MemoryBroker",

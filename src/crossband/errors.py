@@ -93,6 +93,14 @@ class EncodeError(CrossbandError, ValueError):
     """An event name, room or payload cannot be put on the wire."""
 
 
+class InvalidName(EncodeError):
+    """A name of an event, room or namespace cannot be used.
+
+    Left to itself in a handler or a connect middleware it is taken for the client's, who
+    mostly chose it, and answered with `invalid_message`, or `invalid_request`.
+    """
+
+
 class ProtocolError(CrossbandError, ValueError):
     """Bytes from the other side break a protocol; the message names the clause.
 

@@ -11,7 +11,7 @@ import pytest
 
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE
-from crossband.errors import CloseCode, ConnectionRefused
+from crossband.errors import CloseCode, ConnectionRefused, EventError
 from crossband.hub.base import BaseHub, Resume
 from crossband.hub.socket import Socket
 from tests.link import Link, handshake, join
@@ -257,6 +257,26 @@ async def test_middleware_that_awaited_a_cancelled_task_refuses(hub: BaseHub) ->
     with pytest.raises(ConnectionRefused) as refusal:
         await join(hub, link(hub))
     assert refusal.value.code == "internal_error"
+
+
+async def test_refusal_keeps_its_details(hub: BaseHub) -> None:
+    @hub.use
+    def too_many(socket: Socket) -> None:
+        raise EventError("no seat", code="refused", seats=0)
+
+    with pytest.raises(ConnectionRefused) as refusal:
+        await join(hub, link(hub))
+    assert refusal.value.to_dict() == {"code": "refused", "error": "no seat", "seats": 0}
+
+
+async def test_middleware_that_uses_a_bad_name_refuses_the_client(hub: BaseHub) -> None:
+    @hub.use
+    async def follow(socket: Socket) -> None:
+        await socket.join("")
+
+    with pytest.raises(ConnectionRefused) as refusal:
+        await join(hub, link(hub))
+    assert (refusal.value.code, refusal.value.status) == ("invalid_request", 400)
 
 
 async def test_cancelled_admission_is_withdrawn(hub: BaseHub, broker: MemoryBroker) -> None:

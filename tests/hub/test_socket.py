@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -48,6 +49,25 @@ async def test_handler_that_awaited_a_cancelled_task_answers_an_error(hub: BaseH
     _, failed, answer = await link.messages(3)
     assert (failed["code"], failed["id"]) == ("internal_error", 1)
     assert answer == {"type": "ack", "id": 2, "data": "fine"}
+
+
+@pytest.mark.parametrize("room", ["", "a\nb", "x" * 300])
+async def test_name_that_cannot_be_used_is_the_clients_mistake(
+    room: str, hub: BaseHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    @hub.on("say")
+    async def say(socket: Socket, room: str) -> None:
+        await hub.to(room).emit("said")
+
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link)
+    socket.receive(event("say", data=json.dumps(room), ack_id=1))
+    _, failed = await link.messages(2)
+    assert (failed["code"], failed["error"]) == ("invalid_message", "Invalid message format")
+    assert failed["reason"].startswith("a room name must")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.exc_info is None
 
 
 @pytest.mark.parametrize("ack_id", [None, 1])

@@ -30,6 +30,7 @@ from crossband.errors import (
     EncodeError,
     EventError,
     Gap,
+    InvalidName,
     RateLimited,
 )
 from crossband.hub.catchup import CatchUp
@@ -551,10 +552,12 @@ class BaseHub(Namespace):
             if not failed and not isinstance(error, Exception):
                 raise
             if isinstance(error, EventError):
-                raise ConnectionRefused(
-                    error.message, code=error.code, status=error.status
-                ) from error
-            logger.exception("a connect middleware of namespace %r failed", name)
+                refusal = ConnectionRefused(error.message, code=error.code, status=error.status)
+                refusal.details.update(error.details)
+                raise refusal from error
+            if isinstance(error, InvalidName):
+                raise ConnectionRefused(str(error), code="invalid_request", status=400) from error
+            logger.exception("a client of namespace %r could not be let in", name)
             raise ConnectionRefused(code="internal_error", status=500) from error
         return admission
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from crossband.errors import EncodeError, InvalidMessage
+from crossband.errors import InvalidMessage, InvalidName
 from crossband.hub.annotations import Shape, explain, resolve, shape_of, underlying
 from crossband.protocol import payload
 
@@ -46,28 +46,28 @@ _CONTROL: Final = frozenset(map(chr, [*range(32), 127]))
 def check_name(value: object, what: str) -> str:
     """Return a usable event, room or namespace name.
 
-    Raises EncodeError: 1 to 256 characters, encodable, none of them a control character.
+    Raises InvalidName: 1 to 256 characters, encodable, none of them a control character.
     """
     if not isinstance(value, str):
-        raise EncodeError(f"{what} must be a string, not {type(value).__name__}")
+        raise InvalidName(f"{what} must be a string, not {type(value).__name__}")
     if not 0 < len(value) <= NAME_LENGTH:
-        raise EncodeError(f"{what} must have 1 to {NAME_LENGTH} characters, not {len(value)}")
+        raise InvalidName(f"{what} must have 1 to {NAME_LENGTH} characters, not {len(value)}")
     # isprintable() is a quick yes for almost every name.
     if not value.isprintable() and not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise EncodeError(f"{what} must be valid Unicode") from None
+            raise InvalidName(f"{what} must be valid Unicode") from None
     if not _CONTROL.isdisjoint(value):
-        raise EncodeError(f"{what} must not contain control characters: {value!r}")
+        raise InvalidName(f"{what} must not contain control characters: {value!r}")
     return value
 
 
 def check_event(event: object) -> str:
-    """Return an event name that may be emitted. Raises EncodeError."""
+    """Return an event name that may be emitted. Raises InvalidName."""
     name = check_name(event, "an event name")
     if name in RESERVED:
-        raise EncodeError(f"{name!r} is a reserved event name")
+        raise InvalidName(f"{name!r} is a reserved event name")
     return name
 
 

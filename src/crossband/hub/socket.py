@@ -22,6 +22,8 @@ from crossband.errors import (
     Disconnected,
     EncodeError,
     EventError,
+    InvalidMessage,
+    InvalidName,
 )
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.events import NAME_LENGTH, check_event, check_name
@@ -461,6 +463,15 @@ class Socket:
         if isinstance(error, Disconnected) and not self.connected:
             # It asked its own client, who left: nobody failed, nobody waits.
             error = EventError(code="unknown_client")
+        if isinstance(error, InvalidName):
+            logger.warning(
+                "the handler of %r in namespace %r: %s",
+                message.event,
+                self.namespace.name,
+                error,
+                exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
+            )
+            error = InvalidMessage(str(error))
         if not isinstance(error, EventError):
             logger.error(
                 "the handler of %r in namespace %r failed",

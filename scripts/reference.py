@@ -139,7 +139,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         Entry("CrossbandError"),
         Entry("ConnectionRefused", made=True),
         Entry("EventError", ("to_dict",), made=True),
-        Entry("InvalidMessage", made=True),
+        Entry("InvalidMessage", "InvalidName", made=True),
         Entry("EncodeError"),
         Entry("AckTimeout"),
         Entry("Disconnected"),

@@ -140,6 +140,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         Entry("ConnectionRefused", made=True),
         Entry("EventError", ("to_dict",), made=True),
         Entry("InvalidMessage", "InvalidName", made=True),
+        Entry("InvalidName", made=True),
         Entry("EncodeError"),
         Entry("AckTimeout"),
         Entry("Disconnected"),

@@ -230,11 +230,11 @@ def test_key_and_url_are_one_of_the_two() -> None:
     [
         ({"exp": int(time.time()) - 100}, "expired"),
         ({"exp": None}, "claim"),
-        ({"exp": "soon"}, "malformed"),
+        ({"exp": "soon"}, "claim"),
         ({"exp": True}, "expired"),
         ({"nbf": 2**40}, "not_yet_valid"),
         ({"iat": 2**40}, "not_yet_valid"),
-        ({"nbf": "now"}, "malformed"),
+        ({"nbf": "now"}, "claim"),
         ({"aud": "others"}, "audience"),
         ({"aud": None}, "audience"),
         ({"iss": "others"}, "issuer"),
@@ -260,6 +260,42 @@ async def test_claims_that_are_refused(claims: dict[str, Any], expected: str) ->
     assert said
     shown = forged({"alg": "HS256", "typ": "JWT"}, body, SECRET.encode())
     assert await reason(auth, shown) == expected
+
+
+@pytest.mark.parametrize(
+    ("claims", "named"),
+    [
+        ({"exp": "soon"}, "exp"),
+        ({"exp": 10**400}, "exp"),
+        ({"exp": []}, "exp"),
+        ({"nbf": "now"}, "nbf"),
+        ({"nbf": None}, "nbf"),
+        ({"iat": "now"}, "iat"),
+        ({"iat": -(10**400)}, "iat"),
+        ({"jti": 7}, "jti"),
+        ({"sub": 7}, "sub"),
+        ({"sub": ""}, "sub"),
+        ({"sub": "a" * 257}, "sub"),
+        ({"rooms": "news"}, "rooms"),
+        # Two at once, and one of them a date.
+        ({"nbf": "now", "exp": 1}, "nbf"),
+    ],
+)
+async def test_error_names_the_claim_that_is_wrong(claims: dict[str, Any], named: str) -> None:
+    shown = forged({"alg": "HS256"}, claims_now(**claims), SECRET.encode())
+    with pytest.raises(Unauthorized, match=f": `{named}`") as refusal:
+        await JWTAuth(SECRET).verify(shown)
+    assert refusal.value.reason == "claim"
+
+
+async def test_claim_that_is_missing_is_named() -> None:
+    with pytest.raises(Unauthorized, match=r"missing or wrong: it has no `exp`$"):
+        await JWTAuth(SECRET).verify(token({"exp": None}))
+
+
+async def test_wrong_signature_is_told_before_a_wrong_claim() -> None:
+    shown = forged({"alg": "HS256"}, claims_now(exp="soon"), b"another secret of thirty-two bytes")
+    assert await reason(JWTAuth(SECRET), shown) == "signature"
 
 
 async def test_token_for_an_audience_is_refused_where_none_is_set() -> None:

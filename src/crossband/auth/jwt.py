@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -20,6 +21,9 @@ from crossband.auth.keys import (
     signing_key,
 )
 from crossband.errors import ConnectionRefused, Unauthorized
+
+if TYPE_CHECKING:
+    from jwt.types import Options
 
 # What is wrong with a token: the word for programs, and the sentence for people.
 REASONS: Final[Mapping[str, str]] = {
@@ -136,16 +140,26 @@ class JWTAuth:
             ) from None
         if key is None:
             raise _refused("key" if self._keys.accept(algorithm) else "algorithm")
+        options: Options = {"require": ["exp"] if self.require_exp else []}
+        decode = functools.partial(
+            jwt.decode,
+            token,
+            key.material,
+            algorithms=list(key.algorithms),
+            audience=self.audience or None,
+            issuer=self.issuer or None,
+            leeway=self.leeway,
+        )
         try:
-            claims = jwt.decode(
-                token,
-                key.material,
-                algorithms=list(key.algorithms),
-                audience=self.audience or None,
-                issuer=self.issuer or None,
-                leeway=self.leeway,
-                options={"require": ["exp"] if self.require_exp else []},
-            )
+            try:
+                claims = decode(options=options)
+            except (jwt.DecodeError, jwt.InvalidIssuedAtError):
+                # To PyJWT a date that is none is as a token that is none.
+                undated: Options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
+                claims = decode(options={**options, **undated})
+                for name in ("exp", "nbf", "iat"):
+                    _seconds(claims, name)
+                raise
         except (jwt.PyJWTError, ValueError, OverflowError, TypeError, RecursionError) as error:
             raise _refusal(error) from None
         return self._identity(claims)
@@ -158,19 +172,18 @@ class JWTAuth:
             rights = Rights.from_claim(claims.get("rooms"))
         except ValueError as error:
             raise _refused("claim", f"`rooms`: {error}") from None
+        expires = _seconds(claims, "exp")
         try:
-            expires = claims.get("exp")
-            issued = claims.get("iat")
             return Identity(
                 user,
                 # Until when it is accepted.
                 expires=None if expires is None else int(expires) + self.leeway,
-                issued=None if issued is None else float(issued),
+                issued=_seconds(claims, "iat"),
                 rights=rights,
                 claims=claims,
             )
-        except (ValueError, OverflowError) as error:
-            raise _refused("claim", str(error)) from None
+        except ValueError as error:
+            raise _refused("claim", f"`{self.user_claim}`: {error}") from None
 
 
 def sign_token(
@@ -206,6 +219,17 @@ def _header(token: str) -> dict[str, Any]:
         raise _refused("malformed") from None
 
 
+def _seconds(claims: Mapping[str, Any], name: str) -> float | None:
+    """Return a claim that is a date (RFC 7519 §2), or None where there is none."""
+    if name not in claims:
+        return None
+    try:
+        int(claims[name])  # As PyJWT reads it; 10**400 is one, but no float.
+        return float(claims[name])
+    except (ValueError, TypeError, OverflowError):
+        raise _refused("claim", f"`{name}` must be a number of seconds since 1970") from None
+
+
 def _names(value: str | Sequence[str] | None, what: str) -> list[str]:
     names = [value] if isinstance(value, str) else list(value or ())
     if not all(type(name) is str and name for name in names):
@@ -215,6 +239,7 @@ def _names(value: str | Sequence[str] | None, what: str) -> list[str]:
 
 def _refusal(error: Exception) -> Unauthorized:
     import jwt
+    from jwt.exceptions import InvalidJTIError, InvalidSubjectError
 
     table: tuple[tuple[type[Exception], str], ...] = (
         (jwt.ExpiredSignatureError, "expired"),
@@ -232,4 +257,7 @@ def _refusal(error: Exception) -> Unauthorized:
         if isinstance(error, kind):
             return _refused(reason)
     # A signature can be verified, and what was signed be of the wrong type.
+    for kind, claim in ((InvalidSubjectError, "sub"), (InvalidJTIError, "jti")):
+        if isinstance(error, kind):
+            return _refused("claim", f"`{claim}` must be a string")
     return _refused("claim" if isinstance(error, jwt.InvalidTokenError) else "malformed")

@@ -11,6 +11,7 @@ import msgspec
 from crossband.auth import Identity
 from crossband.errors import EncodeError, EventError, InvalidMessage
 from crossband.hub.base import BaseHub
+from crossband.hub.events import check_event, check_name
 from crossband.transports.http import ClientGone, HeaderList, Request
 
 
@@ -24,6 +25,20 @@ class Broadcast(msgspec.Struct):
 
 
 _broadcast = msgspec.json.Decoder(Broadcast)
+
+
+def _check_names(message: Broadcast) -> None:
+    """Raise InvalidMessage, with the path, for a name that cannot be used."""
+    path = "$.event"
+    try:
+        check_event(message.event)
+        path = "$.room"
+        if message.room is not None:
+            check_name(message.room, "a room name")
+    except EncodeError as error:
+        raise InvalidMessage(str(error), path=path) from None
+    if not message.namespace.startswith("/"):
+        raise InvalidMessage("Expected a name that starts with `/`", path="$.namespace")
 
 
 class Api:
@@ -103,8 +118,7 @@ class Api:
             raise InvalidMessage(reason, path=path.rstrip("`") or "$") from None
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise InvalidMessage(f"Not JSON: {error}") from None
-        if not message.namespace.startswith("/"):
-            raise InvalidMessage("Expected a name that starts with `/`", path="$.namespace")
+        _check_names(message)
         namespace = self._hub.find(message.namespace)
         if namespace is None:
             raise EventError(code="invalid_namespace")
@@ -117,7 +131,7 @@ class Api:
             clients = len(namespace.match(rooms, ()))
             offset = await target.emit(message.event, *args)
         except EncodeError as error:
-            raise InvalidMessage(str(error)) from None
+            raise InvalidMessage(str(error), path="$.data") from None
         await request.respond_json(
             200, {"success": True, "clients": clients, "offset": offset}, cors
         )

@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from crossband import (
+    ConnectionRefused,
     Handshake,
     Hub,
     Identity,
@@ -522,6 +523,40 @@ async def test_client_that_is_let_in_while_it_is_revoked_goes(
     assert (await client.next_error())["reason"] == "revoked"
     assert_ended_with(client, await ended(client), 4403)
     await new_client("websocket").connect(server.url, auth={"token": "alice 60"})
+
+
+async def test_session_of_a_user_who_is_revoked_while_it_is_resumed_is_gone(
+    lane: bool, serve: Serve, new_client: NewClient
+) -> None:
+    hub = member_hub()
+    examined, goes_on = asyncio.Event(), asyncio.Event()
+    client = new_client("websocket")
+
+    @hub.use
+    async def examine(socket: Socket) -> None:
+        if socket.handshake.query.get("session") and not goes_on.is_set():
+            examined.set()
+            await goes_on.wait()
+            raise ConnectionRefused("not now")
+
+    server = await serve(hub, lane=lane)
+    await client.connect(server.url, auth={"token": "alice 60"})
+    await client.cut()
+    coming_back: dict[str, Any] = {
+        "auth": {"token": "alice 60"},
+        "session": client.session,
+        "offset": client.offset,
+    }
+    resuming = asyncio.create_task(new_client("websocket").connect(server.url, **coming_back))
+    await examined.wait()
+    await hub.revoke("alice")
+    goes_on.set()
+    with pytest.raises(Refused, match="not now"):
+        await resuming
+    again = new_client("websocket")
+    await again.connect(server.url, **coming_back)
+    assert (await again.next_gap())["reason"] == "session"
+    assert again.sid != client.sid
 
 
 async def test_anonymous_client_does_not_become_somebody(

@@ -106,7 +106,7 @@ class Admission:
     # The rooms of that session, as it was taken.
     rooms: frozenset[str]
     # How many there had been when it was asked who it is.
-    revocations: int = 0
+    revocations: int
 
 
 class BaseHub(Namespace):
@@ -528,8 +528,9 @@ class BaseHub(Namespace):
             )
         if identity is not None:
             self._count_user(connection, identity.user, namespace, resume)
-        admission = await self._resume(namespace, connection, handshake, codec, resume, identity)
-        admission.revocations = revocations
+        admission = await self._resume(
+            namespace, connection, handshake, codec, resume, identity, revocations
+        )
         socket = admission.socket
         try:
             if socket.record.asked:
@@ -594,6 +595,7 @@ class BaseHub(Namespace):
         codec: Codec,
         resume: Resume,
         identity: Identity | None,
+        revocations: int,
     ) -> Admission:
         user = None if identity is None else identity.user
         taken: Session | None = None
@@ -606,7 +608,7 @@ class BaseHub(Namespace):
         if resume.key is not None:
             taken = await self.broker.take_session(namespace.name, resume.key)
             if taken is not None and taken.user != user:
-                self._put_back(namespace, taken)
+                self._put_back(namespace, taken, revocations)
                 taken, foreign = None, True
             if taken is None and (cursor is not None or resume.returning):
                 gap = "session"
@@ -630,7 +632,7 @@ class BaseHub(Namespace):
             except Gap as error:
                 gap = error.reason
             except BaseException:
-                self._put_back(namespace, taken)
+                self._put_back(namespace, taken, revocations)
                 raise
             finally:
                 if catch_up is None:
@@ -668,22 +670,24 @@ class BaseHub(Namespace):
             recovered=taken is not None and catch_up is not None,
             identity=identity,
         )
-        return Admission(socket, cursor, gap, catch_up, taken, rooms)
+        return Admission(socket, cursor, gap, catch_up, taken, rooms, revocations)
 
     def withdraw(self, admission: Admission) -> None:
         """Undo an admission: the client was refused, or left before its welcome."""
         namespace = admission.socket.namespace
         if admission.catch_up is not None:
             namespace.release(admission.catch_up)
-        self._put_back(namespace, admission.taken)
+        self._put_back(namespace, admission.taken, admission.revocations)
 
-    def _put_back(self, namespace: Namespace, taken: Session | None) -> None:
-        if taken is not None:
-            live = namespace.live(taken.key)
-            # Somebody else may have taken up the key since.
-            self.broker.save_session(
-                taken if live is None else live.record, connected=live is not None
-            )
+    def _put_back(self, namespace: Namespace, taken: Session | None, revocations: int) -> None:
+        if taken is None:
+            return
+        live = namespace.live(taken.key)
+        if live is not None:
+            # Its old connection, or somebody else who has taken up the key since.
+            self.broker.save_session(live.record, connected=True)
+        elif not self.guard.revoked_since(taken.user, revocations):
+            self.broker.save_session(taken, connected=False)
 
     def open(self, admission: Admission) -> None:
         """Welcome an admitted client: from here on it receives, in order, all it should."""

@@ -109,12 +109,16 @@ class Guard:
         if identity.issued is not None and identity.issued <= when:
             raise _revoked()
 
+    def revoked_since(self, user: str | None, revocations: int) -> bool:
+        """Tell whether a user was revoked since there were so many revocations."""
+        if user is None or revocations == self.revocations:
+            return False
+        _, number = self._revoked.get(user, _NEVER)
+        return number > revocations
+
     def check_admitted(self, socket: Socket, revocations: int) -> None:
         """End a client whose user was revoked since there were so many revocations."""
-        if socket.identity is None or revocations == self.revocations:
-            return
-        _, number = self._revoked.get(socket.identity.user, _NEVER)
-        if number > revocations:
+        if socket.identity is not None and self.revoked_since(socket.identity.user, revocations):
             self._hub.dismiss(socket, REVOKED, CloseCode.REVOKED, _revoked())
 
     # What.

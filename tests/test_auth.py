@@ -505,6 +505,19 @@ def test_rights_of_a_claim() -> None:
     assert not Rights.from_claim(None).allow("subscribe", "news")
 
 
+@pytest.mark.parametrize("patterns", ["team-*", b"*", None, 5, [1], {"news": True}])
+def test_rights_take_no_single_string(patterns: Any) -> None:
+    with pytest.raises(TypeError, match="subscribe takes room patterns, such as "):
+        Rights(subscribe=patterns)
+    with pytest.raises(TypeError, match="publish takes room patterns, such as "):
+        Rights((), patterns)
+
+
+def test_rights_take_lists_and_sets() -> None:
+    rights: Any = {"subscribe": ["team-*"], "publish": {"news"}}
+    assert Rights(**rights) == Rights(("team-*",), ("news",))
+
+
 @pytest.mark.parametrize("fields", [{"user": ""}, {"user": 7}, {"expires": float("nan")}])
 def test_identity_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

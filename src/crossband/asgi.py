@@ -44,8 +44,8 @@ class Hub(BaseHub):
     `broker` is where publications are ordered and kept: a Broker, or None for the embedded
     memory broker. `authenticate(handshake)` says who a client is, as an Identity, or None for
     an anonymous one, or raises Unauthorized; `authorize(identity, action, room)` whether it
-    may "subscribe" or "publish" to a room, None being the whole namespace. Either may be
-    async. Other arguments are those of Settings. Serve it alone, or mount it:
+    may "subscribe" or "publish" to a room, None being the whole namespace: True, or it may
+    not. Either may be async. Other arguments are those of Settings. Serve it alone, or mount it:
     `app.mount("/realtime", hub)`; it starts with the server's lifespan or, where mounting
     does not forward that, with the first request.
     """

@@ -73,11 +73,24 @@ class Rights(msgspec.Struct, frozen=True):
     """Rooms a client may hear and publish to, as patterns.
 
     In a pattern `*` stands for any characters, none included; nothing else is special. To
-    publish to a whole namespace takes the pattern `*`.
+    publish to a whole namespace takes the pattern `*`. Lists and sets are taken too; raises
+    TypeError for one string, and for anything else.
     """
 
     subscribe: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("subscribe", "publish"):
+            patterns = getattr(self, name)
+            # A string is letters, and one of them may be `*`.
+            if not isinstance(patterns, (tuple, list, set, frozenset)) or not all(
+                isinstance(pattern, str) for pattern in patterns
+            ):
+                raise TypeError(
+                    f"{name} takes room patterns, such as ['news', 'team-*'], not {patterns!r}"
+                )
+            msgspec.structs.force_setattr(self, name, tuple(patterns))
 
     @classmethod
     def from_claim(cls, claim: object) -> Rights:

@@ -11,6 +11,7 @@ import msgspec
 
 from crossband.errors import InvalidMessage, InvalidName
 from crossband.hub.annotations import Shape, explain, resolve, shape_of, underlying
+from crossband.hub.callables import check_runs
 from crossband.protocol import payload
 
 Handler = Callable[..., Any]
@@ -107,6 +108,7 @@ class EventSchema:
             signature = inspect.signature(handler).parameters.values()
         except (TypeError, ValueError) as error:
             raise TypeError(f"the handler of {name!r} has no signature to read: {error}") from error
+        check_runs(handler, f"the handler of {name!r} must be a function, plain or async")
         self.doc = inspect.getdoc(underlying(handler))
         positional: list[inspect.Parameter] = []
         for item in signature:

@@ -20,6 +20,7 @@ from crossband.errors import (
     InvalidMessage,
     Unauthorized,
 )
+from crossband.hub.callables import check_callable
 from crossband.hub.namespace import call
 from crossband.hub.socket import EXPIRED, REVOKED, Socket, cancelling
 from crossband.protocol import payload
@@ -50,6 +51,10 @@ class Guard:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if authenticate is not None:
+            check_callable(authenticate, "Hub(authenticate=…)", "handshake")
+        if authorize is not None:
+            check_callable(authorize, "Hub(authorize=…)", "identity", "action", "room")
         self._hub = hub
         self.authenticate = authenticate
         self.authorize = authorize
@@ -127,7 +132,15 @@ class Guard:
         """Tell whether an action on a room is allowed; None is the whole namespace."""
         if self.authorize is None:
             return True
-        return bool(await call(self.authorize, identity, action, room))
+        allowed = await call(self.authorize, identity, action, room)
+        if isinstance(allowed, bool):
+            return allowed
+        # Else a coroutine nobody awaited, or a forgotten `return`, would decide.
+        logger.error(
+            "authorize must return True or False, not %s: it is not allowed",
+            type(allowed).__name__,
+        )
+        return False
 
     async def demand(self, identity: Identity | None, action: Action, room: str | None) -> None:
         """Raise EventError unless an action on a room is allowed."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from crossband.broker import Publication
 from crossband.codecs import PLAIN, Codec, Wire, tag_of
 from crossband.errors import AckTimeout, CrossbandError, EncodeError, EventError, InvalidMessage
+from crossband.hub.callables import check_callable
 from crossband.hub.catchup import CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.events import (
@@ -104,8 +105,10 @@ class Handlers:
         if handler is None:
             return lambda function: self.on(event, function)
         if event == "connect":
+            check_callable(handler, 'on("connect")', "socket")
             self.registry.connect.append(handler)
         elif event == "disconnect":
+            check_callable(handler, 'on("disconnect")', "socket", "reason")
             self.registry.disconnect.append(handler)
         else:
             check_name(event, "an event name")
@@ -118,6 +121,7 @@ class Handlers:
 
     def on_any(self, handler: F) -> F:
         """Hear every event before its handler: `handler(socket, event, args)`."""
+        check_callable(handler, "on_any()", "socket", "event", "args")
         self.registry.any.append(handler)
         self.registry.direct = {}
         return handler
@@ -147,6 +151,7 @@ class Handlers:
 
         Raise ConnectionRefused to refuse it.
         """
+        check_callable(middleware, "use()", "socket")
         self.registry.uses.append(middleware)
         return middleware
 
@@ -155,16 +160,22 @@ class Handlers:
 
         Raise EventError to refuse it; the sender is answered with it.
         """
+        check_callable(middleware, "use_event()", "socket", "event", "args")
         self.registry.event_uses.append(middleware)
         self.registry.direct = {}
         return middleware
 
 
 async def call(function: Handler, *args: Any) -> Any:
-    """Call a plain or async function."""
+    """Call a plain or async function. Raises TypeError where nothing of it would run."""
     result = function(*args)
+    if result is None:
+        return None
     if inspect.isawaitable(result):
-        return await result
+        result = await result
+    # Of a function that `check_callable` cannot see into, such as a lambda around it.
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError(f"{function!r} returned a generator: nothing of it has run")
     return result
 
 

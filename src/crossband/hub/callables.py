@@ -1,0 +1,67 @@
+"""What may be given as a handler or a guard: checked where it is registered."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+
+def check_callable(function: object, what: str, *arguments: str) -> None:
+    """Raise TypeError unless `function(*arguments)` would run; `what` says where it was given.
+
+    Plain and async functions, methods, partials and callable objects pass, and what has no
+    signature to read.
+    """
+    takes = f"{what} takes a function ({', '.join(arguments)}), plain or async"
+    if not callable(function):
+        raise TypeError(f"{takes}, not {type(function).__name__}")
+    check_runs(function, takes)
+    try:
+        # What is called is the outermost wrapper, whatever it wraps.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{takes}; {_name(function)} takes {signature}: {error}") from None
+
+
+def check_runs(function: Any, takes: str) -> None:
+    """Raise TypeError for what, when called, would run nothing of what it is there for.
+
+    These are generator functions, and classes whose instances are to be called. `takes` says
+    what was expected.
+    """
+    name = _name(function)
+    if isinstance(function, type) and any("__call__" in base.__dict__ for base in function.__mro__):
+        raise TypeError(f"{takes}; {name} is a class: pass an instance, {name}(…)")
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    call = getattr(type(inner), "__call__", None)  # noqa: B004 - the method itself is wanted
+    for candidate in (inner, call):
+        if _is_generator_function(candidate):
+            raise TypeError(
+                f"{takes}; {name} is a generator function, by its `yield`: a call would run "
+                "nothing of it"
+            )
+
+
+def _is_generator_function(function: Any) -> bool:
+    if inspect.isasyncgenfunction(function):
+        return True
+    if not inspect.isgeneratorfunction(function):
+        return False
+    # Those of `types.coroutine` can be awaited.
+    code = getattr(function, "__code__", None)
+    return code is None or not code.co_flags & inspect.CO_ITERABLE_COROUTINE
+
+
+def _name(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    # Of a function in a function, only what stands at its `def`.
+    return str(name).rpartition("<locals>.")[2]

@@ -39,7 +39,8 @@ _size: Final = attrgetter("size")
 class Handshake:
     """What is known of a client at connect."""
 
-    # "websocket", "polling" or "sse": how the client came; it may upgrade later.
+    # "websocket", "polling" or "sse": how the client came; it may upgrade later. "http" when
+    # `authenticate` is asked about a publication over the HTTP API.
     transport: str
     # Names in lower case; several lines of one name are joined by ", ". Not in the repr, as
     # the query and `auth`: they hold tokens and session keys.
@@ -49,7 +50,10 @@ class Handshake:
     address: str | None
     # Seconds since 1970.
     time: float
+    # Below the mount point, such as "/ws/admin". Socket.IO's has no namespace in it: clients
+    # name that later, and `socket.namespace` has it.
     path: str = "/"
+    # Over TLS, as the server or a trusted proxy says.
     secure: bool = False
     # Socket.IO's auth payload; on the other doors empty, but for a token that was refreshed.
     auth: Mapping[str, Any] = field(default_factory=dict, repr=False)

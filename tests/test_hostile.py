@@ -1161,6 +1161,28 @@ async def test_response_that_is_never_read_is_cut(serve: Serve, browser: httpx.A
         tcp.writer.transport.abort()
 
 
+async def test_last_response_that_is_never_read_is_cut(serve: Serve) -> None:
+    server = await serve(Hub(limits=Limits(send_time=0.1)))
+    tcp = await reluctant(server.url)
+    try:
+        tcp.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        tcp.send(http("/api/status"))
+        assert server._uvicorn is not None
+        connections = server._uvicorn.server_state.connections
+        await returns_to(Counter(connections=1), lambda: Counter(connections=len(connections)))
+        (held,) = connections
+        kernel = held.transport.get_extra_info("socket")
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        # Until the kernel has no room for a few more of them.
+        while not held.transport.get_write_buffer_size():
+            tcp.send(http("/api/status") * 10)
+            await asyncio.sleep(0)
+        tcp.send(http("/api/status", "Connection: close"))
+        await returns_to(Counter(), lambda: +Counter(held=held in connections))
+    finally:
+        tcp.writer.transport.abort()
+
+
 async def test_response_that_is_read_slowly_arrives(
     serve: Serve, browser: httpx.AsyncClient
 ) -> None:

@@ -142,6 +142,30 @@ def test_frames_are_found_however_they_are_cut(
             fragmented = not fin
 
 
+@given(pieces)
+def test_whole_text_is_the_one_frame_that_splitting_finds(
+    frames: list[tuple[Opcode, bytes, bool]],
+) -> None:
+    wires = [masked(opcode, data, fin=fin) for opcode, data, fin in frames]
+    for wire in [*wires, b"".join(wires)]:
+        for end in {*range(min(len(wire), 200)), len(wire)}:
+            payload = FrameSplitter(LIMIT).whole_text(wire[:end])
+            if payload is not None:
+                assert split(FrameSplitter(LIMIT), wire[:end]) == [(TEXT, payload)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535])
+def test_one_whole_text_is_known(size: int) -> None:
+    wire = masked(Opcode.TEXT, b"x" * size)
+    assert FrameSplitter(LIMIT).whole_text(wire) == (b"x" * size if size > 1 else None)
+
+
+def test_beginning_of_a_long_text_is_no_whole_one() -> None:
+    # 0xFF would be a length of 127, were it not the sign of a longer one.
+    wire = masked(Opcode.TEXT, b"x" * 65_536)
+    assert FrameSplitter(LIMIT).whole_text(wire[:133]) is None
+
+
 @given(st.lists(st.binary(max_size=80), max_size=10))
 def test_any_bytes_are_split_without_an_exception(chunks: list[bytes]) -> None:
     splitter = FrameSplitter(1_000)

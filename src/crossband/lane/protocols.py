@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import contextlib
 import logging
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidHeader, NegotiationError
@@ -31,7 +31,7 @@ from websockets.headers import build_extension, parse_extension
 from crossband.errors import FAULTS
 from crossband.lane.head import Head
 from crossband.lane.stream import StreamLane
-from crossband.lane.websocket import BROKEN_TIME, WebSocketLane
+from crossband.lane.websocket import BROKEN_TIME, WebSocketLane, half_close
 from crossband.protocol import websocket
 from crossband.transports.lane import EXTENSION, Lane, Peer
 
@@ -52,6 +52,7 @@ USED: Final = {
         "writable",
         "handshake_complete",
         "close_sent",
+        "disconnected",
         "stop_keepalive",
         "app",
         "handle_cont",
@@ -80,10 +81,22 @@ USED: Final = {
         "tasks",
         "config",
         "server_state",
+        "parser",
+        "send_400_response",
+        "on_response_complete",
         "timeout_keep_alive_handler",
         "pause_writing",
         "resume_writing",
     ),
+    RequestResponseCycle: (
+        "scope",
+        "response_started",
+        "disconnected",
+        "more_body",
+        "access_log",
+        "access_logger",
+    ),
+    FlowControl: ("write_paused", "resume_reading"),
 }
 
 # Bytes of a request's head. Node: 16 KiB, nginx: 32 KiB, uvicorn on httptools: no limit.
@@ -216,6 +229,8 @@ class Handshake(asyncio.Protocol):
                             accepted, extension = DEFLATE.process_request_params(parameters, [])
                         except NegotiationError:
                             continue
+                        if not _fits(extension):
+                            continue
                         header = build_extension([(DEFLATE.name, accepted)])
                         return extension, b"Sec-WebSocket-Extensions: %b\r\n" % header.encode()
         return None, b""
@@ -294,6 +309,11 @@ class Handshake(asyncio.Protocol):
         self.transport.close()
 
 
+def _fits(extension: PerMessageDeflate) -> bool:
+    """Tell whether a client's window takes the frames that are compressed once for all."""
+    return extension.local_max_window_bits >= websocket.WINDOW_BITS
+
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, which can hand its accepted connection to the hub."""
 
@@ -316,7 +336,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             return None
         extension = None
         for candidate in self.conn.extensions:
-            if not isinstance(candidate, PerMessageDeflate):
+            if not isinstance(candidate, PerMessageDeflate) or not _fits(candidate):
                 return None
             extension = candidate
         transport = self.transport
@@ -351,14 +371,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _half_close(self) -> None:
         # uvicorn waits 10 s for the answer of a client at fault.
-        if self.transport.is_closing():
-            return
-        if not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        with contextlib.suppress(OSError):
-            self.transport.write_eof()
-        asyncio.get_running_loop().call_later(BROKEN_TIME, self.transport.abort)
+        if not self.transport.is_closing():
+            half_close(self.transport)
+            asyncio.get_running_loop().call_later(BROKEN_TIME, self.transport.abort)
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= self.fragments:
@@ -423,6 +438,11 @@ class HTTPProtocol(HttpToolsProtocol):
         self._unwatch()
         super().resume_writing()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch()
+
     def timeout_keep_alive_handler(self) -> None:
         self._close()
 
@@ -458,7 +478,7 @@ class HTTPProtocol(HttpToolsProtocol):
                 b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
                 b"connection: close\r\ncontent-length: 0\r\n\r\n"
             )
-            self.transport.close()
+            self._close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -472,6 +492,7 @@ class HTTPProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def handle_websocket_upgrade(self) -> None:
+        self._unwatch()
         key = self._websocket_key()
         if key is None:
             # Not a handshake, or not one of the common case: the library knows what to answer.
@@ -508,7 +529,6 @@ class HTTPProtocol(HttpToolsProtocol):
         }
         handshake = Handshake(self, scope, key)
         scope["extensions"][EXTENSION] = handshake.take
-        self._unwatch()
         self.connections.discard(self)
         self.connections.add(handshake)  # type: ignore[arg-type]
         self.transport.set_protocol(handshake)

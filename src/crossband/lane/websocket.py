@@ -30,6 +30,18 @@ TURN: Final = 32
 BROKEN_TIME: Final = 0.1
 
 
+def half_close(transport: asyncio.Transport) -> None:
+    """Send nothing more. Over TLS, which has no halves, nothing is read any more either."""
+    if not transport.can_write_eof():
+        transport.close()
+        return
+    try:
+        transport.write_eof()
+    except OSError:
+        # The peer has reset the connection, and the transport is yet to hear of it.
+        transport.abort()
+
+
 class WebSocketLane(asyncio.Protocol):
     """A WebSocket in the hub's hands."""
 
@@ -100,10 +112,11 @@ class WebSocketLane(asyncio.Protocol):
             return
         self._stop_writing()
         self.transport.write(websocket.encode_close(code, reason))
-        # It was paused if the hub was slow: the answer must be read.
-        self._waiting = None
-        self._read_on()
         self._cut_in(CLOSE_TIME)
+        # It was paused if the hub was slow: the answer must be read, or was already.
+        waiting, self._waiting = self._waiting, None
+        self._handle(waiting or [])
+        self._read_on()
 
     def abort(self) -> None:
         self._stop_writing()
@@ -290,20 +303,12 @@ class WebSocketLane(asyncio.Protocol):
     def _half_close(self) -> None:
         if self.transport.is_closing():
             return
-        if not self.transport.can_write_eof():
-            self.transport.close()
-            return
         # Read and thrown away: what is unread when it is cut makes the kernel reset it.
         self._splitter.end()
         self._waiting = None
         self._read_on()
-        try:
-            self.transport.write_eof()
-        except OSError:
-            # The peer has reset the connection, and the transport is yet to hear of it.
-            self.transport.abort()
-        else:
-            self._cut_in(BROKEN_TIME)
+        half_close(self.transport)
+        self._cut_in(BROKEN_TIME)
 
     def _protocol(self) -> Protocol:
         if self._library is None:

@@ -131,7 +131,8 @@ class FrameSplitter:
             if size != length + 8 or length > self.limit:
                 return None
             return apply_mask(data[8:], data[4:8])
-        if length < 0x80 or size != length - 0x80 + 6 or length - 0x80 > self.limit:
+        # 0xFF is eight bytes of length.
+        if not 0x80 <= length < 0xFE or size != length - 0x80 + 6 or length - 0x80 > self.limit:
             return None
         return apply_mask(data[6:], data[2:6])
 

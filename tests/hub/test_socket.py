@@ -205,6 +205,74 @@ async def test_crowd_at_the_back_channel_enters_one_by_one(hub: BaseHub) -> None
     assert longest <= 4
 
 
+async def test_handler_the_application_cancels_holds_up_nobody(
+    hub: BaseHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    running: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
+
+    async def hang(socket: Socket) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        await asyncio.sleep(0)
+        running.put_nowait(task)
+        await asyncio.Event().wait()
+
+    hub.on("connect", hang)
+    hub.on("hang", hang)
+    hub.on("count", lambda socket, number: number)
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link)
+    outcome: list[Payload | EventError] = []
+    socket.receive(event("hang", ack_id=1))
+    socket.receive(event("hang", ack_id=2))
+    socket.receive(Incoming("hang", [], reply=outcome.append))
+    socket.receive(event("count", data="3", ack_id=3))
+    for _ in range(4):
+        async with asyncio.timeout(1):
+            (await running.get()).cancel()
+    _, first, second, third = await link.messages(4)
+    assert (first["code"], first["id"]) == (second["code"], 1) == ("internal_error", 1)
+    assert (second["event"], second["id"]) == ("hang", 2)
+    assert third == {"type": "ack", "id": 3, "data": 3}
+    (posted,) = outcome
+    assert isinstance(posted, EventError)
+    assert posted.code == "internal_error"
+    assert caplog.messages == ["the handler of 'hang' in namespace '/' was cancelled"] * 3
+    socket.receive(event("count", data="4", ack_id=4))
+    assert (await link.messages(5))[-1]["data"] == 4
+
+
+async def test_event_behind_a_cancelled_handler_is_handled_before_the_hub_has_stopped(
+    hub: BaseHub,
+) -> None:
+    running: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
+    handled: list[str] = []
+
+    @hub.on("hang")
+    async def hang(socket: Socket) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        running.put_nowait(task)
+        await asyncio.Event().wait()
+
+    @hub.on("disconnect")
+    async def disconnect(socket: Socket, reason: str) -> None:
+        await asyncio.sleep(0)
+        handled.append(reason)
+
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link)
+    socket.receive(event("hang"))
+    hanging = await running.get()
+    hub.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=10)
+    stopping = asyncio.create_task(hub.stop())
+    assert (await link.messages(2))[1]["type"] == "server:shutdown"
+    hanging.cancel()
+    async with asyncio.timeout(1):
+        await stopping
+    assert handled == ["server shutting down"]
+
+
 async def test_poster_is_answered_when_the_hub_stops_its_handler(hub: BaseHub) -> None:
     outcome: list[Payload | EventError] = []
 

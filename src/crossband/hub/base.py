@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
@@ -158,6 +158,8 @@ class BaseHub(Namespace):
         # Somebody stops the hub; for who else does meanwhile, until it is done.
         self.stopping = False
         self._stopped = asyncio.Event()
+        # It takes too long: what is still being handled is cancelled.
+        self.out_of_time = False
         # The server takes no further requests by then: polls that wait are the last.
         self.last_polls = False
 
@@ -265,7 +267,7 @@ class BaseHub(Namespace):
         self.reserve = Reserve(loop, self.spawn, self._tasks)
         self.guard.start(loop)
         self._started_at = time.monotonic()
-        self.stopping = self.last_polls = False
+        self.stopping = self.out_of_time = self.last_polls = False
         limits = self.settings.limits
         self.seats = Seats(
             total=limits.connections,
@@ -337,21 +339,24 @@ class BaseHub(Namespace):
         connection.close(CloseCode.GOING_AWAY, _FAREWELL)
 
     async def _finish_tasks(self, deadline: float) -> None:
-        waiting = self._tasks - {asyncio.current_task()}
-        if waiting:
+        # A task may leave what is behind it to another one.
+        while not self.out_of_time and (waiting := self._tasks - {asyncio.current_task()}):
             patience = max(0.0, deadline - asyncio.get_running_loop().time())
             try:
                 _, pending = await asyncio.wait(waiting, timeout=patience)
             except asyncio.CancelledError:
                 # The server has no more patience.
-                for task in waiting:
-                    task.cancel()
+                self._cancel(waiting)
                 raise
-            for task in pending:
-                task.cancel()
             if pending:
+                self._cancel(pending)
                 await asyncio.wait(pending, timeout=1.0)
         await self.reserve.close()
+
+    def _cancel(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        self.out_of_time = True
+        for task in tasks:
+            task.cancel()
 
     def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start what the doors need; the ASGI hub has them."""

@@ -326,7 +326,7 @@ class Socket:
             self._answer(message, result)
         except (Exception, asyncio.CancelledError) as error:
             # Not inside a task of ours: a handler can only have raised it.
-            self._fail(message, error, stopping=False)
+            self._fail(message, error, in_task=False)
 
     def begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine after the events before it: at once, as far as it goes, if alone."""
@@ -434,7 +434,11 @@ class Socket:
                 except Exception:
                     logger.exception("a handler of namespace %r failed", self.namespace.name)
         finally:
-            self._busy = False
+            if self.namespace.hub.out_of_time:
+                self._busy = False
+            else:
+                # More waits where the application cancelled a handler, and this task with it.
+                self._stepped()
             if self._space is not None:
                 self._space.set()
 
@@ -454,11 +458,18 @@ class Socket:
         if message.reply is not None:
             message.reply(answer)
 
-    def _fail(self, message: Incoming, error: BaseException, *, stopping: bool = True) -> None:
+    def _fail(self, message: Incoming, error: BaseException, *, in_task: bool = True) -> None:
         # Cancelled is also a handler that awaited something that was.
-        if stopping and isinstance(error, asyncio.CancelledError) and cancelling():
-            if message.reply is not None:
-                message.reply(EventError(code="shutting_down"))
+        if in_task and isinstance(error, asyncio.CancelledError) and cancelling():
+            code = "shutting_down"
+            if not self.namespace.hub.out_of_time:
+                code = "internal_error"
+                logger.error(
+                    "the handler of %r in namespace %r was cancelled",
+                    message.event,
+                    self.namespace.name,
+                )
+            self._refuse(message, EventError(code=code))
             raise error
         if isinstance(error, Disconnected) and not self.connected:
             # It asked its own client, who left: nobody failed, nobody waits.

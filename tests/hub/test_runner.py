@@ -264,6 +264,26 @@ async def test_many_that_wait_at_once_leave_a_bounded_reserve(hub: BaseHub) -> N
     assert len(hub.reserve.tasks) <= SPARE
 
 
+async def test_stop_waits_for_a_handler_and_no_longer(hub: BaseHub) -> None:
+    release = asyncio.Event()
+    ended: list[str] = []
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> None:
+        await release.wait()
+        ended.append("handler")
+
+    hub.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=60)
+    link, socket = await welcomed(hub)
+    socket.receive(event("wait"))
+    stopping = asyncio.create_task(hub.stop())
+    assert (await link.messages(2))[1]["type"] == "server:shutdown"
+    release.set()
+    async with asyncio.timeout(2):
+        await stopping
+    assert ended == ["handler"]
+
+
 async def test_stop_ends_handlers_that_wait_and_runners_that_do_not(hub: BaseHub) -> None:
     ended: list[str] = []
 

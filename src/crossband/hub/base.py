@@ -339,19 +339,23 @@ class BaseHub(Namespace):
         connection.close(CloseCode.GOING_AWAY, _FAREWELL)
 
     async def _finish_tasks(self, deadline: float) -> None:
-        # A task may leave what is behind it to another one.
-        while not self.out_of_time and (waiting := self._tasks - {asyncio.current_task()}):
-            patience = max(0.0, deadline - asyncio.get_running_loop().time())
-            try:
+        me = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        try:
+            # Before the others: a runner ends with its work from here on.
+            await self.reserve.close()
+            # A task may leave what is behind it to another one.
+            while waiting := self._tasks - {me}:
+                patience = max(0.0, deadline - loop.time())
                 _, pending = await asyncio.wait(waiting, timeout=patience)
-            except asyncio.CancelledError:
-                # The server has no more patience.
-                self._cancel(waiting)
-                raise
-            if pending:
-                self._cancel(pending)
-                await asyncio.wait(pending, timeout=1.0)
-        await self.reserve.close()
+                if pending:
+                    self._cancel(pending)
+                    await asyncio.wait(pending, timeout=1.0)
+                    return
+        except asyncio.CancelledError:
+            # The server has no more patience.
+            self._cancel(self._tasks - {me})
+            raise
 
     def _cancel(self, tasks: Iterable[asyncio.Task[None]]) -> None:
         self.out_of_time = True

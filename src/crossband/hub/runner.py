@@ -202,7 +202,7 @@ class Reserve:
         return True
 
     async def close(self) -> None:
-        """End the runners that have no work."""
+        """End the runners that have no work, and the others with theirs."""
         self._open = False
         tasks = self.tasks
         self._runners.clear()

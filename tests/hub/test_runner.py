@@ -116,6 +116,39 @@ async def test_timeout_that_began_in_the_first_step_ends_the_handler(hub: BaseHu
     assert answers == ["too slow", "over", "too slow"]
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["a fresh runner", "a used runner"])
+@pytest.mark.parametrize("what", ["a tick", "a future that is done by then"])
+async def test_timeout_that_is_over_after_a_tick_ends_the_handler(
+    what: str, first: bool, hub: BaseHub
+) -> None:
+    @hub.on("wait")
+    async def wait(socket: Socket) -> str:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        loop.call_soon(done.set_result, None)
+        try:
+            async with asyncio.timeout(0):
+                await (asyncio.sleep(0) if what == "a tick" else done)
+                await asyncio.Event().wait()
+        except TimeoutError:
+            # Once: who goes on may wait again.
+            await asyncio.sleep(0)
+            return "timed out"
+        return "never"
+
+    hub.on("fine", _fine)
+    link, socket = await welcomed(hub)
+    if not first:
+        socket.receive(event("fine", ack_id=0))
+        # Its runner's task begins, and waits in reserve.
+        await asyncio.sleep(0)
+    for number in (1, 2):
+        with outside_tasks():
+            socket.receive(event("wait", ack_id=number))
+        answer = (await link.messages(number + (1 if first else 2)))[-1]
+        assert (answer["id"], answer["data"]) == (number, "timed out")
+
+
 async def test_task_group_that_began_in_the_first_step_gathers(hub: BaseHub) -> None:
     async def double(value: int) -> int:
         await asyncio.sleep(0)

@@ -22,7 +22,7 @@ Work = Callable[[], Coroutine[Any, Any, None]]
 class Started:
     """The rest of a coroutine that waits: what awaits it carries it on."""
 
-    __slots__ = ("_awaited", "_context", "_coroutine", "_runner")
+    __slots__ = ("_awaited", "_cancelled", "_context", "_coroutine", "_runner")
 
     def __init__(
         self,
@@ -34,6 +34,8 @@ class Started:
         self._coroutine = coroutine
         # A future, or None of a bare `sleep(0)`.
         self._awaited = awaited
+        # Cancelled while what it waits for cannot be: its next step is to hear of it.
+        self._cancelled = False
         self._context = context
         self._runner = runner
 
@@ -42,9 +44,9 @@ class Started:
         self._runner.carry_on(self, work)
 
     def cancel(self) -> None:
-        """Cancel what it waits for."""
-        if self._awaited is not None:
-            self._awaited.cancel()
+        """Cancel what it waits for, or else its next step, as `Task.cancel` does."""
+        if self._awaited is None or not self._awaited.cancel():
+            self._cancelled = True
 
     def __await__(self) -> Generator[Any, Any, Any]:
         coroutine = self._coroutine
@@ -58,6 +60,9 @@ class Started:
                 value = error
             else:
                 step = coroutine.send
+            if self._cancelled:
+                self._cancelled = False
+                step, value = coroutine.throw, asyncio.CancelledError()
             try:
                 awaited = run(step, value)
             except StopIteration as stop:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -49,13 +49,19 @@ def size(socket):
 class Command:
     """A running `crossband` with its output."""
 
-    def __init__(self, arguments: Sequence[str], cwd: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        env: dict[str, str],
+        stdout: IO[str] | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "crossband", *arguments],
             cwd=cwd,
             env={**CLEAN, **env, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=stdout or subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -94,8 +100,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
     (tmp_path / "my_hub.py").write_text(HUB)
     with ExitStack() as stack:
 
-        def start(*arguments: str, **env: str) -> Command:
-            command = Command(arguments, tmp_path, env)
+        def start(*arguments: str, stdout: IO[str] | None = None, **env: str) -> Command:
+            command = Command(arguments, tmp_path, env, stdout)
             stack.callback(command.process.communicate)
             stack.callback(command.process.kill)
             return command
@@ -279,8 +285,13 @@ def test_busy_port_is_told_in_one_line(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "http"], "--port: expected a whole number, 0 or more, not 'http'"),
+        (["--port", "http"], "--port: expected a port, 0 to 65535, not 'http'"),
         (["--ping-interval=-1"], "--ping-interval: expected a number of seconds, 0 or more"),
+        (["--port", "65536"], "--port: expected a port, 0 to 65535, not '65536'"),
+        (["--host", ""], "--host: expected a string that is not empty, not ''"),
+        (["--limits-rooms", "0"], "--limits-rooms: must be a number above 0, not 0"),
+        (["--limits-message-rate=-1"], "expected a number per second, 0 or more, not '-1'"),
+        (["--app-dir", "/no/such", "chat:hub"], "'/no/such' does not exist"),
         (["--config", "/no/such.toml"], "cannot read /no/such.toml: No such file"),
         (["no_such_module:hub"], "there is no module 'no_such_module'"),
         (["hub"], "expected module:hub, such as hub:hub"),
@@ -297,7 +308,6 @@ def test_what_cannot_be_served_is_told(arguments: list[str], message: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "65536"], "port 65536 does not exist"),
         (["--open", "--host", "no.such.host.invalid"], "cannot listen on 'no.such.host.invalid'"),
         (["--ssl-certfile", "/no/such.pem"], "cannot read the TLS certificate from /no/such.pem"),
         (["--ssl-keyfile", "/no/such.pem"], "without its certificate"),
@@ -329,6 +339,15 @@ def test_help_tells_of_every_setting() -> None:
     for option in ("--host", "--ping-interval", "--limits-outbox", "--no-recovery", "--app-dir"):
         assert option in text
     assert "Between heartbeats. (default: 25)" in text
+    # A rate is no time.
+    assert "--limits-message-rate NUMBER" in text
+
+
+def test_list_of_commands_has_whole_sentences() -> None:
+    for line in (
+        invoke("--help", env={"COLUMNS": "80"}).stdout.partition("Commands:")[2].splitlines()
+    ):
+        assert not line.endswith("...")
 
 
 def test_version() -> None:
@@ -352,6 +371,55 @@ def test_demo_on_a_busy_port() -> None:
         result = invoke("demo", "--port", str(port))
     assert result.exit_code == 1
     assert f"port {port} on 127.0.0.1 is already in use" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port=-1"], "--port: expected a port, 0 to 65535, not '-1'"),
+        (["--port", "abc"], "--port: expected a port, 0 to 65535, not 'abc'"),
+        (["--host", "0.0.0.0"], "who may connect to 0.0.0.0? Give --open to let in anybody"),
+    ],
+)
+def test_demo_that_cannot_be_served_is_told(arguments: list[str], message: str) -> None:
+    result = invoke("demo", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_demo_is_open_when_told_so(run: Run) -> None:
+    command = run("demo", "--port", "0", "--open", "--host", "0.0.0.0")
+    command.started()
+    assert "warning: --open: whoever reaches this server may connect" in command.end()[2]
+
+
+@pytest.fixture
+def full() -> Iterator[IO[str]]:
+    """A file on a full disk."""
+    path = Path("/dev/full")
+    if not path.exists():
+        pytest.skip("needs /dev/full")
+    with path.open("w") as file:
+        yield file
+
+
+def test_server_runs_where_its_banner_cannot_be_written(run: Run, full: IO[str]) -> None:
+    command = run("serve", "--port", "0", stdout=full)
+    line = command.stderr.readline()
+    found = re.search(r"http://127\.0\.0\.1:\d+", line)
+    assert found is not None
+    assert "standard output cannot be written to: No space left on device" in line
+    assert httpx.get(f"{found[0]}/readyz").status_code == 200
+    code, _, err = command.end()
+    assert (code, err) == (0, "")
+
+
+def test_output_that_cannot_be_written_is_told(run: Run, full: IO[str]) -> None:
+    for arguments in (("--version",), ("token", "--user", "alice", "--secret", "s" * 32)):
+        command = run(*arguments, stdout=full)
+        _, err = command.process.communicate(timeout=20)
+        assert command.process.returncode == 1
+        assert err == "error: cannot write to standard output: No space left on device\n"
 
 
 # listen and publish.
@@ -393,6 +461,17 @@ async def test_listen_into_a_pipe_that_closes(server: Server, run: Run) -> None:
     assert await asyncio.to_thread(command.process.wait, 20) in (0, 1)
     assert "Traceback" not in err
     command.process.stdout = None
+
+
+async def test_listen_to_a_full_disk(server: Server, run: Run, full: IO[str]) -> None:
+    command = run("listen", server.url, stdout=full)
+    await asyncio.to_thread(command.stderr.readline)
+    hub = server.app
+    assert isinstance(hub, Hub)
+    await hub.emit("news", "one")
+    err = await asyncio.to_thread(command.stderr.read)
+    assert await asyncio.to_thread(command.process.wait, 20) == 1
+    assert err == "error: cannot write to standard output: No space left on device\n"
 
 
 async def test_publish_reaches_listeners(server: Server, run: Run) -> None:
@@ -479,6 +558,14 @@ async def test_nobody_there() -> None:
         (["listen", "http://127.0.0.1", "--count", "0"], "--count"),
         (["listen", "http://127.0.0.1", "--door", "back"], "--door"),
         (["listen", "http://127.0.0.1", "--namespace", "x"], "begins with /, not 'x'"),
+        (["publish", "http://127.0.0.1", "e", "--api-key", "ключ"], "expected ASCII characters"),
+        (["publish", "http://127.0.0.1", "e", "--token", ""], "'CROSSBAND_TOKEN'): it is empty"),
+        (["publish", "http://127.0.0.1", "\udcff"], r"'EVENT': '\udcff' is not UTF-8"),
+        (["publish", "http://127.0.0.1", "e", "\udcff", "--text"], "'DATA'"),
+        (["listen", "http://127.0.0.1", "--token", "ключ"], "'--token'"),
+        (["listen", "http://127.0.0.1", "--room", "a", "--room", "\udcff"], "'--room'"),
+        (["token", "--user", "a", "--claim", "a=\udcff"], "'--claim'"),
+        (["token", "--user", "\udcff"], "'--user'"),
         (["lisen"], "No such command 'lisen'. Did you mean 'listen'?"),
     ],
 )
@@ -487,3 +574,17 @@ def test_bad_usage_is_told(arguments: list[str], message: str) -> None:
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("input_", "options", "message"),
+    [
+        (b"\xff", [], "DATA is not JSON"),
+        (b'"\xff"', [], "DATA is not UTF-8"),
+        (b"plain\xff", ["--text"], "DATA is not UTF-8 (invalid start byte at byte 5)"),
+    ],
+)
+def test_bad_standard_input_is_told(input_: bytes, options: list[str], message: str) -> None:
+    result = invoke("publish", "http://127.0.0.1", "e", "-", *options, input=input_)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr

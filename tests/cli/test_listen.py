@@ -411,10 +411,10 @@ async def test_refused_by_the_hub(door: Door, serve: Serve) -> None:
 
     @hub.use
     def nobody(socket: Socket) -> None:
-        raise ConnectionRefused("closed today", data={"until": "monday"})
+        raise ConnectionRefused("closed today", data={"until": "monday", "doors": ["a", None]})
 
     server = await serve(hub)
-    with pytest.raises(Refused, match=r"closed today.*monday"):
+    with pytest.raises(Refused, match=r'closed today \(.*until: monday, doors: \["a",null\]\)'):
         await listen.follow(listener_of(door, server), Watched(door))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, get_origin
@@ -47,6 +48,14 @@ def test_every_field_is_a_setting_with_help() -> None:
     assert len({setting.parameter for setting in SETTINGS}) == len(SETTINGS)
 
 
+# Of those where not any text will do.
+EXAMPLES = {
+    "jwt_algorithms": ("ES256", "EdDSA"),
+    "cors_origins": ("https://a.example", "*"),
+    "trusted_proxies": ("10.0.0.0/8", "unix"),
+}
+
+
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: str(setting.key))
 def test_every_setting_is_read_from_all_three_sources(setting: Any, toml: Any) -> None:
     value: Any
@@ -56,7 +65,8 @@ def test_every_setting_is_read_from_all_three_sources(setting: Any, toml: Any) -
         bool: ("true", "true", True),
     }.get(setting.type, ("/x", '"/x"', "/x"))
     if get_origin(setting.type) is tuple:
-        text, in_toml, value = "a, b", '["a", "b"]', ("a", "b")
+        value = EXAMPLES.get(setting.key, ("a", "b"))
+        text, in_toml = ", ".join(value), json.dumps(value)
     elif setting.key == "log_level":
         text, in_toml, value = "debug", '"debug"', "debug"
     option: Any = [text] if get_origin(setting.type) is tuple else text
@@ -115,11 +125,16 @@ def test_words_for_false(text: str) -> None:
         ("CROSSBAND_PING_INTERVAL", "nan", "a number of seconds"),
         ("CROSSBAND_PING_INTERVAL", "inf", "a number of seconds"),
         ("CROSSBAND_PING_INTERVAL", "", "a number of seconds"),
-        ("CROSSBAND_PORT", "80.5", "a whole number, 0 or more, not '80.5'"),
+        ("CROSSBAND_PORT", "80.5", "a port, 0 to 65535, not '80.5'"),
+        ("CROSSBAND_PORT", "65536", "a port, 0 to 65535, not '65536'"),
         ("CROSSBAND_LIMITS_ROOMS", "many", "a whole number"),
+        ("CROSSBAND_LIMITS_MESSAGE_RATE", "-1", "a number per second, 0 or more, not '-1'"),
         ("CROSSBAND_LIMITS_ROOMS", "9" * 5000, "a whole number"),
         ("CROSSBAND_RECOVERY", "maybe", "true or false, not 'maybe'"),
         ("CROSSBAND_RECOVERY", "", "true or false"),
+        ("CROSSBAND_HOST", "", "a string that is not empty, not ''"),
+        ("CROSSBAND_JWT_SECRET", "", "a string that is not empty"),
+        ("CROSSBAND_JWT_ISSUER", "", "a list of strings, one at least, not ''"),
         ("CROSSBAND_LOG_LEVEL", "loud", "one of critical, error, warning, info, debug, not 'loud'"),
     ],
 )
@@ -131,6 +146,21 @@ def test_bad_variable_is_named_with_what_was_expected(
     assert str(caught.value).startswith(f"{variable}: expected ")
     assert expected in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("CROSSBAND_LIMITS_ROOMS", "0", "must be a number above 0, not 0"),
+        ("CROSSBAND_PING_INTERVAL", "0", "must be a number of seconds above 0"),
+        ("CROSSBAND_EVENTS_PATH", "events", "must start with '/'"),
+        ("CROSSBAND_CORS_ORIGINS", "a.example", "takes origins such as"),
+        ("CROSSBAND_JWT_ALGORITHMS", "none", "'none' is not one of"),
+    ],
+)
+def test_value_that_its_struct_refuses_is_named(variable: str, text: str, message: str) -> None:
+    with pytest.raises(SettingError, match=f"^{variable}: {message}"):
+        read({}, {variable: text}, None)
 
 
 def test_bad_option_is_named() -> None:
@@ -151,7 +181,7 @@ def test_bad_option_is_named() -> None:
         ("ping_interval = true", "ping_interval: expected a number of seconds"),
         ("ping_interval = nan", "ping_interval: expected a number of seconds"),
         ("history_size = 1.5", "history_size: expected a whole number"),
-        ("host = 5", "host: expected a string, not 5"),
+        ("host = 5", "host: expected a string that is not empty, not 5"),
         ("api_keys = [1]", "api_keys: expected a list of strings, not [1]"),
         ("api_keys = 1", "api_keys: expected a list of strings, not 1"),
         ("[limits]\nrooms = -1", "limits.rooms: expected a whole number, 0 or more, not -1"),

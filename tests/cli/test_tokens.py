@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -93,7 +94,8 @@ async def test_token_is_signed_with_a_key_file(tmp_path: Path) -> None:
     auth = JWTAuth(public.read_text())
     for file in (private, shape):
         # The environment's secret steps back.
-        shown = made("--user", "alice", "--key-file", str(file), env=ENVIRON)
+        arguments = ("--user", "alice", "--key-file", str(file))
+        shown = await asyncio.to_thread(made, *arguments, env=ENVIRON)
         assert (await auth.verify(shown)).user == "alice"
     assert jwt.get_unverified_header(shown)["kid"] == "one"
     result = invoke("token", "--user", "alice", "--key-file", str(public))
@@ -110,6 +112,11 @@ async def test_token_is_signed_with_a_key_file(tmp_path: Path) -> None:
         (["--secret", SECRET, "--algorithm", "none"], "'none' is not one of"),
         (["--secret", SECRET, "--key-file", "k"], "signed with one of them"),
         (["--secret", SECRET, "--expires", "soon"], "expected a time such as 90, 15m"),
+        (["--secret", SECRET, "--expires", "0"], "good for a second at least, not '0'"),
+        (["--secret", SECRET, "--algorithm", "bogus"], "'--algorithm': 'bogus' is not one of"),
+        (["--secret", ""], "'--secret': it is empty"),
+        (["--secret", SECRET, "--user", ""], "'--user': it is empty"),
+        (["--key-file", __file__], "neither PEM nor a JWK, nor a secret, which is one line"),
         (["--secret", SECRET, "--claim", "role"], "expected NAME=VALUE, not 'role'"),
         (["--secret", SECRET, "--rooms", "a", "--publish", "b"], "--rooms is for both"),
         (["--key-file", "/no/such"], "cannot read /no/such: No such file"),
@@ -119,6 +126,15 @@ def test_token_that_cannot_be_made_is_told(arguments: list[str], message: str) -
     result = invoke("token", "--user", "alice", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+
+
+def test_token_that_its_server_refuses_is_warned_of() -> None:
+    result = invoke("token", "--user", "alice", "--secret", SECRET, "--claim", 'rooms="news"')
+    assert result.exit_code == 0
+    assert claims_of(result.stdout.strip())["rooms"] == "news"
+    assert "warning: a server with these settings refuses this token: A claim" in result.stderr
+    result = invoke("token", "--user", "alice", "--secret", SECRET)
+    assert result.stderr == ""
 
 
 def test_lifetime() -> None:
@@ -155,19 +171,29 @@ def test_other_address_needs_tokens_or_an_order(host: str) -> None:
     ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "who may connect to 0.0.0.0? Give --jwt-secret"),
-        (["--open", "--jwt-secret", SECRET], "--open lets in anybody, and --jwt-secret does not"),
+        (["--open", "--jwt-secret", SECRET], "--open lets in anybody, and --jwt-secret is about"),
         (["--jwt-secret", SECRET, "--jwks-url", "https://example.com"], "with one of them"),
         (["--jwt-secret", "short"], "--jwt-secret: the secret has 5 bytes"),
         (["--jwt-key-file", "/no/such"], "--jwt-key-file: cannot read /no/such"),
         (["--jwks-url", "keys"], "a JWKS URL looks like https://"),
         (["--jwt-secret", SECRET, "--jwt-algorithms", "ES256"], "ES256 cannot be used"),
-        (["my_hub:hub", "--jwt-secret", SECRET], "my_hub:hub asks nobody for a token"),
+        (["--open", "--token-cookie", "c"], "--open lets in anybody, and --token-cookie is about"),
+        (["--jwt-secret", ""], "--jwt-secret: expected a string that is not empty, not ''"),
+        (["--jwt-audience", "chat"], "--jwt-audience is about tokens, and there is no key"),
+        (["--token-cookie", "c"], "--token-cookie is about tokens, and there is no key"),
+        (["my_hub:hub", "--jwt-secret", SECRET], "my_hub:hub asks nobody for a token: jwt_secret"),
+        (["my_hub:hub", "--jwt-audience", "a"], "asks nobody for a token: jwt_audience is a"),
+        (["my_hub:hub", "--open"], "my_hub:hub has no authenticate, and lets in anybody"),
+        (["my_hub:auth", "--token-cookie", "c"], "my_hub:auth has an authenticate of its own"),
+        (["my_hub:auth", "--open"], "open is a setting of the standalone hub"),
     ],
 )
 def test_settings_of_tokens_that_make_no_sense_are_told(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "my_hub.py").write_text("from crossband import Hub\nhub = Hub()\n")
+    (tmp_path / "my_hub.py").write_text(
+        "from crossband import Hub\nhub = Hub()\nauth = Hub(authenticate=lambda handshake: None)\n"
+    )
     result = invoke("serve", *arguments, "--app-dir", str(tmp_path))
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
@@ -181,6 +207,36 @@ def test_open_hub_says_so(run: Run) -> None:
     assert httpx.head(f"{url}/events").status_code == 200
     _, _, errors = command.end()
     assert "warning: --open: whoever reaches this server may connect" in errors
+
+
+def test_own_hub_may_share_the_key_of_the_environment(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "members.py").write_text(
+        "import os\nfrom crossband import Hub, JWTAuth\n"
+        "hub = Hub(authenticate=JWTAuth(os.environ['CROSSBAND_JWT_SECRET']))\n"
+    )
+    env = {"CROSSBAND_JWT_SECRET": SECRET}
+    url = run("serve", "members:hub", "--port", "0", **env).started()
+    shown = made("--user", "alice", env={**env})
+    assert httpx.head(f"{url}/events?token={shown}").status_code == 200
+
+
+def test_banner_says_how_to_get_a_token(run: Run, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    (tmp_path / "public.pem").write_bytes(public)
+    (tmp_path / "my settings.toml").write_text(f"jwt_secret = '{SECRET}'")
+    for arguments, said in (
+        (("--jwt-key-file", "public.pem"), "the private key that belongs to public.pem"),
+        (("--jwks-url", "https://id.example/keys"), "with a key of https://id.example/keys"),
+        (("--jwt-secret", SECRET, "--jwt-audience", "chat"), "--secret … --audience chat"),
+        (("--config", "my settings.toml"), "--rooms '*' --config 'my settings.toml'"),
+    ):
+        command = run("serve", "--port", "0", *arguments)
+        command.started()
+        assert said in command.banner
+        assert SECRET not in command.banner
 
 
 def test_served_hub_takes_the_tokens_that_are_made_for_it(run: Run) -> None:

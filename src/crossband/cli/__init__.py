@@ -14,8 +14,10 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperCommand
 
 from crossband import __version__
+from crossband.auth.keys import check_algorithms
 from crossband.cli import banner, listen, settings, tokens
 from crossband.cli import publish as publishing
 from crossband.errors import CrossbandError
@@ -38,12 +40,63 @@ app = typer.Typer(
 _SERVER_LEVELS: Final[dict[str, LogLevel]] = {"info": "warning", "debug": "info"}
 
 # Below a starting standalone hub's addresses.
+_OPEN_WARNING: Final = (
+    "--open: whoever reaches this server may connect, join any room and send to it"
+)
 _OPEN: Final = "Anybody who reaches it may connect; --jwt-secret makes it ask for tokens."
-_TOKENS: Final = "Clients show a token; to make one: crossband token --user NAME --rooms '*'"
+
+
+class _Command(TyperCommand):
+    """A command whose arguments are text: bytes that are no UTF-8 are refused."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        params: list[Any] = self.params
+        for param in params:
+            given = ctx.params.get(param.name)
+            for value in given if isinstance(given, list) else [given]:
+                if isinstance(value, str) and not _is_text(value):
+                    raise typer.BadParameter(f"{value!a} is not UTF-8", ctx=ctx, param=param)
+        return rest
+
+
+def _is_text(value: str) -> bool:
+    # Python reads other bytes of a command line as lone surrogates.
+    return not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _filled(value: str | None) -> str | None:
+    if value == "":
+        raise typer.BadParameter("it is empty")
+    return value
+
+
+def _credential(value: str | None) -> str | None:
+    """Check what is to become a header."""
+    if value is not None and not (
+        value.isascii() and value.isprintable() and value == value.strip()
+    ):
+        # It is a secret, so it is not shown.
+        raise typer.BadParameter("expected ASCII characters, without spaces around them")
+    return _filled(value)
+
+
+def _algorithm(value: str | None) -> str | None:
+    try:
+        check_algorithms(None if value is None else [value])
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+    return value
+
 
 _Token = Annotated[
     str | None,
-    typer.Option(envvar="CROSSBAND_TOKEN", metavar="TOKEN", help="Who you are, to the server."),
+    typer.Option(
+        envvar="CROSSBAND_TOKEN",
+        metavar="TOKEN",
+        help="Who you are, to the server.",
+        callback=_credential,
+    ),
 ]
 
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -51,7 +104,7 @@ _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"crossband {__version__}")
+        _print(f"crossband {__version__}")
         raise typer.Exit
 
 
@@ -65,7 +118,7 @@ def main(
     """Realtime server: one hub for WebSocket, Socket.IO and Server-Sent Events."""
 
 
-@app.command()
+@app.command(cls=_Command)
 @settings.with_settings
 def serve(
     target: Annotated[
@@ -90,6 +143,8 @@ def serve(
             metavar="DIRECTORY",
             help="Where MODULE is; the current directory by default.",
             show_default=False,
+            exists=True,
+            file_okay=False,
         ),
     ] = Path(),
     **options: Any,
@@ -110,14 +165,11 @@ def serve(
             hub = targets.load(target, app_dir.resolve())
         except targets.TargetError as exc:
             _fail(str(exc), code=2)
-        if hub.guard.authenticate is None and (
-            access.jwt_secret or access.jwt_key_file or access.jwks_url
-        ):
-            _fail(
-                f"{target} asks nobody for a token: jwt_secret, jwt_key_file and jwks_url are "
-                "settings of the standalone hub. Give your own Hub(authenticate=JWTAuth(…))",
-                code=2,
-            )
+        try:
+            asks = hub.guard.authenticate is not None
+            tokens.check_own_hub(access, options, target, asks=asks)
+        except settings.SettingError as exc:
+            _fail(str(exc), code=2)
         title = f"serves {target}"
     else:
         from crossband.standalone import create_hub
@@ -126,9 +178,9 @@ def serve(
             auth = tokens.standalone_auth(access, where)
         except settings.SettingError as exc:
             _fail(str(exc), code=2)
-        note = _TOKENS if auth else _OPEN
+        note = tokens.note(access, options, config) if auth else _OPEN
         if access.open:
-            _warn("--open: whoever reaches this server may connect, join any room and send to it")
+            _warn(_OPEN_WARNING)
         if not hub_settings.get("api_keys"):
             generated = secrets.token_hex(16)
             hub_settings["api_keys"] = (generated,)
@@ -138,21 +190,41 @@ def serve(
     _run(hub, hub.settings, where, title, generated_key=generated, note=note)
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help=f"{settings.HELP['host']} (default: 127.0.0.1)"),
+    ] = None,
+    port: Annotated[
+        # A string, for the messages of `serve`.
+        str | None,
+        typer.Option(metavar="NUMBER", help=f"{settings.HELP['port']} (default: 8000)"),
+    ] = None,
+    is_open: Annotated[
+        bool,
+        typer.Option("--open", help="Let in anybody, on an address that other machines reach too."),
+    ] = False,
 ) -> None:
-    """Serve the demo: three doors side by side, and a dashboard of this server."""
+    """Serve the demo: pages that show a hub at work.
+
+    A chat, a dashboard of this server, and the three doors side by side.
+    """
     from crossband.demo import create_demo
 
+    try:
+        where, *_ = settings.split(settings.read({"host": host, "port": port}, {}, None))
+        tokens.check_open(is_open, where)
+    except settings.SettingError as exc:
+        _fail(str(exc), code=2)
+    if is_open:
+        _warn(_OPEN_WARNING)
     key = secrets.token_hex(16)
     demo_app = create_demo(api_keys=(key,))
-    where = settings.Listen(host=host, port=port)
     _run(demo_app, demo_app.settings, where, "serves the demo", generated_key=key, page=True)
 
 
-@app.command("listen")
+@app.command("listen", cls=_Command)
 def listen_(
     url: Annotated[
         str,
@@ -174,7 +246,10 @@ def listen_(
         typer.Option(metavar="NAME", help="Namespace, such as /admin.", show_default=False),
     ] = "/",
     door: Annotated[
-        listen.Door | None, typer.Option(help="Which door URL means, where it does not say.")
+        listen.Door | None,
+        typer.Option(
+            metavar="|".join(listen.Door), help="Which door URL means, where it does not say."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     count: Annotated[
@@ -217,14 +292,16 @@ def listen_(
     except (listen.Refused, listen.Lost) as exc:
         _fail(f"{address}: {exc}")
     except BrokenPipeError:
-        # The reader, `head` say, has enough. Nothing is left to flush into.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, `head` say, has enough.
+        banner.close_output()
+    except listen.OutputFailed as exc:
+        _fail_output(exc.reason)
 
 
-@app.command("publish")
+@app.command("publish", cls=_Command)
 def publish_(
     url: Annotated[str, typer.Argument(metavar="URL", help="The server's, or its mount point.")],
-    event: Annotated[str, typer.Argument(metavar="EVENT")],
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="Its name.")],
     data: Annotated[
         str | None,
         typer.Argument(metavar="DATA", help="JSON; - reads it from standard input."),
@@ -238,7 +315,10 @@ def publish_(
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="CROSSBAND_API_KEY", metavar="KEY", help="Key that the server accepts."
+            envvar="CROSSBAND_API_KEY",
+            metavar="KEY",
+            help="Key that the server accepts.",
+            callback=_credential,
         ),
     ] = None,
     token: _Token = None,
@@ -253,8 +333,9 @@ def publish_(
     except ValueError as exc:
         _fail(str(exc), code=2)
     if data == "-":
-        data = sys.stdin.read()
-    body: dict[str, Any] = {"event": event, "data": _payload(data, text=text)}
+        body = {"event": event, "data": _payload(sys.stdin.buffer.read(), text=text)}
+    else:
+        body = {"event": event, "data": _payload(data, text=text)}
     if room is not None:
         body["room"] = room
     if namespace is not None:
@@ -264,12 +345,15 @@ def publish_(
     except publishing.PublishError as exc:
         _fail(str(exc))
     offset = f", offset {published.offset}" if published.offset is not None else ""
-    typer.echo(f"published to {_plural(published.clients, 'client')}{offset}")
+    _print(f"published to {_plural(published.clients, 'client')}{offset}")
 
 
-@app.command("token")
+@app.command("token", cls=_Command)
 def token_(
-    user: Annotated[str, typer.Option(metavar="NAME", help="Who it is for (the claim sub).")],
+    user: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Who it is for (the claim sub).", callback=_filled),
+    ],
     rooms: Annotated[
         list[str] | None,
         typer.Option(metavar="A,B", help="Rooms to hear and publish to; patterns, such as team-*."),
@@ -289,23 +373,35 @@ def token_(
     ] = None,
     secret: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Sign with this secret (or CROSSBAND_JWT_SECRET)."),
+        typer.Option(
+            metavar="TEXT",
+            help="Sign with this secret (or CROSSBAND_JWT_SECRET).",
+            callback=_filled,
+        ),
     ] = None,
     key_file: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Sign with this private key: PEM, JWK, or a secret."),
+        typer.Option(
+            metavar="FILE",
+            help="Sign with this private key: PEM, JWK, or a secret.",
+            callback=_filled,
+        ),
     ] = None,
     algorithm: Annotated[
-        str | None, typer.Option(metavar="NAME", help="If not the key's usual one.")
+        str | None,
+        typer.Option(metavar="NAME", help="If not the key's usual one.", callback=_algorithm),
     ] = None,
     audience: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whom it is for (the claim aud).")
+        str | None,
+        typer.Option(metavar="NAME", help="Whom it is for (the claim aud).", callback=_filled),
     ] = None,
     issuer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whom it is from (the claim iss).")
+        str | None,
+        typer.Option(metavar="NAME", help="Whom it is from (the claim iss).", callback=_filled),
     ] = None,
     kid: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The key's name, for a key set.")
+        str | None,
+        typer.Option(metavar="NAME", help="The key's name, for a key set.", callback=_filled),
     ] = None,
     config: Annotated[
         Path | None,
@@ -316,22 +412,19 @@ def token_(
         ),
     ] = None,
 ) -> None:
-    """Make a token, for development: on standard output, and nothing else there.
+    """Make a token, for development.
 
-    What is not given is taken from the server's settings, in the environment
-    (CROSSBAND_JWT_…) or the TOML file.
+    It goes to standard output, and nothing else does. What is not given is taken from the
+    server's settings, in the environment (CROSSBAND_JWT_…) or the TOML file.
     """
-    signing = {"jwt_secret": secret, "jwt_key_file": key_file}
-    options = {
-        **{name: value for name, value in signing.items() if value is not None},
-        **({"jwt_algorithms": [algorithm]} if algorithm is not None else {}),
-        **({"jwt_audience": [audience]} if audience is not None else {}),
-        **({"jwt_issuer": [issuer]} if issuer is not None else {}),
-    }
-    _, access, _, _ = _read_settings(options, config)
+    _, access, _, _ = _read_settings({}, config)
+    said = {"jwt_algorithms": algorithm, "jwt_audience": audience, "jwt_issuer": issuer}
+    access = msgspec.structs.replace(
+        access, **{name: (value,) for name, value in said.items() if value is not None}
+    )
     if secret is not None or key_file is not None:
         # An option instead of the environment's other kind, not beside it.
-        access = msgspec.structs.replace(access, **signing)
+        access = msgspec.structs.replace(access, jwt_secret=secret, jwt_key_file=key_file)
     try:
         made = tokens.make(
             access,
@@ -343,22 +436,27 @@ def token_(
             claims=dict(map(tokens.claim, claim or ())),
             kid=kid,
         )
+        refused = tokens.refusal(made, access)
     except settings.SettingError as exc:
         _fail(str(exc), code=2)
-    typer.echo(made)
+    if refused is not None:
+        _warn(f"a server with these settings refuses this token: {refused}")
+    _print(made)
 
 
 def _names(given: list[str] | None) -> list[str]:
     return [name for item in given or () for part in item.split(",") if (name := part.strip())]
 
 
-def _payload(data: str | None, *, text: bool) -> Any:
+def _payload(data: str | bytes | None, *, text: bool) -> Any:
     if data is None:
         return None
-    if text:
-        return data
     try:
+        if text:
+            return data.decode() if isinstance(data, bytes) else data
         return msgspec.json.decode(data)
+    except UnicodeDecodeError as exc:
+        _fail(f"DATA is not UTF-8 ({exc.reason} at byte {exc.start})", code=2)
     except (msgspec.DecodeError, RecursionError) as exc:
         _fail(f"DATA is not JSON ({exc}); --text sends it as text", code=2)
 
@@ -378,10 +476,10 @@ def _read_settings(
 
 
 def _configure(hub: Hub, values: dict[str, Any], limits: dict[str, Any]) -> None:
-    if limits:
-        # What is not given stays as the hub has it.
-        values["limits"] = msgspec.structs.replace(hub.settings.limits, **limits)
     try:
+        if limits:
+            # What is not given stays as the hub has it.
+            values["limits"] = msgspec.structs.replace(hub.settings.limits, **limits)
         hub.configure(**values)
     except (CrossbandError, ValueError, TypeError) as exc:
         _fail(str(exc), code=2)
@@ -431,6 +529,20 @@ def _run(
     except StartError as exc:
         hint = f": --port {where.port + 1}" if "already in use" in str(exc) else ""
         _fail(f"{exc}{hint}")
+
+
+def _print(text: str) -> None:
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        _fail_output(exc)
+
+
+def _fail_output(exc: OSError) -> NoReturn:
+    banner.close_output()
+    _fail(f"cannot write to standard output: {exc.strerror}")
 
 
 def _warn(message: str) -> None:

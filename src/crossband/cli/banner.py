@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -23,7 +26,33 @@ def show(
     page: bool = False,
     note: str | None = None,
 ) -> None:
-    """Print the banner to standard output, at once even into a pipe."""
+    """Print the banner to standard output, at once even into a pipe.
+
+    A server runs without it as well: that it cannot be written is logged.
+    """
+    try:
+        _show(server, settings, title, generated_key=generated_key, page=page, note=note)
+    except OSError as exc:
+        close_output()
+        logging.getLogger("crossband").warning(
+            "%s is served; standard output cannot be written to: %s", server.url, exc.strerror
+        )
+
+
+def close_output() -> None:
+    """Let what is left to write go nowhere, where Python would fail once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show(
+    server: Server,
+    settings: Settings,
+    title: str,
+    *,
+    generated_key: str | None,
+    page: bool,
+    note: str | None,
+) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text.assemble("\n", (f"Crossband {__version__}", "bold"), f"  {title}\n"))
     if server.uds is not None:

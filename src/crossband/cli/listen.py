@@ -64,6 +64,14 @@ class Refused(CrossbandError):
     """The server said no; coming back would not help."""
 
 
+class OutputFailed(CrossbandError):
+    """What was received could not be written."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class Lost(CrossbandError):
     """The connection failed or ended; another attempt may work."""
 
@@ -447,10 +455,15 @@ def reason_of(exc: BaseException) -> str:
 
 def _error_text(error: dict[str, Any]) -> str:
     text = str(error.get("error") or error.get("message") or "unknown error")
+    names = ("code", "path", "reason", "event", "maxSize", "data")
+    found = {name: error[name] for name in names if error.get(name) is not None}
+    # Socket.IO has there what is beside the text on the other doors.
+    if isinstance(data := found.get("data"), dict):
+        del found["data"]
+        found.update(data)
     details = [
-        f"{name}: {error[name]}"
-        for name in ("code", "path", "reason", "event", "maxSize", "data")
-        if error.get(name) is not None
+        f"{name}: {value if isinstance(value, str) else _encode(value).decode()}"
+        for name, value in found.items()
     ]
     return f"{text} ({', '.join(details)})" if details else text
 
@@ -497,10 +510,18 @@ class Output:
     )
 
     def event(self, event: Event) -> None:
-        """Write an event, unless it is filtered out."""
+        """Write an event, unless it is filtered out. Raises OutputFailed."""
         if self.events and event.name not in self.events:
             return
         self.count += 1
+        try:
+            self._write(event)
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise OutputFailed(exc) from exc
+
+    def _write(self, event: Event) -> None:
         now = datetime.now(UTC)
         if self.json:
             line = msgspec.json.encode(

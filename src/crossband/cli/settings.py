@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 import msgspec
 import typer
 
+from crossband.auth.keys import check_algorithms
 from crossband.errors import CrossbandError
 from crossband.limits import Limits
 from crossband.settings import Settings
@@ -33,16 +34,22 @@ class SettingError(CrossbandError):
     """A setting that cannot be used; the message names its source and what was expected."""
 
 
+# What has no meaning without a character in it: an empty variable is a slip, as a rule one of
+# a deployment that was to fill it in, and must not mean "none".
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Names = Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
+
+
 class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where and how the server listens: what is not the hub's to know."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    uds: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
+    host: Text = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8000
+    uds: Text | None = None
+    ssl_certfile: Text | None = None
+    ssl_keyfile: Text | None = None
     root_path: str = ""
-    forwarded_allow_ips: str | None = None
+    forwarded_allow_ips: Text | None = None
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
     access_log: bool = False
 
@@ -51,14 +58,23 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Who may connect to the standalone hub: those with a token, or anybody."""
 
     open: bool = False
-    jwt_secret: str | None = None
-    jwt_key_file: str | None = None
-    jwks_url: str | None = None
-    jwt_algorithms: tuple[str, ...] = ()
-    jwt_audience: tuple[str, ...] = ()
-    jwt_issuer: tuple[str, ...] = ()
+    jwt_secret: Text | None = None
+    jwt_key_file: Text | None = None
+    jwks_url: Text | None = None
+    jwt_algorithms: Names = ()
+    jwt_audience: Names = ()
+    jwt_issuer: Names = ()
     jwt_leeway: float = 0.0
-    token_cookie: str | None = None
+    token_cookie: Text | None = None
+
+    def __post_init__(self) -> None:
+        check_algorithms(self.jwt_algorithms or None)
+
+    @property
+    def given(self) -> list[str]:
+        """The names of those that are set."""
+        fields = msgspec.structs.fields(self)
+        return [each.name for each in fields if getattr(self, each.name) != each.default]
 
 
 HELP: Final = {
@@ -130,7 +146,10 @@ class Setting:
     # As in TOML; the fields of Limits are "limits.rooms" and so on.
     key: str
     type: Any
+    # As the struct declares it: the type, with its bounds.
+    declared: Any
     default: Any
+    struct: type[msgspec.Struct]
 
     @property
     def parameter(self) -> str:
@@ -145,8 +164,16 @@ class Setting:
         return "--" + self.parameter.replace("_", "-")
 
     @property
+    def is_rate(self) -> bool:
+        return self.key.endswith("_rate")
+
+    @property
     def expected(self) -> str:
         """What a value must be, for a person."""
+        if self.key == "port":
+            return "a port, 0 to 65535"
+        if self.is_rate:
+            return "a number per second, 0 or more"
         if self.type is float:
             return "a number of seconds, 0 or more"
         if self.type is int:
@@ -154,13 +181,15 @@ class Setting:
         if self.type is bool:
             return "true or false"
         if get_origin(self.type) is tuple:
-            return "a list of strings"
+            least = "" if self.type is self.declared else ", one at least"
+            return f"a list of strings{least}"
         if get_origin(self.type) is Literal:
             return "one of " + ", ".join(get_args(self.type))
-        return "a string"
+        return "a string" if self.declared is str else "a string that is not empty"
 
     def convert(self, value: object, source: str) -> Any:
         """Return the value in the setting's type. Raises SettingError."""
+        problem = SettingError(f"{source}: expected {self.expected}, not {reprlib.repr(value)}")
         if isinstance(value, str):
             if get_origin(self.type) is tuple:
                 value = value.split(",")
@@ -169,13 +198,17 @@ class Setting:
         if get_origin(self.type) is tuple and isinstance(value, (list, tuple)):
             value = [item.strip() if isinstance(item, str) else item for item in value]
             value = [item for item in value if item != ""]
-        problem = SettingError(f"{source}: expected {self.expected}, not {reprlib.repr(value)}")
         try:
-            converted = msgspec.convert(value, self.type, strict=False)
+            converted = msgspec.convert(value, self.declared, strict=False)
         except msgspec.ValidationError:
             raise problem from None
         if self.type in (int, float) and not (math.isfinite(converted) and converted >= 0):
             raise problem
+        try:
+            # What else it must be, its struct knows. Here, where its source is known.
+            self.struct(**{self.key.rpartition(".")[2]: converted})
+        except ValueError as exc:
+            raise SettingError(f"{source}: {str(exc).removeprefix(f'{self.key} ')}") from exc
         return converted
 
 
@@ -185,7 +218,10 @@ _WORDS: Final = {"yes": True, "on": True, "no": False, "off": False, "": None}
 def _settings_of(struct: type[msgspec.Struct], prefix: str = "") -> Iterable[Setting]:
     for field in msgspec.structs.fields(struct):
         if field.type is not Limits:
-            yield Setting(prefix + field.name, field.type, field.default)
+            kind = field.type
+            if get_origin(kind) is Annotated:
+                kind = get_args(kind)[0]
+            yield Setting(prefix + field.name, kind, field.type, field.default, struct)
 
 
 SETTINGS: Final = (
@@ -321,7 +357,7 @@ def _option(setting: Setting) -> Any:
     elif get_origin(setting.type) is Literal:
         metavar = "|".join(get_args(setting.type))
     elif setting.type is float:
-        metavar = "SECONDS"
+        metavar = "NUMBER" if setting.is_rate else "SECONDS"
     elif setting.type is int:
         metavar = "NUMBER"
     elif setting.key in ("uds", "ssl_certfile", "ssl_keyfile", "jwt_key_file"):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final
 
 import msgspec
 
 from crossband.auth import rooms_claim
 from crossband.auth.jwt import JWTAuth, sign_token
-from crossband.auth.keys import KeySource
+from crossband.auth.keys import KeySource, signing_key
 from crossband.cli.settings import Listen, SettingError, Tokens
+from crossband.errors import Unauthorized
 
 # Of a token that does not say how long: an hour of trying things out.
 LIFETIME: Final = 3_600.0
@@ -33,17 +36,23 @@ def standalone_auth(tokens: Tokens, where: Listen) -> dict[str, Any]:
         "--jwks-url": tokens.jwks_url,
     }
     given = [option for option, value in sources.items() if value]
-    if tokens.open and given:
-        raise SettingError(f"--open lets in anybody, and {given[0]} does not: give one of them")
+    others = [_option(name) for name in tokens.given if _option(name) not in (*sources, "--open")]
+    if tokens.open and (given or others):
+        raise SettingError(
+            f"--open lets in anybody, and {(given or others)[0]} is about tokens: give one of them"
+        )
     if len(given) > 1:
         raise SettingError(f"{' and '.join(given)} are given; tokens are verified with one of them")
     if not given:
-        if tokens.open or is_local(where):
-            return {}
-        raise SettingError(
-            f"who may connect to {where.host}? Give --jwt-secret, --jwt-key-file or --jwks-url "
-            "to ask for tokens, or --open to let in anybody who reaches it"
+        if others:
+            raise SettingError(
+                f"{others[0]} is about tokens, and there is no key to verify them with: give "
+                "--jwt-secret, --jwt-key-file or --jwks-url as well"
+            )
+        check_open(
+            tokens.open, where, "--jwt-secret, --jwt-key-file or --jwks-url to ask for tokens, or "
         )
+        return {}
     key: KeySource | None = tokens.jwt_secret or None
     if tokens.jwt_key_file:
         key = read_key(tokens.jwt_key_file, "--jwt-key-file")
@@ -62,6 +71,75 @@ def standalone_auth(tokens: Tokens, where: Listen) -> dict[str, Any]:
     return {"authenticate": auth, "authorize": rooms_claim}
 
 
+def check_open(is_open: bool, where: Listen, otherwise: str = "") -> None:
+    """Raise SettingError where anybody could connect from elsewhere, unasked for.
+
+    `otherwise` names what else than `--open` to give.
+    """
+    if not is_open and not is_local(where):
+        raise SettingError(
+            f"who may connect to {where.host}? Give {otherwise}--open to let in anybody who "
+            "reaches it"
+        )
+
+
+def check_own_hub(tokens: Tokens, options: Mapping[str, Any], target: str, *, asks: bool) -> None:
+    """Raise SettingError for what only the standalone hub would obey.
+
+    `asks` says whether the hub authenticates clients itself. Then the environment and the
+    file may well have its key, for `crossband token`; an option has no such excuse.
+    """
+    ignored = [name for name in tokens.given if not asks or options.get(name) not in (None, [])]
+    if not ignored:
+        return
+    one = len(ignored) == 1
+    those = f"{' and '.join(ignored)} {'is a setting' if one else 'are settings'}"
+    if asks:
+        raise SettingError(
+            f"{those} of the standalone hub; {target} has an authenticate of its own"
+        )
+    if ignored == ["open"]:
+        raise SettingError(
+            f"{those} of the standalone hub; {target} has no authenticate, and lets in anybody"
+        )
+    raise SettingError(
+        f"{target} asks nobody for a token: {those} of the standalone hub. Give your own "
+        "Hub(authenticate=JWTAuth(…))"
+    )
+
+
+def note(tokens: Tokens, options: Mapping[str, Any], config: Path | None) -> str:
+    """Say how a client of the standalone hub gets a token, below the server's addresses."""
+    if tokens.jwks_url:
+        return f"Clients show a token, signed with a key of {tokens.jwks_url}"
+    if tokens.jwt_key_file:
+        try:
+            signing_key(read_key(tokens.jwt_key_file, "--jwt-key-file"), None)
+        except ValueError:
+            return (
+                "Clients show a token, signed with the private key that belongs to "
+                f"{tokens.jwt_key_file}"
+            )
+    command = "crossband token --user NAME --rooms '*'"
+    # What the environment says, it says to that command too.
+    if config is not None:
+        command += f" --config {quote(str(config))}"
+    if options.get("jwt_secret") is not None:
+        command += " --secret …"
+    for name in ("jwt_key_file", "jwt_algorithms", "jwt_audience", "jwt_issuer"):
+        if options.get(name):
+            value = getattr(tokens, name)
+            option = {"jwt_key_file": "--key-file", "jwt_algorithms": "--algorithm"}.get(
+                name, name.replace("jwt_", "--")
+            )
+            command += f" {option} {quote(value if isinstance(value, str) else value[0])}"
+    return f"Clients show a token; to make one: {command}"
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def is_local(where: Listen) -> bool:
     """Tell whether only this machine can reach an address."""
     if where.uds is not None:
@@ -73,7 +151,7 @@ def is_local(where: Listen) -> bool:
 
 
 def read_key(name: str, option: str) -> KeySource:
-    """Read a key file: PEM, a JWK or JWK set, or else a secret. Raises SettingError."""
+    """Read a key file: PEM, a JWK or JWK set, or a secret, on one line. Raises SettingError."""
     try:
         text = Path(name).read_text(encoding="utf-8").strip()
     except OSError as exc:
@@ -82,7 +160,14 @@ def read_key(name: str, option: str) -> KeySource:
         raise SettingError(f"{option}: {name} is neither PEM nor JSON nor text") from exc
     if not text:
         raise SettingError(f"{option}: {name} is empty")
+    if text.startswith("-----BEGIN"):
+        return text
     if not text.startswith("{"):
+        if not text.isprintable():
+            raise SettingError(
+                f"{option}: {name} is neither PEM nor a JWK, nor a secret, which is one line "
+                "(openssl rand -hex 32)"
+            )
         return text
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
@@ -95,7 +180,10 @@ def lifetime(text: str) -> float:
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", text.strip())
     if match is None:
         raise SettingError(f"--expires: expected a time such as 90, 15m, 1h or 7d, not {text!r}")
-    return float(match[1]) * _UNITS[match[2]]
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if seconds < 1:
+        raise SettingError(f"--expires: a token is good for a second at least, not {text!r}")
+    return seconds
 
 
 def claim(text: str) -> tuple[str, Any]:
@@ -134,10 +222,10 @@ def make(
             "server's secret, or --key-file the private key. To make a secret: "
             "openssl rand -hex 32"
         )
-    now = time.time()
-    said: dict[str, Any] = {"sub": user, "iat": int(now), "exp": int(now + seconds)}
     if rooms and (subscribe or publish):
         raise SettingError("--rooms is for both; give it, or --subscribe and --publish")
+    now = time.time()
+    said: dict[str, Any] = {"sub": user, "iat": int(now), "exp": int(now + seconds)}
     if rooms:
         said["rooms"] = rooms
     elif subscribe or publish:
@@ -151,3 +239,19 @@ def make(
         return sign_token({**said, **claims}, source, algorithm=algorithm, kid=kid)
     except ValueError as exc:
         raise SettingError(f"{option}: {exc}") from exc
+
+
+def refusal(token: str, tokens: Tokens) -> str | None:
+    """Say why a server with these settings would refuse a token of `make`; None if not."""
+    source = tokens.jwt_secret or read_key(tokens.jwt_key_file or "", "--key-file")
+    auth = JWTAuth(
+        source,
+        algorithms=tokens.jwt_algorithms or None,
+        audience=tokens.jwt_audience or None,
+        issuer=tokens.jwt_issuer or None,
+    )
+    try:
+        asyncio.run(auth.verify(token))
+    except Unauthorized as exc:
+        return str(exc)
+    return None

@@ -117,8 +117,8 @@ class EventError(CrossbandError):
 
     Raise it in a handler or an event middleware. The client sees
     `{"code": code, "error": message, **details}` on every door: in its acknowledgement when
-    it asked for one, else as an `error` event. Anything else a handler raises becomes
-    `internal_error`, with no details, and is logged.
+    it asked for one, else as an `error` event. Anything else a handler raises, but
+    InvalidName, becomes `internal_error`, with no details, and is logged.
     """
 
     def __init__(self, message: str = "", *, code: str = "refused", **details: Any) -> None:
@@ -160,8 +160,8 @@ class RateLimited(EventError):
 class ConnectionRefused(EventError):
     """Refuse a client: raise it in a connect middleware.
 
-    Socket.IO sees `connect_error` with `message` and `data`; raw WebSocket and SSE get
-    `status` (HTTP, 4xx) with a JSON body before any upgrade.
+    Socket.IO sees `connect_error` with `message` and `data`, without data with the code;
+    raw WebSocket and SSE get `status` (HTTP, 4xx) with a JSON body before any upgrade.
     """
 
     def __init__(

@@ -655,6 +655,28 @@ async def test_unknown_namespace_is_answered_by_connect_error(
     answer_of(await polling.packet())
 
 
+async def test_connect_error_carries_the_code_of_the_refusal(
+    serve: Serve, new_polling: NewPolling
+) -> None:
+    hub = echo_hub()
+
+    @hub.use
+    def refuse(socket: Socket) -> None:
+        data = socket.handshake.auth.get("data")
+        raise ConnectionRefused("Not an admin", code="not_admin", data=data)
+
+    server = await serve(hub)
+    polling = new_polling(server.url)
+    await polling.open()
+    for sent, answer in (
+        ("40", '{"message":"Not an admin","data":{"code":"not_admin","error":"Not an admin"}}'),
+        # What the application gives is left as it is.
+        ('40{"data":{"hint":1}}', '{"message":"Not an admin","data":{"hint":1}}'),
+    ):
+        await polling.post(sent)
+        assert await polling.packet() == "44" + answer
+
+
 async def test_several_namespaces_share_one_connection(serve: Serve) -> None:
     hub = echo_hub()
     admin = hub.of("/admin")

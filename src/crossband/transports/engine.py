@@ -626,6 +626,9 @@ class EngineConnection(Connection):
 
     def _refuse(self, name: str, error: EventError) -> None:
         data = error.data if isinstance(error, ConnectionRefused) else None
+        # With the code, as on the other doors; but the protocol has one answer for this one.
+        if data is None and error.code != "invalid_namespace":
+            data = error.to_dict()
         try:
             packet = socketio.encode_connect_error(name, error.message, data)
         except EncodeError:

@@ -6,6 +6,7 @@ The rows are those of docs/explanation/security.md.
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -248,8 +249,11 @@ async def test_namespaces_of_one_connection_are_bounded(serve: Serve) -> None:
     for number in range(3):
         raw.send(frame(TEXT, b"40/game-%d," % number))
     answers = [(await raw.receive())[1].decode() for _ in range(3)]
-    refused = [answer for answer in answers if answer.startswith("44/game-2,")]
-    assert refused == ['44/game-2,{"message":"Too many namespaces"}'], answers
+    (refused,) = (answer for answer in answers if answer.startswith("44/game-2,"))
+    assert json.loads(refused.removeprefix("44/game-2,")) == {
+        "message": "Too many namespaces",
+        "data": {"code": "too_many_namespaces", "error": "Too many namespaces"},
+    }
     raw.send(frame(TEXT, b"41/game-0,"))
     raw.send(frame(TEXT, b"40/game-3,"))
     assert (await raw.receive())[1].startswith(b"40/game-3,")

@@ -160,6 +160,16 @@ def test_every_error_code_is_documented_with_its_text_and_status() -> None:
     assert {code: (row[0], int(row[1])) for code, row in documented.items()} == ERRORS
 
 
+@pytest.mark.parametrize("page", ["websocket", "event-stream", "http-api"])
+def test_door_answers_an_error_code_with_its_status(page: str) -> None:
+    text = (DOCS / f"reference/{page}.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d{3}) \| `(\w+)`", text, re.MULTILINE)
+    assert listed
+    assert [(code, int(status)) for status, code in listed] == [
+        (code, ERRORS[code][1]) for _, code in listed
+    ]
+
+
 def test_every_close_code_is_documented() -> None:
     documented = rows("reference/close-codes.md")
     documented.pop("code")

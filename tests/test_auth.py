@@ -9,9 +9,11 @@ import hmac
 import json
 import logging
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -49,6 +51,20 @@ def public_pem(private: Any) -> str:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     return text.decode()
+
+
+def public_der(private: Any) -> bytes:
+    text: bytes = private.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return text
+
+
+def public_ssh(private: Any) -> bytes:
+    text: bytes = private.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    return text
 
 
 def private_pem(private: Any) -> str:
@@ -200,6 +216,13 @@ async def test_key_of_a_set_is_chosen_by_its_name() -> None:
         ({"keys": 7}, None, "a JWK set"),
         ({"kty": "RSA"}, None, "cannot be read"),
         ({"no": "kty"}, None, "an object with a `kty`"),
+        ({"kty": "oct"}, None, "cannot be read: it has no `k`"),
+        ("public.pem", None, "looks like the name of a file: give what is in it"),
+        ("/etc/crossband/keys/of/the/issuer/public.PEM", None, "the name of a file"),
+        ("https://id.example.com/.well-known/jwks.json", None, "a URL: .* jwks_url="),
+        (json.dumps(jwk(RSA_KEY, "RS256")), None, "a JWK: give the object, json.loads"),
+        (json.dumps({"keys": [jwk(RSA_KEY, "RS256")]}), None, "a JWK: give the object"),
+        (SECRET, [5], "5 is not one of"),
     ],
 )
 def test_key_that_does_not_fit_is_refused_at_construction(
@@ -207,6 +230,68 @@ def test_key_that_does_not_fit_is_refused_at_construction(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         JWTAuth(key, algorithms=algorithms)
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+def test_public_key_of_another_form_is_no_secret(algorithm: str) -> None:
+    with pytest.raises(ValueError, match="the key is in DER form"):
+        JWTAuth(public_der(SIGNERS[algorithm]))
+    with pytest.raises(ValueError, match="a key of OpenSSH"):
+        JWTAuth(public_ssh(SIGNERS[algorithm]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"key": Path("public.pem")}, "not its path: Path('public.pem').read_text()"),
+        (
+            {"key": 5},
+            "a key is a secret or a PEM text (str or bytes), or a JWK or JWK set (a dict), ",
+        ),
+        ({"key": [SECRET]}, "or a JWK or JWK set (a dict), not list"),
+        ({"jwks_url": 5}, "jwks_url must be a URL, not 5"),
+        ({"algorithms": 5}, "algorithms must be a list, such as ['HS256'], not 5"),
+        ({"audience": 5}, "audience must be a name, or a list of names, not 5"),
+        ({"issuer": b"me"}, "issuer must be a name, or a list of names, not b'me'"),
+        ({"leeway": "x"}, "leeway must be 0 or more seconds, not 'x'"),
+        ({"leeway": True}, "leeway must be 0 or more seconds, not True"),
+        ({"jwks_lifetime": None}, "jwks_lifetime must be 0 or more seconds, not None"),
+        ({"require_exp": "no"}, "require_exp must be True or False, not 'no'"),
+        ({"anonymous": 1}, "anonymous must be True or False, not 1"),
+        ({"cookie": 5}, "cookie must be the name of a cookie, not 5"),
+        ({"user_claim": None}, "user_claim must be the name of a claim, not None"),
+    ],
+)
+def test_argument_of_another_type_is_refused(arguments: dict[str, Any], complaint: str) -> None:
+    usual: dict[str, Any] = {} if "jwks_url" in arguments else {"key": SECRET}
+    with pytest.raises(TypeError, match=re.escape(complaint)):
+        JWTAuth(**{**usual, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"audience": []}, "audience must be a name, a list of names, or None, not []"),
+        ({"audience": ""}, "audience must be a name, a list of names, or None, not ''"),
+        ({"issuer": ["me", 5]}, "issuer must be a name, a list of names, or None, not ['me', 5]"),
+        ({"leeway": -1}, "leeway must be 0 or more seconds, not -1"),
+        ({"leeway": float("nan")}, "leeway must be 0 or more seconds, not nan"),
+        ({"jwks_cooldown": float("inf")}, "jwks_cooldown must be 0 or more seconds, not inf"),
+        ({"cookie": "a b"}, "cookie must be the name of a cookie (RFC 6265 §4.1.1), which 'a b' "),
+        ({"cookie": ""}, "cookie must be the name of a cookie (RFC 6265 §4.1.1), which '' cannot"),
+        ({"user_claim": ""}, "user_claim must be the name of a claim, such as 'sub', not ''"),
+    ],
+)
+def test_argument_that_cannot_work_is_refused(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        JWTAuth(SECRET, **arguments)
+
+
+@pytest.mark.parametrize(
+    "secret", [b"0" + bytes(31), "{an odd secret of many characters}", "x" * 32 + "key", "AAAA" * 9]
+)
+def test_secret_may_look_odd(secret: Any) -> None:
+    JWTAuth(secret, audience=("chat", "news"), issuer=["me"], cookie="__Host-session.1", leeway=1)
 
 
 def test_small_rsa_key_is_refused() -> None:
@@ -518,10 +603,32 @@ def test_rights_take_lists_and_sets() -> None:
     assert Rights(**rights) == Rights(("team-*",), ("news",))
 
 
-@pytest.mark.parametrize("fields", [{"user": ""}, {"user": 7}, {"expires": float("nan")}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": ""},
+        {"user": 7},
+        {"expires": float("nan")},
+        {"expires": "soon"},
+        {"issued": True},
+    ],
+)
 def test_identity_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Identity(**{"user": "alice", **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"rights": 5}, "rights must be Rights(…), not 5"),
+        ({"rights": ["news"]}, "rights must be Rights(…), not ['news']"),
+        ({"claims": "all"}, "claims must be a mapping, not 'all'"),
+    ],
+)
+def test_identity_of_other_types_is_refused(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(complaint)):
+        Identity("alice", **fields)
 
 
 # Key sets behind a URL.

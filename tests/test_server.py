@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
@@ -21,6 +22,7 @@ import websockets
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from crossband import Hub
 from crossband.server import Server, StartError
 from crossband.settings import Settings
 
@@ -239,6 +241,61 @@ async def test_file_in_place_of_a_unix_socket_is_left_alone(tmp_path: Path) -> N
 async def test_what_cannot_be_served_is_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(StartError, match=message):
         await Server(greeter, **options).start()
+
+
+@pytest.mark.parametrize(
+    ("app", "message"),
+    [
+        (5, "Server takes an ASGI application, such as a Hub(), not int"),
+        ("module:hub", "such as a Hub(), not str"),
+        (Hub, "Hub is a class: pass an instance, Hub(…)"),
+        (Starlette, "Starlette is a class: pass an instance, Starlette(…)"),
+    ],
+)
+def test_what_is_no_application_is_refused(app: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Server(app)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"host": 5}, "host must be an address or a name, as a string, not 5"),
+        ({"host": None}, "host must be an address or a name, as a string, not None"),
+        ({"port": "8000"}, "port must be a whole number, not '8000'"),
+        ({"port": True}, "port must be a whole number, not True"),
+        ({"uds": 5}, "uds must be a path or None, not 5"),
+        ({"ssl_certfile": b"key.pem"}, "ssl_certfile must be a path or None, not b'key.pem'"),
+        ({"root_path": None}, "root_path must be a string, not None"),
+        ({"lane": "no"}, "lane must be True or False, not 'no'"),
+        ({"access_log": 1}, "access_log must be True or False, not 1"),
+        ({"log_level": 10}, "log_level must be the name of a level, not 10"),
+        ({"forwarded_allow_ips": ["10.0.0.1"]}, "separated by commas, or None, not ['10.0.0.1']"),
+    ],
+)
+def test_argument_of_another_type_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Server(greeter, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log_level": "loud"}, "log_level must be one of critical, error, warning, info, debug"),
+        ({"forwarded_allow_ips": "10.0.0.1, foo"}, "'foo' does not appear to be an IPv4 or IPv6"),
+        # To uvicorn a star among others is a name, of nobody.
+        ({"forwarded_allow_ips": "10.0.0.1,*"}, "separated by commas, or '*' alone: '*' does not"),
+        ({"forwarded_allow_ips": "10.0.0.1/8"}, "10.0.0.1/8 has host bits set"),
+    ],
+)
+def test_argument_that_cannot_work_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Server(greeter, **options)
+
+
+@pytest.mark.parametrize("proxies", ["*", "", "127.0.0.1", "10.0.0.0/8, ::1 ,fd00::/8"])
+def test_proxies_may_be_addresses_and_networks(proxies: str) -> None:
+    Server(greeter, forwarded_allow_ips=proxies)
 
 
 async def test_app_that_fails_to_start() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from crossband import Hub
+from crossband import Hub, Limits, MemoryBroker
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,26 @@ from crossband import Hub
         ({"cors_origins": ["x.example"]}, "cors_origins takes origins such as"),
         ({"cors_origins": "https://x.example"}, "Expected `array`, got `str`"),
         ({"api_keys": [""]}, "api_keys must be non-empty"),
-        ({"limits": {"rooms": 0}}, "limits.rooms must be a number above 0"),
+        ({"cors_origins": ["https://X.Example"]}, "browsers send as 'https://x.example'"),
+        ({"cors_origins": ["HTTPS://x.example"]}, "browsers send as 'https://x.example'"),
+        ({"cors_origins": ["https://x.example:443"]}, "browsers send as 'https://x.example'"),
+        ({"cors_origins": ["http://x.example:80"]}, "browsers send as 'http://x.example'"),
+        ({"cors_origins": ["https://x.example:0444"]}, "browsers send as 'https://x.example:444'"),
+        ({"cors_origins": ["https://x.example:"]}, "browsers send as 'https://x.example'"),
+        ({"cors_origins": ["http://[::0:1]:81"]}, "browsers send as 'http://[::1]:81'"),
+        ({"cors_origins": ["https://bücher.example"]}, "as 'https://xn--bcher-kva.example'"),
+        ({"cors_origins": ["https://*.x.example"]}, "there are no patterns, name each origin"),
+        ({"cors_origins": ["https://x.example:*"]}, "there are no patterns, name each origin"),
+        ({"cors_origins": ["https://me@x.example"]}, "cors_origins takes origins such as"),
+        ({"cors_origins": ["https://x example"]}, "cors_origins takes origins such as"),
+        ({"cors_origins": ["https://x.example:0"]}, "cors_origins takes origins such as"),
+        ({"cors_origins": ["https://x.example:x"]}, "cors_origins takes origins such as"),
+        ({"limits": {"rooms": 0}}, "limits.rooms must be a whole number above 0, not 0"),
+        ({"limits": {"connections": -1}}, "limits.connections must be a whole number 0 or more"),
         ({"limits": {"room": 1}}, "unknown field `room`"),
-        ({"pingInterval": 25}, "unknown setting 'pingInterval'"),
+        ({"pingInterval": 25}, "unknown setting 'pingInterval'; did you mean 'ping_interval'?"),
+        ({"cors_origin": "*"}, "unknown setting 'cors_origin'; did you mean 'cors_origins'?"),
+        ({"message_size": 1}, "'message_size'; did you mean limits={'message_size': …}?"),
     ],
 )
 def test_setting_that_cannot_work_is_refused(settings: dict[str, Any], complaint: str) -> None:
@@ -61,6 +78,39 @@ async def test_settings_of_a_running_hub_are_fixed() -> None:
             hub.configure(retry=5)
 
 
+def test_origins_of_any_kind_of_page_are_taken() -> None:
+    origins = (
+        *("https://x.example", "http://x.example:443", "https://x.example:8443", "http://10.0.0.1"),
+        *("http://[::1]:3000", "https://xn--bcher-kva.example", "https://x_y.example."),
+        *("capacitor://localhost", "chrome-extension://abcdefghijklmnop", "null", "*"),
+    )
+    assert Hub(cors_origins=origins).settings.cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    ("limits", "complaint"),
+    [
+        ({"rooms": "3"}, "limits.rooms must be a whole number above 0, not '3'"),
+        ({"rooms": 1.5}, "limits.rooms must be a whole number above 0, not 1.5"),
+        ({"rooms": True}, "limits.rooms must be a whole number above 0, not True"),
+        ({"connections": None}, "limits.connections must be a whole number 0 or more, not None"),
+        ({"head_time": "1"}, "limits.head_time must be a number above 0, not '1'"),
+        ({"message_rate": True}, "limits.message_rate must be a number 0 or more, not True"),
+    ],
+)
+def test_limit_of_another_type_is_refused(limits: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(complaint)):
+        Limits(**limits)
+
+
 def test_unknown_broker_is_refused() -> None:
     with pytest.raises(ValueError, match="no broker for 'kafka'"):
         Hub("kafka://localhost")
+    wrong: Any
+    for wrong, told in (
+        (5, "5"),
+        (MemoryBroker, "the class MemoryBroker"),
+        (Limits(), "Limits\\("),
+    ):
+        with pytest.raises(TypeError, match=f"takes a Broker, such as MemoryBroker.*, not {told}"):
+            Hub(wrong)

@@ -161,7 +161,8 @@ class ConnectionRefused(EventError):
     """Refuse a client: raise it in a connect middleware.
 
     Socket.IO sees `connect_error` with `message` and `data`, without data with the code;
-    raw WebSocket and SSE get `status` (HTTP, 4xx) with a JSON body before any upgrade.
+    raw WebSocket and SSE get `status` (HTTP, 400 to 599) with a JSON body before any
+    upgrade. Raises ValueError for another status, which would not refuse.
     """
 
     def __init__(
@@ -172,8 +173,12 @@ class ConnectionRefused(EventError):
         status: int = 403,
         code: str = "refused",
     ) -> None:
+        if isinstance(status, bool) or not isinstance(status, int):
+            raise TypeError(f"status must be an HTTP status, such as 403, not {status!r}")
+        if not 400 <= status <= 599:
+            raise ValueError(f"status must be one that refuses, 400 to 599, not {status!r}")
         super().__init__(message, code=code)
-        self.status = status
+        self.status = int(status)
         self.data = data
         if data is not None:
             self.details = {"data": data}

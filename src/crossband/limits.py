@@ -81,10 +81,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name in OPTIONAL and value == 0:
-                continue
-            # Less than one of something countable is a slip; of seconds or a rate it is not.
+            # Half of something countable is a slip; of seconds or a rate it is not.
             countable = not name.endswith(("_time", "_rate"))
-            if not math.isfinite(value) or value <= 0 or (value < 1 and countable):
-                least = "0 or more" if name in OPTIONAL else "above 0"
-                raise ValueError(f"limits.{name} must be a number {least}, not {value!r}")
+            kind, what = (int, "whole number") if countable else ((int, float), "number")
+            optional = name in OPTIONAL
+            complaint = (
+                f"limits.{name} must be a {what} {'0 or more' if optional else 'above 0'}, "
+                f"not {value!r}"
+            )
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise TypeError(complaint)
+            if not 0 < value < math.inf and not (optional and value == 0):
+                raise ValueError(complaint)

@@ -19,14 +19,16 @@ import ssl
 import stat
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from ipaddress import ip_network
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self
+from types import NoneType, TracebackType
+from typing import Any, Final, Literal, Protocol, Self, get_args
 
 import uvicorn
 
 from crossband.errors import CrossbandError
+from crossband.hub.callables import check_runs
 from crossband.lane import HTTPProtocol, WebSocketProtocol
 from crossband.settings import Settings
 
@@ -52,6 +54,23 @@ _REST_TIME: Final = 1.0
 # while fan-out keeps an iteration long, clients that all come back at once would wait for
 # seconds (measured: 10 s for 200 clients, none with this). asyncio accepts the backlog.
 _ACCEPTS: Final = 8
+
+
+# What the arguments of `Server` may be, and how that is said.
+_PATH: Final = ((str, os.PathLike, NoneType), "a path or None")
+_SWITCH: Final = ((bool,), "True or False")
+_ARGUMENTS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
+    "host": ((str,), "an address or a name, as a string"),
+    "port": ((int,), "a whole number"),
+    "uds": _PATH,
+    "log_level": ((str,), "the name of a level"),
+    "ssl_certfile": _PATH,
+    "ssl_keyfile": _PATH,
+    "root_path": ((str,), "a string"),
+    "forwarded_allow_ips": ((str, NoneType), "a string of addresses, separated by commas, or None"),
+    "access_log": _SWITCH,
+    "lane": _SWITCH,
+}
 
 
 class StartError(CrossbandError):
@@ -102,6 +121,24 @@ class Server:
         access_log: bool = False,
         lane: bool = True,
     ) -> None:
+        check_runs(app, "Server takes an ASGI application, such as a Hub()")
+        _check_types(
+            host=host,
+            port=port,
+            uds=uds,
+            log_level=log_level,
+            ssl_certfile=ssl_certfile,
+            ssl_keyfile=ssl_keyfile,
+            root_path=root_path,
+            forwarded_allow_ips=forwarded_allow_ips,
+            access_log=access_log,
+            lane=lane,
+        )
+        if log_level not in get_args(LogLevel):
+            levels = ", ".join(get_args(LogLevel))
+            raise ValueError(f"log_level must be one of {levels}, not {log_level!r}")
+        if forwarded_allow_ips is not None:
+            _check_proxies(forwarded_allow_ips)
         self.app = app
         self.host = host.removeprefix("[").removesuffix("]")
         # The port asked for until the server is bound, then the real one.
@@ -432,6 +469,27 @@ def _hubs_of(app: object) -> list[_Hub]:
         for route in routes:
             hubs.extend(_hubs_of(getattr(route, "app", None)))
     return hubs
+
+
+def _check_types(**arguments: object) -> None:
+    for name, value in arguments.items():
+        kinds, what = _ARGUMENTS[name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise TypeError(f"{name} must be {what}, not {value!r}")
+
+
+def _check_proxies(text: str) -> None:
+    """Raise ValueError for a list of proxies with one in it that uvicorn could never match."""
+    if text.strip() == "*":
+        return
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            ip_network(name)
+        except ValueError as error:
+            raise ValueError(
+                "forwarded_allow_ips takes addresses and networks such as '10.0.0.0/8', separated "
+                f"by commas, or '*' alone: {error}"
+            ) from None
 
 
 def _bind_tcp(family: int, address: tuple[Any, ...]) -> socket.socket:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from ipaddress import IPv6Address
 from itertools import permutations
 from urllib.parse import urlsplit
 
@@ -71,11 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"{name} must be 0 or a positive number, not {value!r}")
         self._check_paths()
         for origin in self.cors_origins:
-            if origin not in ("*", "null") and not _is_origin(origin):
-                raise ValueError(
-                    "cors_origins takes origins such as 'https://app.example.com' (scheme, host, "
-                    f"perhaps a port, nothing after them) or '*', not {origin!r}"
-                )
+            _check_origin(origin)
         TrustedProxies(self.trusted_proxies)
         if any(not key or not key.isascii() for key in self.api_keys):
             raise ValueError("api_keys must be non-empty ASCII strings")
@@ -98,15 +96,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 _PATH = frozenset("?# ")
 
 
-def _is_number(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-def _is_origin(text: str) -> bool:
+# By scheme: browsers leave them out of an origin.
+_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[a-z0-9._~-]+|\[[0-9a-f:.]+\]")
+
+
+def _check_origin(origin: str) -> None:
+    """Raise ValueError for an origin that no browser sends (RFC 6454 §6.2)."""
+    if origin in ("*", "null"):
+        return
+    complaint = (
+        "cors_origins takes origins such as 'https://app.example.com' (scheme, host, perhaps a "
+        f"port, nothing after them) or '*', not {origin!r}"
+    )
+    if "*" in origin:
+        raise ValueError(f"{complaint}: there are no patterns, name each origin")
     try:
-        parts = urlsplit(text)
-        # Raises ValueError for a port that is none.
-        host = parts.hostname is not None and parts.port != 0
+        sent = _as_sent(origin)
     except ValueError:
-        return False
-    return bool(parts.scheme) and host and text == f"{parts.scheme}://{parts.netloc}"
+        raise ValueError(complaint) from None
+    if sent != origin:
+        raise ValueError(f"cors_origins has {origin!r}, which browsers send as {sent!r}")
+
+
+def _as_sent(origin: str) -> str:
+    """Return an origin as browsers write it. Raises ValueError for what is none."""
+    parts = urlsplit(origin)
+    host, port = parts.hostname, parts.port
+    if not parts.scheme or host is None or port == 0 or "@" in parts.netloc:
+        raise ValueError
+    if origin.partition("://")[2].lower() != parts.netloc.lower():
+        raise ValueError
+    if ":" in host:
+        host = f"[{IPv6Address(host)}]"
+    elif not host.isascii():
+        host = host.encode("idna").decode()
+    if _HOST.fullmatch(host) is None:
+        raise ValueError
+    shown = "" if port is None or port == _PORTS.get(parts.scheme) else f":{port}"
+    return f"{parts.scheme}://{host}{shown}"

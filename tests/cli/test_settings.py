@@ -151,7 +151,7 @@ def test_bad_variable_is_named_with_what_was_expected(
 @pytest.mark.parametrize(
     ("variable", "text", "message"),
     [
-        ("CROSSBAND_LIMITS_ROOMS", "0", "must be a number above 0, not 0"),
+        ("CROSSBAND_LIMITS_ROOMS", "0", "must be a whole number above 0, not 0"),
         ("CROSSBAND_PING_INTERVAL", "0", "must be a number of seconds above 0"),
         ("CROSSBAND_EVENTS_PATH", "events", "must start with '/'"),
         ("CROSSBAND_CORS_ORIGINS", "a.example", "takes origins such as"),

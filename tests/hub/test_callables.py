@@ -193,6 +193,26 @@ def test_function_of_other_arguments_is_refused_at_registration(
         registrations()[place](function)
 
 
+async def matches_later(name: str) -> bool:
+    return name == "/a"
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        (5, "of() takes a name, a compiled pattern or a function, not 5"),
+        (lambda: True, "of() takes a function (name), which is not async; <lambda> takes ()"),
+        # What it returns would be true for every name.
+        (matches_later, "of() takes a function (name), which is not async; matches_later is async"),
+        (generator, "generator is a generator function"),
+        (Check, "Check is a class: pass an instance"),
+    ],
+)
+def test_what_can_match_no_names_is_refused(name: Any, complaint: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(complaint)):
+        Hub().of(name)
+
+
 # What cannot be seen at registration is refused when it is called.
 
 

@@ -296,6 +296,19 @@ async def test_acknowledgement_that_does_not_come(hub: Hub) -> None:
         await a.socket.emit_with_ack("question")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [("x", TypeError), (None, TypeError), (True, TypeError), (-1, ValueError)]
+    + [(float(name), ValueError) for name in ("nan", "inf")],
+)
+async def test_timeout_that_is_no_time_is_refused(
+    hub: Hub, seconds: Any, error: type[Exception]
+) -> None:
+    for target in (hub, hub.to("a"), (await peer(hub)).socket):
+        with pytest.raises(error, match=re.escape(f"seconds, not {seconds!r}")):
+            target.timeout(seconds)
+
+
 async def test_broadcast_gathers_the_acknowledgements(hub: Hub) -> None:
     peers = [await peer(hub, "red") for _ in range(3)]
     await peer(hub)
@@ -482,6 +495,20 @@ async def test_connect_middlewares_run_in_order_and_may_refuse(hub: Hub) -> None
     assert (caught.value.status, caught.value.data) == (401, {"retry": False})
     assert calls == ["first", "second"] * 2
     assert list(hub.sockets) == [a.id]
+
+
+@pytest.mark.parametrize("status", [200, 101, 302, 600, "403", True, None])
+async def test_refusal_that_would_not_refuse_is_an_internal_error(
+    hub: Hub, status: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    @hub.use
+    def refuse(socket: Socket) -> None:
+        raise ConnectionRefused("No", status=status)
+
+    with pytest.raises(ConnectionRefused, match="Internal server error") as caught:
+        await peer(hub)
+    assert caught.value.status == 500
+    assert f"not {status!r}" in caplog.text
 
 
 async def test_failing_middleware_refuses_without_telling_why(

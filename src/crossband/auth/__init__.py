@@ -148,7 +148,8 @@ class Identity(msgspec.Struct, frozen=True):
 
     `expires` and `issued` are in seconds since 1970. At `expires` the client is disconnected,
     unless it shows a new token before; None is never. Raises ValueError for a user's name that
-    is empty, over 256 characters, or has control characters.
+    is empty, over 256 characters, or has control characters, TypeError for `rights` or `claims`
+    of another type.
     """
 
     user: str
@@ -166,8 +167,15 @@ class Identity(msgspec.Struct, frozen=True):
             raise ValueError("a user's name must not contain control characters")
         for name in ("expires", "issued"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not math.isfinite(value)):
+            if value is None:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not -math.inf < value < math.inf:
                 raise ValueError(f"{name} must be a number of seconds, not {value!r}")
+        if not isinstance(self.rights, Rights):
+            raise TypeError(f"rights must be Rights(…), not {self.rights!r}")
+        if not isinstance(self.claims, Mapping):
+            raise TypeError(f"claims must be a mapping, not {self.claims!r}")
 
 
 def rooms_claim(identity: Identity | None, action: Action, room: str | None) -> bool:

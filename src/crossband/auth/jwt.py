@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import functools
 import importlib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +41,9 @@ REASONS: Final[Mapping[str, str]] = {
     "issuer": "The token is from another issuer",
     "claim": "A claim of the token is missing or wrong",
 }
+
+# RFC 6265 §4.1.1: a token of RFC 2616 §2.2.
+_COOKIE_NAME: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 
 def _refused(reason: str, detail: str = "") -> Unauthorized:
@@ -79,9 +84,24 @@ class JWTAuth:
     ) -> None:
         if (key is None) == (jwks_url is None):
             raise ValueError("give JWTAuth a key or a jwks_url, one of the two")
-        if leeway < 0:
-            raise ValueError(f"leeway must be 0 or more seconds, not {leeway!r}")
+        if not isinstance(jwks_url, str | None):
+            raise TypeError(f"jwks_url must be a URL, not {jwks_url!r}")
         check_algorithms(algorithms)
+        _check_seconds("leeway", leeway)
+        _check_seconds("jwks_lifetime", jwks_lifetime)
+        _check_seconds("jwks_cooldown", jwks_cooldown)
+        _check_switch("require_exp", require_exp)
+        _check_switch("anonymous", anonymous)
+        if not isinstance(cookie, str | None):
+            raise TypeError(f"cookie must be the name of a cookie, not {cookie!r}")
+        if cookie is not None and _COOKIE_NAME.fullmatch(cookie) is None:
+            raise ValueError(
+                f"cookie must be the name of a cookie (RFC 6265 §4.1.1), which {cookie!r} cannot be"
+            )
+        if not isinstance(user_claim, str):
+            raise TypeError(f"user_claim must be the name of a claim, not {user_claim!r}")
+        if not user_claim:
+            raise ValueError("user_claim must be the name of a claim, such as 'sub', not ''")
         # Now rather than while the first client waits; and not for a hub without tokens.
         importlib.import_module("jwt")
         self.audience = _names(audience, "audience")
@@ -231,10 +251,28 @@ def _seconds(claims: Mapping[str, Any], name: str) -> float | None:
 
 
 def _names(value: str | Sequence[str] | None, what: str) -> list[str]:
-    names = [value] if isinstance(value, str) else list(value or ())
-    if not all(type(name) is str and name for name in names):
-        raise ValueError(f"{what} must be a name, or a list of names")
+    if value is None:
+        return []
+    if not isinstance(value, (str, list, tuple, set, frozenset)):
+        raise TypeError(f"{what} must be a name, or a list of names, not {value!r}")
+    names = [value] if isinstance(value, str) else list(value)
+    # An empty list is none that will do, and reads as if any did.
+    if not names or not all(type(name) is str and name for name in names):
+        raise ValueError(f"{what} must be a name, a list of names, or None, not {value!r}")
     return names
+
+
+def _check_seconds(name: str, value: object) -> None:
+    complaint = f"{name} must be 0 or more seconds, not {value!r}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(complaint)
+    if not 0 <= value < math.inf:
+        raise ValueError(complaint)
+
+
+def _check_switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 def _refusal(error: Exception) -> Unauthorized:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,23 @@ MAX_KEYS: Final = 100
 MAX_KEY_SET: Final = 262_144
 FETCH_TIME: Final = 5.0
 
+# What a secret is not, and what to do with it.
+_NO_SECRETS: Final = (
+    (re.compile(rb"https?://\S*"), "the secret looks like a URL: keys behind one are jwks_url=…"),
+    (
+        re.compile(rb"[^\n]*\.(?:pem|key|pub|crt|cer|der|jwks?|json)", re.IGNORECASE),
+        "the secret looks like the name of a file: give what is in it, Path(…).read_text()",
+    ),
+    (
+        re.compile(rb"\s*\{.*\"k(?:ty|eys)\".*\}\s*", re.DOTALL),
+        "the secret looks like a JWK: give the object, json.loads(…)",
+    ),
+    (
+        re.compile(rb"(?:ssh|ecdsa)-\S+ AAAA.*", re.DOTALL),
+        "the secret looks like a key of OpenSSH: convert it, ssh-keygen -e -m PKCS8 -f …",
+    ),
+)
+
 KeySource = str | bytes | Mapping[str, Any]
 
 
@@ -60,24 +79,33 @@ def check_algorithms(algorithms: Sequence[str] | None) -> None:
     """Raise ValueError for an algorithm that is not one of ours, `none` for example."""
     if isinstance(algorithms, str):
         raise ValueError(f"algorithms must be a list, such as [{algorithms!r}]")
+    if not isinstance(algorithms, (list, tuple, set, frozenset, type(None))):
+        raise TypeError(f"algorithms must be a list, such as ['HS256'], not {algorithms!r}")
     if algorithms is not None and not algorithms:
         raise ValueError("algorithms must not be empty")
     for name in algorithms or ():
-        if name not in ALGORITHMS:
+        if not isinstance(name, str) or name not in ALGORITHMS:
             raise ValueError(f"{name!r} is not one of {', '.join(sorted(ALGORITHMS))}")
 
 
 def load_keys(source: KeySource, algorithms: Sequence[str] | None) -> list[Key]:
-    """Read a secret, a PEM key, a JWK or a JWK set. Raises ValueError."""
+    """Read a secret, a PEM key, a JWK or a JWK set.
+
+    Raises ValueError, and TypeError for a path or what else is no key.
+    """
     check_algorithms(algorithms)
     if isinstance(source, Mapping):
         keys = list(read_set(source, algorithms, strict=True))
         if not keys:
             raise ValueError("the JWK set has no key to verify signatures with")
-    else:
+    elif isinstance(source, (str, bytes)):
         text = source.encode() if isinstance(source, str) else source
         pem = text.lstrip().startswith(b"-----BEGIN")
+        if not pem:
+            _check_secret(text)
         keys = [_pin(read_pem(text) if pem else text, algorithms)]
+    else:
+        raise TypeError(_no_key(source))
     # Each algorithm asked for must be one that some key has.
     pinned = {name for key in keys for name in key.algorithms}
     for name in algorithms or ():
@@ -85,6 +113,39 @@ def load_keys(source: KeySource, algorithms: Sequence[str] | None) -> list[Key]:
             kinds = " and ".join(sorted({_kind(key.material) for key in keys}))
             raise ValueError(f"{name} cannot be used with {kinds}")
     return keys
+
+
+def _no_key(source: object) -> str:
+    if isinstance(source, os.PathLike):
+        return f"give the key, not its path: Path({os.fspath(source)!r}).read_text()"
+    return (
+        "a key is a secret or a PEM text (str or bytes), or a JWK or JWK set (a dict), "
+        f"not {type(source).__name__}"
+    )
+
+
+def _check_secret(text: bytes) -> None:
+    """Raise ValueError for what is given in place of a secret, and is none.
+
+    Others know it, or can guess, and could make tokens.
+    """
+    for pattern, complaint in _NO_SECRETS:
+        if pattern.fullmatch(text):
+            raise ValueError(complaint)
+    # ASN.1's SEQUENCE; one secret in 200 begins so too.
+    if text.startswith(b"0") and _is_der(text):
+        raise ValueError("the key is in DER form: convert it to PEM, openssl pkey -pubin -in …")
+
+
+def _is_der(text: bytes) -> bool:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        serialization.load_der_public_key(text)
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def read_pem(text: bytes) -> Any:
@@ -164,7 +225,9 @@ def _read_jwk(item: object, algorithms: Sequence[str] | None) -> Key | None:
     try:
         # Without `alg`: which algorithms it is for, we decide.
         material = jwt.PyJWK({k: v for k, v in item.items() if k != "alg"}).key
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError) as error:
+    except KeyError as error:
+        raise ValueError(f"the JWK cannot be read: it has no `{error.args[0]}`") from None
+    except (jwt.PyJWTError, ValueError, TypeError) as error:
         raise ValueError(f"the JWK cannot be read: {error}") from None
     kid = item.get("kid")
     key = _pin(material, algorithms, own=item.get("alg"))

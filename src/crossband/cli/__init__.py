@@ -501,20 +501,23 @@ def _run(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("crossband").setLevel(where.log_level.upper())
-    server = Server(
-        served,
-        host=where.host,
-        port=where.port,
-        uds=where.uds,
-        # uvicorn tells at "info" what the banner tells better, and at "debug" every
-        # message, with the tokens and session keys inside.
-        log_level=_SERVER_LEVELS.get(where.log_level, where.log_level),
-        ssl_certfile=where.ssl_certfile,
-        ssl_keyfile=where.ssl_keyfile,
-        root_path=where.root_path,
-        forwarded_allow_ips=where.forwarded_allow_ips,
-        access_log=where.access_log,
-    )
+    try:
+        server = Server(
+            served,
+            host=where.host,
+            port=where.port,
+            uds=where.uds,
+            # uvicorn tells at "info" what the banner tells better, and at "debug" every
+            # message, with the tokens and session keys inside.
+            log_level=_SERVER_LEVELS.get(where.log_level, where.log_level),
+            ssl_certfile=where.ssl_certfile,
+            ssl_keyfile=where.ssl_keyfile,
+            root_path=where.root_path,
+            forwarded_allow_ips=where.forwarded_allow_ips,
+            access_log=where.access_log,
+        )
+    except (TypeError, ValueError) as exc:
+        _fail(str(exc), code=2)
     try:
         server.run(
             lambda server: banner.show(

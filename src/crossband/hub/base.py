@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import difflib
 import itertools
 import logging
 import math
@@ -33,12 +34,14 @@ from crossband.errors import (
     InvalidName,
     RateLimited,
 )
+from crossband.hub.callables import check_callable
 from crossband.hub.catchup import CatchUp
 from crossband.hub.events import Handler, check_name
 from crossband.hub.guard import Authenticate, Authorize, Guard
 from crossband.hub.namespace import Namespace, NamespacePattern, Traffic, call
 from crossband.hub.runner import Reserve
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
+from crossband.limits import Limits
 from crossband.rates import Buckets, Meter, TokenBucket
 from crossband.seats import Seats, TooManyConnections
 from crossband.session import Connection, Handshake, Ticker
@@ -133,6 +136,11 @@ class BaseHub(Namespace):
                 scheme = broker.partition(":")[0]
                 raise ValueError(f"no broker for {scheme!r}: this version has 'memory://'")
             broker = None
+        elif broker is not None and not isinstance(broker, Broker):
+            raise TypeError(
+                "Hub(broker) takes a Broker, such as MemoryBroker(), or 'memory://', not "
+                + (f"the class {broker.__name__}" if isinstance(broker, type) else repr(broker))
+            )
         # False when the hub makes its own from the settings.
         self._own_broker = broker is None
         self._broker: Broker | None = broker
@@ -196,10 +204,20 @@ class BaseHub(Namespace):
         """Return a namespace by name, or declare all that a pattern or function matches.
 
         `plain` makes the raw WebSocket door speak bare text and binary frames there, as
-        `message` events. Raises EncodeError for an unusable name.
+        `message` events. Raises EncodeError for an unusable name, TypeError for a function
+        that is async or does not take the name.
         """
         if not isinstance(name, str):
-            matches = _full_match(name) if isinstance(name, re.Pattern) else name
+            if isinstance(name, re.Pattern):
+                matches = _full_match(name)
+            elif callable(name):
+                # What an async one returns would be true for every name.
+                check_callable(name, "of()", "name", plain=True)
+                matches = name
+            else:
+                raise TypeError(
+                    f"of() takes a name, a compiled pattern or a function, not {name!r}"
+                )
             pattern = NamespacePattern(self, matches, plain=plain)
             self._patterns.append(pattern)
             return pattern
@@ -870,13 +888,22 @@ def _settings(base: Settings, changes: Mapping[str, Any]) -> Settings:
     known = {item.name: item for item in msgspec.structs.fields(Settings)}
     for name in changes:
         if name not in known:
-            raise ValueError(f"unknown setting {name!r}")
+            raise ValueError(f"unknown setting {name!r}{_hint(name, known)}")
     values = {name: changes.get(name, getattr(base, name)) for name in known}
     try:
         # Checks the types, and takes lists for tuples and dicts for limits.
         return msgspec.convert(values, Settings, from_attributes=True)
     except msgspec.ValidationError as error:
         raise ValueError(f"invalid setting: {error}") from None
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    limits = Limits.__struct_fields__
+    near = difflib.get_close_matches(name, [*known, *limits], n=1)
+    if not near:
+        return ""
+    found = f"limits={{{near[0]!r}: …}}" if near[0] in limits else repr(near[0])
+    return f"; did you mean {found}?"
 
 
 __all__ = ["Admission", "BaseHub", "Resume", "is_socket_id", "new_id"]

@@ -7,16 +7,17 @@ import inspect
 from typing import Any
 
 
-def check_callable(function: object, what: str, *arguments: str) -> None:
+def check_callable(function: Any, what: str, *arguments: str, plain: bool = False) -> None:
     """Raise TypeError unless `function(*arguments)` would run; `what` says where it was given.
 
-    Plain and async functions, methods, partials and callable objects pass, and what has no
-    signature to read.
+    Plain and async functions, or only `plain` ones, methods, partials and callable objects
+    pass, and what has no signature to read.
     """
-    takes = f"{what} takes a function ({', '.join(arguments)}), plain or async"
-    if not callable(function):
-        raise TypeError(f"{takes}, not {type(function).__name__}")
+    kinds = "which is not async" if plain else "plain or async"
+    takes = f"{what} takes a function ({', '.join(arguments)}), {kinds}"
     check_runs(function, takes)
+    if plain and is_async(function):
+        raise TypeError(f"{takes}; {_name(function)} is async")
     try:
         # What is called is the outermost wrapper, whatever it wraps.
         signature = inspect.signature(function, follow_wrapped=False)
@@ -31,9 +32,11 @@ def check_callable(function: object, what: str, *arguments: str) -> None:
 def check_runs(function: Any, takes: str) -> None:
     """Raise TypeError for what, when called, would run nothing of what it is there for.
 
-    These are generator functions, and classes whose instances are to be called. `takes` says
-    what was expected.
+    These are, besides what cannot be called, generator functions, and classes whose instances
+    are to be called. `takes` says what was expected.
     """
+    if not callable(function):
+        raise TypeError(f"{takes}, not {type(function).__name__}")
     name = _name(function)
     if isinstance(function, type) and any("__call__" in base.__dict__ for base in function.__mro__):
         raise TypeError(f"{takes}; {name} is a class: pass an instance, {name}(…)")
@@ -47,6 +50,14 @@ def check_runs(function: Any, takes: str) -> None:
                 f"{takes}; {name} is a generator function, by its `yield`: a call would run "
                 "nothing of it"
             )
+
+
+def is_async(function: Any) -> bool:
+    """Tell whether calling this gives a coroutine; also for callable objects."""
+    if inspect.iscoroutinefunction(function):
+        return True
+    call = getattr(function, "__call__", None)  # noqa: B004 - the method itself is wanted
+    return inspect.iscoroutinefunction(call)
 
 
 def _is_generator_function(function: Any) -> bool:

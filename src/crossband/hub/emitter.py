@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 from collections.abc import Awaitable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,15 @@ class Emission(Awaitable["str | None"]):
         raise RuntimeError("await the emission: its cursor is not known yet")
 
 
+def check_seconds(seconds: object) -> None:
+    """Raise TypeError or ValueError for what is no time to wait."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"timeout() takes a number of seconds, not {seconds!r}")
+    # Event loops know no infinite time: uvloop raises OverflowError.
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"timeout() takes 0 or more seconds, not {seconds!r}")
+
+
 class Emitter:
     """A choice of recipients within one namespace; each step returns a new one."""
 
@@ -99,7 +109,8 @@ class Emitter:
         return Emitter(self._namespace, self._rooms, self._except, True, self._timeout)
 
     def timeout(self, seconds: float) -> Emitter:
-        """Wait this long for acknowledgements."""
+        """Wait this long for acknowledgements. Raises TypeError or ValueError for no time."""
+        check_seconds(seconds)
         return Emitter(self._namespace, self._rooms, self._except, self._volatile, seconds)
 
     def emit(self, event: str, *args: Any) -> Emission:

@@ -11,7 +11,7 @@ import msgspec
 
 from crossband.errors import InvalidMessage, InvalidName
 from crossband.hub.annotations import Shape, explain, resolve, shape_of, underlying
-from crossband.hub.callables import check_runs
+from crossband.hub.callables import check_runs, is_async
 from crossband.protocol import payload
 
 Handler = Callable[..., Any]
@@ -103,12 +103,12 @@ class EventSchema:
     def __init__(self, name: str, handler: Handler) -> None:
         self.name = name
         self.handler = handler
+        check_runs(handler, f"the handler of {name!r} must be a function, plain or async")
         self.is_async = is_async(handler)
         try:
             signature = inspect.signature(handler).parameters.values()
         except (TypeError, ValueError) as error:
             raise TypeError(f"the handler of {name!r} has no signature to read: {error}") from error
-        check_runs(handler, f"the handler of {name!r} must be a function, plain or async")
         self.doc = inspect.getdoc(underlying(handler))
         positional: list[inspect.Parameter] = []
         for item in signature:
@@ -228,14 +228,6 @@ class EventSchema:
 
     def __repr__(self) -> str:
         return f"<EventSchema {self.name!r}>"
-
-
-def is_async(function: Handler) -> bool:
-    """Tell whether calling this gives a coroutine; also for callable objects."""
-    if inspect.iscoroutinefunction(function):
-        return True
-    call = getattr(function, "__call__", None)  # noqa: B004 - the method itself is wanted
-    return inspect.iscoroutinefunction(call)
 
 
 __all__ = ["EventSchema", "Parameter", "check_event", "check_name"]

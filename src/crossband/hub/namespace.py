@@ -244,8 +244,8 @@ class Namespace(Handlers):
         return Emitter(self, volatile=True)
 
     def timeout(self, seconds: float) -> Emitter:
-        """Wait this long for acknowledgements."""
-        return Emitter(self, timeout=seconds)
+        """Wait this long for acknowledgements. As `Emitter.timeout`."""
+        return Emitter(self).timeout(seconds)
 
     def emit(self, event: str, *args: Any) -> Emission:
         """Publish an event to everybody here. As `Emitter.emit`."""

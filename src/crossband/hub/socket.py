@@ -25,7 +25,7 @@ from crossband.errors import (
     InvalidMessage,
     InvalidName,
 )
-from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
+from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter, check_seconds
 from crossband.hub.events import NAME_LENGTH, check_event, check_name
 from crossband.hub.runner import Started
 from crossband.protocol import payload
@@ -247,6 +247,7 @@ class Socket:
 
     def timeout(self, seconds: float) -> Deadline:
         """Wait this long for the acknowledgement: `socket.timeout(5).emit_with_ack(…)`."""
+        check_seconds(seconds)
         return Deadline(self, seconds)
 
     @property

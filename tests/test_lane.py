@@ -384,7 +384,7 @@ async def test_close_frame_that_waited_behind_events_is_seen(serve: Serve) -> No
         (socket,) = hub.sockets.values()
         assert isinstance(lane, WebSocketLane)
         tcp.send(frame(TEXT, b'{"type":"wait"}') * 10 + frame(CLOSE, b"\x03\xe8"))
-        await returns_to(Counter(behind=1), lambda: Counter(behind=bool(lane._waiting)))
+        await returns_to(Counter(behind=1), lambda: Counter(behind=lane._held))
         # Not after the two seconds that an answer may take: it is there.
         async with asyncio.timeout(1.0):
             await socket.disconnect(close=True)

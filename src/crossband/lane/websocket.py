@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 from websockets.exceptions import PayloadTooBig
@@ -25,6 +26,9 @@ CLOSE_TIME: Final = 2.0
 # Frames of one client that are handled before others have their turn: a read of 256 KiB may
 # hold 30,000 of them, and each may be an event with a handler.
 TURN: Final = 32
+# Seconds after which no other frame of the turn is begun: a small one may inflate to a large
+# one, and be expensive.
+TURN_TIME: Final = 0.002
 # Seconds for the transport to deliver the close frame to a peer at fault: closed with unread
 # input, the kernel would reset it away.
 BROKEN_TIME: Final = 0.1
@@ -46,10 +50,12 @@ class WebSocketLane(asyncio.Protocol):
     """A WebSocket in the hub's hands."""
 
     __slots__ = (
+        "_ahead",
         "_closing",
         "_connections",
         "_extension",
         "_fragments",
+        "_held",
         "_library",
         "_message",
         "_peer",
@@ -57,7 +63,6 @@ class WebSocketLane(asyncio.Protocol):
         "_splitter",
         "_timer",
         "_turning",
-        "_waiting",
         "deflate",
         "paused",
         "transport",
@@ -92,8 +97,10 @@ class WebSocketLane(asyncio.Protocol):
         self._library: Protocol | None = None
         # The fragments so far of a message that comes in several.
         self._message: list[Frame] = []
-        # Frames that were split while reading was paused. None while it is not.
-        self._waiting: list[tuple[int, bytes]] | None = None
+        # Frames that were split, and are yet to be handled.
+        self._ahead: list[tuple[int, bytes]] = []
+        # The hub is behind: nothing is handled until it says so.
+        self._held = False
         # The next turn is scheduled; nothing is read meanwhile.
         self._turning = False
         # Nothing is taken from the peer any more.
@@ -113,10 +120,9 @@ class WebSocketLane(asyncio.Protocol):
         self._stop_writing()
         self.transport.write(websocket.encode_close(code, reason))
         self._cut_in(CLOSE_TIME)
-        # It was paused if the hub was slow: the answer must be read, or was already.
-        waiting, self._waiting = self._waiting, None
-        self._handle(waiting or [])
-        self._read_on()
+        # It was held if the hub was slow: the answer must be read, or was already.
+        self._held = False
+        self._go_on()
 
     def abort(self) -> None:
         self._stop_writing()
@@ -130,18 +136,14 @@ class WebSocketLane(asyncio.Protocol):
         self.write = discard
 
     def pause_reading(self) -> None:
-        if self._waiting is None:
-            self._waiting = []
+        if not self._held:
+            self._held = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not self.transport.is_closing():
-            try:
-                self._handle(waiting)
-            except Exception as error:
-                self._fail(error)
-            self._read_on()
+        if self._held:
+            self._held = False
+            self._go_on()
 
     # The server's side.
 
@@ -153,14 +155,14 @@ class WebSocketLane(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            if self._waiting is None and not self._turning and not self._closing:
+            if not self._held and not self._turning and not self._closing:
                 payload = self._splitter.whole_text(data)
                 if payload is not None:
                     self._handle_text(payload)
                     return
             self._splitter.feed(data)
             # Read although reading is paused: TLS hands over what it had decrypted.
-            if self._waiting is None and not self._turning:
+            if not self._held and not self._turning:
                 self._take_turn()
         except Exception as error:
             self._fail(error)
@@ -171,10 +173,11 @@ class WebSocketLane(asyncio.Protocol):
 
     def _take_turn(self) -> None:
         """Handle frames, but no more than others can wait for."""
-        frames = self._splitter.split(TURN)
-        if self._splitter.more:
-            self._turn_later()
+        frames = self._ahead or self._splitter.split(TURN)
+        self._ahead = []
         self._handle(frames)
+        if (self._ahead or self._splitter.more) and not self._turning:
+            self._turn_later()
 
     def _turn_later(self) -> None:
         self._turning = True
@@ -183,20 +186,20 @@ class WebSocketLane(asyncio.Protocol):
 
     def _next_turn(self) -> None:
         self._turning = False
-        # The hub may have paused reading meanwhile.
-        if self._waiting is not None or self.transport.is_closing():
+        # The hub may have fallen behind meanwhile.
+        if self._held or self.transport.is_closing():
             return
         try:
             self._take_turn()
         except Exception as error:
             self._fail(error)
-        self._read_on()
+        self._go_on()
 
-    def _read_on(self) -> None:
-        """Read, or split what was read, unless something speaks against it."""
-        if self._turning or self._waiting is not None or self.transport.is_closing():
+    def _go_on(self) -> None:
+        """Read, or handle what was read, unless something speaks against it."""
+        if self._turning or self._held or self.transport.is_closing():
             return
-        if self._splitter.more:
+        if self._ahead or self._splitter.more:
             self._turn_later()
         else:
             self.transport.resume_reading()
@@ -223,9 +226,10 @@ class WebSocketLane(asyncio.Protocol):
 
     def _handle(self, frames: list[tuple[int, bytes]]) -> None:
         ping: bytes | None = None
+        until = monotonic() + TURN_TIME if len(frames) > 1 else 0.0
         for index, (kind, payload) in enumerate(frames):
-            if self._waiting is not None:
-                self._waiting.extend(frames[index:])
+            if self._held or (index and monotonic() > until):
+                self._ahead = frames[index:]
                 break
             if kind == websocket.TEXT and not self._closing:
                 self._handle_text(payload)
@@ -282,8 +286,12 @@ class WebSocketLane(asyncio.Protocol):
                 first = self._message[0].opcode
                 payload = b"".join([bytes(part.data) for part in self._message])
                 self._message = []
-                kind = websocket.TEXT if first is Opcode.TEXT else websocket.BINARY
-                self._handle([(kind, payload)])
+                if self._closing:
+                    return
+                if first is Opcode.TEXT:
+                    self._handle_text(payload)
+                else:
+                    self._peer.frame_received(payload)
 
     def _too_large(self) -> None:
         if not self._closing:
@@ -305,8 +313,9 @@ class WebSocketLane(asyncio.Protocol):
             return
         # Read and thrown away: what is unread when it is cut makes the kernel reset it.
         self._splitter.end()
-        self._waiting = None
-        self._read_on()
+        self._ahead = []
+        self._held = False
+        self._go_on()
         half_close(self.transport)
         self._cut_in(BROKEN_TIME)
 

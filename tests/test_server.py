@@ -140,6 +140,14 @@ async def test_hosts_that_are_several_addresses(host: str) -> None:
         assert await get(server.url) == "hello"
 
 
+async def test_no_host_is_every_address_with_a_port_as_well() -> None:
+    async with Server(greeter, host="") as server:
+        pass
+    # Both families, on one port.
+    async with Server(greeter, host="", port=server.port) as server:
+        assert await get(f"http://127.0.0.1:{server.port}") == "hello"
+
+
 async def test_localhost_with_a_port_is_every_address_of_that_name() -> None:
     async with Server(greeter) as server:
         port = server.port

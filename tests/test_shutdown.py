@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import websockets
 
 from crossband.hub.base import DRAIN_PACE, BaseHub
 from tests.clients.base import WAIT
@@ -55,6 +56,15 @@ async def hang(socket):
 def block(socket):
     print("hanging", flush=True)
     time.sleep(60)
+
+@hub.on("stubborn")
+async def stubborn(socket):
+    print("hanging", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
 
 @hub.on("thread")
 async def thread(socket):
@@ -275,6 +285,46 @@ async def test_what_does_not_end_is_cut_in_time(tmp_path: Path) -> None:
             async with asyncio.timeout(WAIT):
                 await tcp.ended()
             await tcp.close()
+
+
+async def test_handler_that_does_not_end_is_named(tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, shutdown_timeout=0.5) as program,
+        websockets.connect(f"ws{program.url[4:]}/ws") as first,
+        websockets.connect(f"ws{program.url[4:]}/ws") as second,
+        dialled(program.url) as idle,
+    ):
+        for client in (first, second):
+            await client.send('{"type":"hang"}')
+        idle.send(http("/healthz"))
+        await idle.answer()
+        await program.says("hanging\nhanging")
+        program.process.terminate()
+        assert await program.exit_code(0.5 + GRACE) == 0
+    said = "".join(program.output)
+    assert re.search(
+        r"handlers did not end in time and are cancelled: 2 × hang \(busy\.py:\d+\)\n", said
+    ), said
+    # Those ended: the clients' with 1001, and the idle one, which nobody had come to ask.
+    assert "connections" not in said
+
+
+async def test_handler_that_goes_on_when_cancelled_is_named(tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, shutdown_timeout=0.5) as program,
+        dialled(program.url) as tcp,
+    ):
+        tcp.send(upgrade("/ws"))
+        await tcp.answer()
+        tcp.send(frame(0x1, b'{"type":"stubborn"}'))
+        await program.says("hanging")
+        program.process.terminate()
+        assert await program.exit_code(0.5 + 1.0 + GRACE) == 0
+    said = "".join(program.output)
+    assert re.search(
+        r"1 tasks went on although .* cancelled, and are cut: stubborn \(busy\.py:\d+\)", said
+    ), said
+    assert "threads" not in said
 
 
 async def test_thread_of_a_handler_does_not_keep_the_process(tmp_path: Path) -> None:

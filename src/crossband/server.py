@@ -29,6 +29,7 @@ import uvicorn
 
 from crossband.errors import CrossbandError
 from crossband.hub.callables import check_runs
+from crossband.hub.runner import places
 from crossband.lane import HTTPProtocol, WebSocketProtocol
 from crossband.settings import Settings
 
@@ -50,6 +51,8 @@ _BACKLOG: Final = 2048
 # Seconds for what is left when all is closed: a handler in a thread cannot be cancelled, and
 # Python would wait for it, for ever.
 _REST_TIME: Final = 1.0
+# Seconds of a stop after which it is told how to end it at once: nobody wonders before.
+_QUICK_STOP: Final = 1.0
 # Connections accepted in one iteration of the event loop. libuv accepts one per listener:
 # while fan-out keeps an iteration long, clients that all come back at once would wait for
 # seconds (measured: 10 s for 200 clients, none with this). asyncio accepts the backlog.
@@ -71,6 +74,8 @@ _ARGUMENTS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "access_log": _SWITCH,
     "lane": _SWITCH,
 }
+
+logger = logging.getLogger("crossband")
 
 
 class StartError(CrossbandError):
@@ -225,29 +230,34 @@ class Server:
         ends the process with 0 where a thread of a handler does not end by itself. A second
         signal ends the process at once, with 128 and the signal's number: 143 for SIGTERM.
         """
-        last_resort = threading.Timer(_REST_TIME, _leave_threads)
-        last_resort.daemon = True
+        last_resort: threading.Timer | None = None
         thresholds = gc.get_threshold()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                last_resort = _later(_REST_TIME, _leave_rest, runner.get_loop())
                 runner.run(self._run(on_start))
                 last_resort.start()
         finally:
-            last_resort.cancel()
+            if last_resort is not None:
+                last_resort.cancel()
             gc.set_threshold(*thresholds)
             gc.unfreeze()
 
     async def _run(self, on_start: Callable[[Server], None] | None) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
+        # By a thread, as the event loop may be blocked.
+        told = _later(_QUICK_STOP, logger.info, "stopping; Ctrl-C or SIGTERM again ends it at once")
 
         def on_signal(*_: object) -> None:
             # From now on not even a blocked event loop keeps the process.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda number, _: os._exit(128 + number))
+            if told.ident is None:
+                told.start()
             loop.call_soon_threadsafe(stop.set)
 
         def listen_for_signals() -> None:
@@ -255,16 +265,19 @@ class Server:
                 signal.signal(number, on_signal)
 
         listen_for_signals()
-        async with self:
-            # Again: a hub that started has put its own handling over ours, for servers that
-            # do not stop hubs first.
-            listen_for_signals()
-            if on_start is not None:
-                on_start(self)
-            assert self._task is not None
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait({stopping, self._task}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
+        try:
+            async with self:
+                # Again: a hub that started has put its own handling over ours, for servers
+                # that do not stop hubs first.
+                listen_for_signals()
+                if on_start is not None:
+                    on_start(self)
+                assert self._task is not None
+                stopping = asyncio.create_task(stop.wait())
+                await asyncio.wait({stopping, self._task}, return_when=asyncio.FIRST_COMPLETED)
+                stopping.cancel()
+        finally:
+            told.cancel()
 
     def _config(self) -> uvicorn.Config:
         options: dict[str, Any] = {}
@@ -339,7 +352,7 @@ class Server:
         failure: OSError | None = None
         for family, address in addresses:
             try:
-                sockets.append(_bind_tcp(family, address))
+                sockets.append(_bind_tcp(family, address, alone=len(addresses) == 1))
             except OSError as exc:
                 failure = exc
                 # A name may have an IPv6 address on a machine without IPv6.
@@ -399,10 +412,11 @@ class _Uvicorn(uvicorn.Server):
                 self._close_listeners(sockets)
                 await self._drain()
         except TimeoutError:
-            logging.getLogger("crossband").warning(
-                "%d connections did not end in time and are cut",
-                len(self.server_state.connections),
-            )
+            # Those that nobody has come to ask, since the hub took all the time, end now.
+            self._ask(self.server_state.connections)
+            await asyncio.sleep(_DRAIN_TICK)
+            if left := len(self.server_state.connections):
+                logger.warning("connections that did not end in time and are cut: %d", left)
         self._close_listeners(sockets)
         for task in list(self.server_state.tasks):
             task.cancel()
@@ -426,23 +440,29 @@ class _Uvicorn(uvicorn.Server):
         for sock in sockets or ():
             sock.close()
 
+    def _ask(self, connections: set[Any]) -> set[Any]:
+        """Ask connections to end; return the WebSockets that a hub closes itself."""
+        websocket = self.config.ws_protocol_class
+        closing = set()
+        for connection in list(connections):
+            if self._hubs and websocket is not None and isinstance(connection, websocket):
+                closing.add(connection)
+            else:
+                connection.shutdown()
+        return closing
+
     async def _drain(self) -> None:
         """Wait until every connection has ended, having asked it to."""
         state = self.server_state
         loop = asyncio.get_running_loop()
-        websocket = self.config.ws_protocol_class
         # Hubs close their WebSockets themselves. Cut before the client has answered, it
         # could lose the close frame to a reset.
-        closing = set()
+        closing: set[Any] = set()
         asked: set[Any] = set()
         give_up = loop.time() + _CLOSE_REPLY_TIME
         while state.connections or state.tasks:
-            for connection in state.connections - asked:
-                asked.add(connection)
-                if self._hubs and websocket is not None and isinstance(connection, websocket):
-                    closing.add(connection)
-                else:
-                    connection.shutdown()
+            closing |= self._ask(state.connections - asked)
+            asked |= state.connections
             if closing and loop.time() >= give_up:
                 for connection in closing & state.connections:
                     connection.shutdown()
@@ -450,8 +470,24 @@ class _Uvicorn(uvicorn.Server):
             await asyncio.sleep(_DRAIN_TICK)
 
 
-def _leave_threads() -> None:
-    logging.getLogger("crossband").warning("threads of handlers did not end in time and are cut")
+def _later(seconds: float, call: Callable[..., None], *args: Any) -> threading.Timer:
+    """Return a timer, not started, that does not keep the process."""
+    timer = threading.Timer(seconds, call, args)
+    timer.daemon = True
+    return timer
+
+
+def _leave_rest(loop: asyncio.AbstractEventLoop) -> None:
+    # asyncio cancels what is left, and waits for it; then for the threads.
+    tasks = [task for task in asyncio.all_tasks(loop) if task.cancelling()]
+    if tasks:
+        logger.warning(
+            "%d tasks went on although they were cancelled, and are cut: %s",
+            len(tasks),
+            places(tasks) or "none of a handler",
+        )
+    else:
+        logger.warning("threads of handlers did not end in time and are cut")
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
@@ -492,7 +528,7 @@ def _check_proxies(text: str) -> None:
             ) from None
 
 
-def _bind_tcp(family: int, address: tuple[Any, ...]) -> socket.socket:
+def _bind_tcp(family: int, address: tuple[Any, ...], *, alone: bool) -> socket.socket:
     # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, the
     # two writes of a response wait 40 ms for the client's delayed acknowledgement.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -502,9 +538,10 @@ def _bind_tcp(family: int, address: tuple[Any, ...]) -> socket.socket:
         if sys.platform != "win32":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # "::" also serves IPv4, as most servers do; the same port may be
-            # bound for 127.0.0.1 beside any other address.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+            # "::" also serves IPv4, as most servers do, unless 0.0.0.0 is bound beside it; the
+            # same port may be bound for 127.0.0.1 beside any other address.
+            dual = alone and address[0] == "::"
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not dual))
         sock.bind(address)
         # Listening is what fails when another process listens on the same address.
         sock.listen(_BACKLOG)
@@ -557,7 +594,8 @@ def _unlink(path: str) -> None:
 def _bind_error(exc: OSError, host: str, port: int) -> StartError:
     if exc.errno == errno.EADDRINUSE:
         return StartError(
-            f"port {port} on {host} is already in use; choose another port (0 takes a free one)"
+            f"port {port} on {host or 'every address'} is already in use; choose another port "
+            "(0 takes a free one)"
         )
     if exc.errno == errno.EACCES:
         return StartError(

@@ -194,6 +194,7 @@ def test_second_signal_does_not_wait_for_handlers(run: Run) -> None:
         assert "event: server:shutdown" in list(lines)
     assert command.stdout.readline() == "\n"
     assert command.stdout.readline() == "hanging\n"
+    assert "stopping; Ctrl-C or SIGTERM again ends it at once" in command.stderr.readline()
     command.process.send_signal(signal.SIGTERM)
     assert command.process.wait(20) == 128 + signal.SIGTERM
 

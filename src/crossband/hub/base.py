@@ -39,7 +39,7 @@ from crossband.hub.catchup import CatchUp
 from crossband.hub.events import Handler, check_name
 from crossband.hub.guard import Authenticate, Authorize, Guard
 from crossband.hub.namespace import Namespace, NamespacePattern, Traffic, call
-from crossband.hub.runner import Reserve
+from crossband.hub.runner import Reserve, places
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
 from crossband.limits import Limits
 from crossband.rates import Buckets, Meter, TokenBucket
@@ -377,6 +377,9 @@ class BaseHub(Namespace):
 
     def _cancel(self, tasks: Iterable[asyncio.Task[None]]) -> None:
         self.out_of_time = True
+        tasks = list(tasks)
+        if handlers := places(tasks):
+            logger.warning("handlers did not end in time and are cancelled: %s", handlers)
         for task in tasks:
             task.cancel()
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import asyncio
 from asyncio import current_task
 from asyncio.tasks import _enter_task, _leave_task
-from collections.abc import Callable, Coroutine, Generator
+from collections import Counter
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import Context, copy_context
+from pathlib import Path
 from typing import Any
 
 # Runners kept for the next coroutine; past it they end with their work.
 SPARE = 64
+
+# Whose frames are not what a handler waits at.
+_OURS = ("crossband.hub.", "crossband.transports.")
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -67,6 +72,34 @@ class Started:
                 awaited = run(step, value)
             except StopIteration as stop:
                 return stop.value
+
+
+def waits_at(task: asyncio.Task[Any]) -> str | None:
+    """Say where a task's own code waits: `ask (chat.py:31)`. None where it is all the hub's.
+
+    Of a coroutine, Python's `Task.get_stack` has the outermost frame only.
+    """
+    awaitable: Any = task.get_coro()
+    while awaitable is not None:
+        frame = getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None)
+        if frame is None:
+            return None
+        code = frame.f_code
+        if not frame.f_globals.get("__name__", "").startswith(_OURS):
+            return f"{code.co_qualname} ({Path(code.co_filename).name}:{frame.f_lineno})"
+        if code is Started.__await__.__code__:
+            awaitable = frame.f_locals["coroutine"]
+        else:
+            awaitable = getattr(awaitable, "cr_await", None)
+    return None
+
+
+def places(tasks: Iterable[asyncio.Task[Any]]) -> str:
+    """Say where tasks wait, each place once; empty where none has code of its own."""
+    found = Counter(filter(None, map(waits_at, tasks)))
+    return ", ".join(
+        place if count == 1 else f"{count} × {place}" for place, count in found.most_common()
+    )
 
 
 class Runner:

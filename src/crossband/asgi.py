@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from crossband.addresses import TrustedProxies
 from crossband.auth import redaction
@@ -20,6 +20,7 @@ from crossband.broker import Broker
 from crossband.errors import CloseCode, EventError
 from crossband.hub.base import BaseHub
 from crossband.hub.guard import Authenticate, Authorize
+from crossband.settings import HubSettings
 from crossband.transports.api import Api
 from crossband.transports.engine import EngineDoor
 from crossband.transports.http import Receive, Request, Scope, Send
@@ -56,7 +57,7 @@ class Hub(BaseHub):
         *,
         authenticate: Authenticate | None = None,
         authorize: Authorize | None = None,
-        **settings: Any,
+        **settings: Unpack[HubSettings],
     ) -> None:
         super().__init__(broker, authenticate=authenticate, authorize=authorize, **settings)
         # None until started: they belong to an event loop.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from ipaddress import IPv6Address
 from itertools import permutations
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 import msgspec
@@ -98,6 +100,35 @@ _PATH = frozenset("?# ")
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+Names = list[str] | tuple[str, ...] | set[str] | frozenset[str]
+
+
+class HubSettings(TypedDict, total=False):
+    """The arguments of `Hub` that are settings, for type checkers and editors.
+
+    The names of `Settings`, with what is taken for its types.
+    """
+
+    ping_interval: float
+    ping_timeout: float
+    keepalive_interval: float
+    retry: float
+    history_size: int
+    history_age: float
+    recovery: bool
+    cors_origins: Names
+    token_warning: float
+    trusted_proxies: Names
+    api_keys: Names
+    socketio_path: str
+    websocket_path: str
+    events_path: str
+    api_path: str
+    shutdown_timeout: float
+    drain_time: float
+    limits: Limits | Mapping[str, float]
 
 
 # By scheme: browsers leave them out of an origin.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Unpack, overload
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -45,7 +45,7 @@ from crossband.limits import Limits
 from crossband.rates import Buckets, Meter, TokenBucket
 from crossband.seats import Seats, TooManyConnections
 from crossband.session import Connection, Handshake, Ticker
-from crossband.settings import Settings
+from crossband.settings import HubSettings, Settings
 
 logger = logging.getLogger("crossband")
 
@@ -124,7 +124,7 @@ class BaseHub(Namespace):
         *,
         authenticate: Authenticate | None = None,
         authorize: Authorize | None = None,
-        **settings: Any,
+        **settings: Unpack[HubSettings],
     ) -> None:
         # Before the namespace `/`, which shares it.
         self.traffic = Traffic()
@@ -173,7 +173,7 @@ class BaseHub(Namespace):
 
     # Set-up.
 
-    def configure(self, **settings: Any) -> None:
+    def configure(self, **settings: Unpack[HubSettings]) -> None:
         """Change settings before the hub starts.
 
         Raises ValueError for one that is unknown or does not fit, RuntimeError once started.

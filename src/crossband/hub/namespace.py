@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, TypeVar, overload
 
 from crossband.broker import Publication
 from crossband.codecs import PLAIN, Codec, Wire, tag_of
@@ -33,7 +33,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crossband")
 
-F = TypeVar("F", bound=Handler)
+EventHandler = TypeVar("EventHandler", bound=Callable[Concatenate[Any, ...], Any])
+# Called with the socket, which handlers may annotate as they like, a subclass for example.
+# What middlewares return says nothing, so they must not seem to return an answer.
+ConnectHandler = TypeVar("ConnectHandler", bound=Callable[[Any], object])
+DisconnectHandler = TypeVar("DisconnectHandler", bound=Callable[[Any, str], object])
+Listener = TypeVar("Listener", bound=Callable[[Any, str, list[Any]], object])
+Middleware = TypeVar("Middleware", bound=Callable[[Any], Awaitable[None] | None])
+EventMiddleware = TypeVar(
+    "EventMiddleware", bound=Callable[[Any, str, list[Any]], Awaitable[None] | None]
+)
 
 
 class Traffic:
@@ -89,16 +98,23 @@ class Handlers:
         return MappingProxyType(self.registry.events)
 
     @overload
-    def on(self, event: str) -> Callable[[F], F]: ...
+    def on(self, event: Literal["connect"]) -> Callable[[ConnectHandler], ConnectHandler]: ...
     @overload
-    def on(self, event: str, handler: F) -> F: ...
-    def on(self, event: str, handler: F | None = None) -> F | Callable[[F], F]:
+    def on(
+        self, event: Literal["disconnect"]
+    ) -> Callable[[DisconnectHandler], DisconnectHandler]: ...
+    @overload
+    def on(self, event: str) -> Callable[[EventHandler], EventHandler]: ...
+    @overload
+    def on(self, event: str, handler: EventHandler) -> EventHandler: ...
+    def on(self, event: str, handler: Any = None) -> Any:
         """Handle an event: `handler(socket, *payload)`, plain or async.
 
         The annotations of the payload arguments are the event's schema; what the handler
         returns is the acknowledgement. `connect` handlers get the socket, once its client has
         been welcomed; `disconnect` handlers the socket and the reason. Plain functions run on
-        the event loop and must not block. Raises ValueError when the event has a handler.
+        the event loop and must not block. Raises ValueError when the event has a handler,
+        TypeError for what cannot be called so.
         """
         if not isinstance(event, str):
             raise TypeError('on() takes the event\'s name first: @hub.on("chat:message")')
@@ -119,8 +135,11 @@ class Handlers:
             self.registry.events[event] = EventSchema(event, handler)
         return handler
 
-    def on_any(self, handler: F) -> F:
-        """Hear every event before its handler: `handler(socket, event, args)`."""
+    def on_any(self, handler: Listener) -> Listener:
+        """Hear every event before its handler: `handler(socket, event, args)`.
+
+        Raises TypeError for what cannot be called so.
+        """
         check_callable(handler, "on_any()", "socket", "event", "args")
         self.registry.any.append(handler)
         self.registry.direct = {}
@@ -146,19 +165,21 @@ class Handlers:
             raise ValueError(f"{event!r} has a policy already")
         self.registry.policies[event] = Policy(event, policy, key)
 
-    def use(self, middleware: F) -> F:
+    def use(self, middleware: Middleware) -> Middleware:
         """Examine every client before it is let in: `middleware(socket)`.
 
-        Raise ConnectionRefused to refuse it.
+        Raise ConnectionRefused to refuse it; what is returned says nothing. Raises TypeError
+        for what cannot be called so, or would not run: a generator function, a class.
         """
         check_callable(middleware, "use()", "socket")
         self.registry.uses.append(middleware)
         return middleware
 
-    def use_event(self, middleware: F) -> F:
+    def use_event(self, middleware: EventMiddleware) -> EventMiddleware:
         """Examine every event before its handler: `middleware(socket, event, args)`.
 
-        Raise EventError to refuse it; the sender is answered with it.
+        Raise EventError to refuse it; the sender is answered with it. Raises TypeError, as
+        `use` does.
         """
         check_callable(middleware, "use_event()", "socket", "event", "args")
         self.registry.event_uses.append(middleware)

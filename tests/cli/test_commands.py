@@ -330,6 +330,12 @@ def test_bad_variable_is_told() -> None:
     assert "CROSSBAND_LIMITS_ROOMS: expected a whole number, 0 or more, not 'many'" in result.stderr
 
 
+def test_empty_name_of_the_config_file_is_told() -> None:
+    result = invoke("serve", env={"CROSSBAND_CONFIG": ""})
+    assert result.exit_code == 2
+    assert "CROSSBAND_CONFIG: expected the name of a file, not ''" in result.stderr
+
+
 def test_misspelt_variable_is_warned_about(run: Run) -> None:
     command = run("serve", "--port", "0", CROSSBAND_PING_INTERVL="1")
     command.started()
@@ -562,6 +568,9 @@ async def test_nobody_there() -> None:
         (["listen", "http://127.0.0.1", "--namespace", "x"], "begins with /, not 'x'"),
         (["publish", "http://127.0.0.1", "e", "--api-key", "ключ"], "expected ASCII characters"),
         (["publish", "http://127.0.0.1", "e", "--token", ""], "'CROSSBAND_TOKEN'): it is empty"),
+        (["listen", "http://127.0.0.1", "--last-event-id", "ключ"], "'--last-event-id'"),
+        (["listen", "ws://a..b"], "'a..b' is no name of a host"),
+        (["publish", "http://[::1", "e"], "http://[::1: Invalid IPv6 URL"),
         (["publish", "http://127.0.0.1", "\udcff"], r"'EVENT': '\udcff' is not UTF-8"),
         (["publish", "http://127.0.0.1", "e", "\udcff", "--text"], "'DATA'"),
         (["listen", "http://127.0.0.1", "--token", "ключ"], "'--token'"),

@@ -71,12 +71,12 @@ def _filled(value: str | None) -> str | None:
     return value
 
 
-def _credential(value: str | None) -> str | None:
+def _header(value: str | None) -> str | None:
     """Check what is to become a header."""
     if value is not None and not (
         value.isascii() and value.isprintable() and value == value.strip()
     ):
-        # It is a secret, so it is not shown.
+        # It may be a secret, so it is not shown.
         raise typer.BadParameter("expected ASCII characters, without spaces around them")
     return _filled(value)
 
@@ -95,7 +95,7 @@ _Token = Annotated[
         envvar="CROSSBAND_TOKEN",
         metavar="TOKEN",
         help="Who you are, to the server.",
-        callback=_credential,
+        callback=_header,
     ),
 ]
 
@@ -257,7 +257,9 @@ def listen_(
     ] = None,
     last_event_id: Annotated[
         str | None,
-        typer.Option(metavar="CURSOR", help="Begin after this event instead of now."),
+        typer.Option(
+            metavar="CURSOR", help="Begin after this event instead of now.", callback=_header
+        ),
     ] = None,
     token: _Token = None,
     insecure: Annotated[
@@ -318,7 +320,7 @@ def publish_(
             envvar="CROSSBAND_API_KEY",
             metavar="KEY",
             help="Key that the server accepts.",
-            callback=_credential,
+            callback=_header,
         ),
     ] = None,
     token: _Token = None,
@@ -464,8 +466,10 @@ def _payload(data: str | bytes | None, *, text: bool) -> Any:
 def _read_settings(
     options: dict[str, Any], config: Path | None
 ) -> tuple[settings.Listen, settings.Tokens, dict[str, Any], dict[str, Any]]:
-    if config is None and os.environ.get("CROSSBAND_CONFIG"):
-        config = Path(os.environ["CROSSBAND_CONFIG"])
+    if config is None and (given := os.environ.get("CROSSBAND_CONFIG")) is not None:
+        if not given:
+            _fail("CROSSBAND_CONFIG: expected the name of a file, not ''", code=2)
+        config = Path(given)
     try:
         values = settings.read(options, os.environ, config)
     except settings.SettingError as exc:

@@ -195,7 +195,14 @@ def parse_url(url: str, schemes: tuple[str, ...]) -> SplitResult:
     """Split a URL, `localhost:8000` taken for `http://localhost:8000`. Raises ValueError."""
     if "://" not in url:
         url = f"http://{url}"
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        # As it is looked up.
+        (parts.hostname or "").encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{url}: {parts.hostname!r} is no name of a host") from None
+    except ValueError as exc:
+        raise ValueError(f"{url}: {exc}") from None
     if parts.scheme not in schemes:
         raise ValueError(f"{url}: expected a URL of {', '.join(schemes)}, not {parts.scheme}")
     if not parts.hostname:
@@ -460,7 +467,7 @@ def _error_text(error: dict[str, Any]) -> str:
     # Socket.IO has there what is beside the text on the other doors.
     if isinstance(data := found.get("data"), dict):
         del found["data"]
-        found.update(data)
+        found.update((name, value) for name, value in data.items() if name != "error")
     details = [
         f"{name}: {value if isinstance(value, str) else _encode(value).decode()}"
         for name, value in found.items()

@@ -153,7 +153,7 @@ def test_bad_variable_is_named_with_what_was_expected(
     [
         ("CROSSBAND_LIMITS_ROOMS", "0", "must be a whole number above 0, not 0"),
         ("CROSSBAND_PING_INTERVAL", "0", "must be a number of seconds above 0"),
-        ("CROSSBAND_EVENTS_PATH", "events", "must start with '/'"),
+        ("CROSSBAND_API_KEYS", "ключ", "must be non-empty ASCII strings"),
         ("CROSSBAND_CORS_ORIGINS", "a.example", "takes origins such as"),
         ("CROSSBAND_JWT_ALGORITHMS", "none", "'none' is not one of"),
     ],
@@ -161,6 +161,16 @@ def test_bad_variable_is_named_with_what_was_expected(
 def test_value_that_its_struct_refuses_is_named(variable: str, text: str, message: str) -> None:
     with pytest.raises(SettingError, match=f"^{variable}: {message}"):
         read({}, {variable: text}, None)
+
+
+def test_variable_that_is_no_text_is_named() -> None:
+    with pytest.raises(SettingError, match=r"^CROSSBAND_JWT_SECRET: it is not UTF-8$"):
+        read({}, {"CROSSBAND_JWT_SECRET": "\udcff" + "s" * 32}, None)
+
+
+def test_path_may_be_what_another_one_was() -> None:
+    values = read({"api_path": "/ws", "websocket_path": "/live"}, {}, None)
+    assert values == {"api_path": "/ws", "websocket_path": "/live"}
 
 
 def test_bad_option_is_named() -> None:

@@ -39,10 +39,10 @@ app = typer.Typer(
 
 _SERVER_LEVELS: Final[dict[str, LogLevel]] = {"info": "warning", "debug": "info"}
 
-# Below a starting standalone hub's addresses.
 _OPEN_WARNING: Final = (
     "--open: whoever reaches this server may connect, join any room and send to it"
 )
+# Below a starting standalone hub's addresses.
 _OPEN: Final = "Anybody who reaches it may connect; --jwt-secret makes it ask for tokens."
 
 
@@ -55,14 +55,10 @@ class _Command(TyperCommand):
         for param in params:
             given = ctx.params.get(param.name)
             for value in given if isinstance(given, list) else [given]:
-                if isinstance(value, str) and not _is_text(value):
-                    raise typer.BadParameter(f"{value!a} is not UTF-8", ctx=ctx, param=param)
+                if isinstance(value, str) and not settings.is_text(value):
+                    # It may be a secret, so it is not shown.
+                    raise typer.BadParameter("it is not UTF-8", ctx=ctx, param=param)
         return rest
-
-
-def _is_text(value: str) -> bool:
-    # Python reads other bytes of a command line as lone surrogates.
-    return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _filled(value: str | None) -> str | None:

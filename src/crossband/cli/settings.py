@@ -139,6 +139,11 @@ HELP: Final = {
 }
 
 
+def is_text(value: str) -> bool:
+    """Tell whether an argument or variable is UTF-8: Python reads other bytes as surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in value)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting and its three names."""
@@ -191,6 +196,8 @@ class Setting:
         """Return the value in the setting's type. Raises SettingError."""
         problem = SettingError(f"{source}: expected {self.expected}, not {reprlib.repr(value)}")
         if isinstance(value, str):
+            if not is_text(value):
+                raise SettingError(f"{source}: it is not UTF-8")
             if get_origin(self.type) is tuple:
                 value = value.split(",")
             elif self.type is bool:
@@ -204,11 +211,13 @@ class Setting:
             raise problem from None
         if self.type in (int, float) and not (math.isfinite(converted) and converted >= 0):
             raise problem
-        try:
-            # What else it must be, its struct knows. Here, where its source is known.
-            self.struct(**{self.key.rpartition(".")[2]: converted})
-        except ValueError as exc:
-            raise SettingError(f"{source}: {str(exc).removeprefix(f'{self.key} ')}") from exc
+        # The paths of the doors must not overlap, which only all of them together tell.
+        if not self.key.endswith("_path"):
+            try:
+                # What else it must be, its struct knows. Here, where its source is known.
+                self.struct(**{self.key.rpartition(".")[2]: converted})
+            except ValueError as exc:
+                raise SettingError(f"{source}: {str(exc).removeprefix(f'{self.key} ')}") from exc
         return converted
 
 

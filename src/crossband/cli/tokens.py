@@ -21,6 +21,13 @@ from crossband.errors import Unauthorized
 
 # Of a token that does not say how long: an hour of trying things out.
 LIFETIME: Final = 3_600.0
+# What `crossband token` calls what the server is given as options.
+_TOKEN_OPTIONS: Final = {
+    "jwt_key_file": "--key-file",
+    "jwt_algorithms": "--algorithm",
+    "jwt_audience": "--audience",
+    "jwt_issuer": "--issuer",
+}
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -126,12 +133,9 @@ def note(tokens: Tokens, options: Mapping[str, Any], config: Path | None) -> str
         command += f" --config {quote(str(config))}"
     if options.get("jwt_secret") is not None:
         command += " --secret …"
-    for name in ("jwt_key_file", "jwt_algorithms", "jwt_audience", "jwt_issuer"):
+    for name, option in _TOKEN_OPTIONS.items():
         if options.get(name):
             value = getattr(tokens, name)
-            option = {"jwt_key_file": "--key-file", "jwt_algorithms": "--algorithm"}.get(
-                name, name.replace("jwt_", "--")
-            )
             command += f" {option} {quote(value if isinstance(value, str) else value[0])}"
     return f"Clients show a token; to make one: {command}"
 

@@ -11,7 +11,7 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from crossband import Hub, JWTAuth
+from crossband import ConnectionRefused, Hub, JWTAuth
 from tests.clients import NewClient
 from tests.clients.base import EventFailed, Refused
 from tests.conftest import Serve
@@ -243,6 +243,87 @@ async def test_generator_behind_a_function_lets_no_event_pass(
         await client.call("x")
     assert not handled
     assert "returned a generator: nothing of it has run" in caplog.text
+
+
+def only(role: Any, *_: Any) -> Any:
+    """Return a middleware; this is none."""
+
+    def check(socket: object) -> None:
+        raise ConnectionRefused(f"For {role} only")
+
+    return check
+
+
+def says_no(*args: Any) -> Any:
+    return False
+
+
+async def says_no_later(*args: Any) -> Any:
+    return False
+
+
+mistaken_middlewares = pytest.mark.parametrize(
+    ("middleware", "complaint"),
+    [
+        (says_no, "says_no returned False: a middleware refuses by raising"),
+        (says_no_later, "says_no_later returned False: a middleware refuses by raising"),
+        (only, "only returned check, which nobody called"),
+    ],
+)
+
+
+@mistaken_middlewares
+async def test_middleware_that_meant_to_refuse_lets_nobody_in(
+    middleware: Any,
+    complaint: str,
+    serve: Serve,
+    new_client: NewClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = Hub()
+    hub.use(middleware)
+    server = await serve(hub)
+    with pytest.raises(Refused, match="Internal server error"):
+        await new_client("websocket").connect(server.url)
+    assert complaint in caplog.text
+
+
+@mistaken_middlewares
+async def test_middleware_that_meant_to_refuse_lets_no_event_pass(
+    middleware: Any,
+    complaint: str,
+    serve: Serve,
+    new_client: NewClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = Hub()
+    handled: list[str] = []
+    hub.use_event(middleware)
+    hub.on("x", lambda socket: handled.append("x"))
+    server = await serve(hub)
+    client = new_client("websocket")
+    await client.connect(server.url)
+    with pytest.raises(EventFailed, match="Internal server error"):
+        await client.call("x")
+    assert not handled
+    assert complaint in caplog.text
+
+
+@pytest.mark.parametrize("answer", [True, "welcome", 0])
+async def test_middleware_may_return_something(
+    answer: Any, serve: Serve, new_client: NewClient
+) -> None:
+    def middleware(*args: Any) -> Any:
+        return answer
+
+    hub = Hub()
+    hub.use(middleware)
+    hub.use_event(middleware)
+    hub.on("x", lambda socket: "handled")
+    server = await serve(hub)
+    client = new_client("websocket")
+    await client.connect(server.url)
+    assert await client.call("x") == "handled"
 
 
 @pytest.mark.parametrize(

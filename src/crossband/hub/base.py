@@ -34,7 +34,7 @@ from crossband.errors import (
     InvalidName,
     RateLimited,
 )
-from crossband.hub.callables import check_callable
+from crossband.hub.callables import check_callable, check_outcome
 from crossband.hub.catchup import CatchUp
 from crossband.hub.events import Handler, check_name
 from crossband.hub.guard import Authenticate, Authorize, Guard
@@ -605,7 +605,9 @@ class BaseHub(Namespace):
         try:
             async with timer:
                 for function in uses:
-                    await call(function, socket)
+                    outcome = await call(function, socket)
+                    if outcome is not None:
+                        check_outcome(function, outcome)
         except TimeoutError:
             # A middleware may have let one of its own pass.
             if not timer.expired():

@@ -52,6 +52,21 @@ def check_runs(function: Any, takes: str) -> None:
             )
 
 
+def check_outcome(middleware: Any, outcome: object) -> None:
+    """Raise TypeError where what a middleware returned shows that it meant to refuse.
+
+    That is False, or a function that was never called, such as that of `use(only("admin"))`
+    where `use(only)` was written.
+    """
+    if outcome is False:
+        raise TypeError(f"{_name(middleware)} returned False: a middleware refuses by raising")
+    if inspect.isroutine(outcome):
+        raise TypeError(
+            f"{_name(middleware)} returned {_name(outcome)}, which nobody called: is it to be "
+            "called where it is registered?"
+        )
+
+
 def is_async(function: Any) -> bool:
     """Tell whether calling this gives a coroutine; also for callable objects."""
     if inspect.iscoroutinefunction(function):

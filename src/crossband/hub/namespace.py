@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, TypeVar, overload
 from crossband.broker import Publication
 from crossband.codecs import PLAIN, Codec, Wire, tag_of
 from crossband.errors import AckTimeout, CrossbandError, EncodeError, EventError, InvalidMessage
-from crossband.hub.callables import check_callable
+from crossband.hub.callables import check_callable, check_outcome
 from crossband.hub.catchup import CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.events import (
@@ -35,7 +35,7 @@ logger = logging.getLogger("crossband")
 
 EventHandler = TypeVar("EventHandler", bound=Callable[Concatenate[Any, ...], Any])
 # Called with the socket, which handlers may annotate as they like, a subclass for example.
-# What middlewares return says nothing, so they must not seem to return an answer.
+# Middlewares refuse by raising, so they must not seem to return an answer.
 ConnectHandler = TypeVar("ConnectHandler", bound=Callable[[Any], object])
 DisconnectHandler = TypeVar("DisconnectHandler", bound=Callable[[Any, str], object])
 Listener = TypeVar("Listener", bound=Callable[[Any, str, list[Any]], object])
@@ -168,8 +168,9 @@ class Handlers:
     def use(self, middleware: Middleware) -> Middleware:
         """Examine every client before it is let in: `middleware(socket)`.
 
-        Raise ConnectionRefused to refuse it; what is returned says nothing. Raises TypeError
-        for what cannot be called so, or would not run: a generator function, a class.
+        Raise ConnectionRefused to refuse it; one that returns False is a mistake, and lets
+        nobody in. Raises TypeError for what cannot be called so, or would not run: a
+        generator function, a class.
         """
         check_callable(middleware, "use()", "socket")
         self.registry.uses.append(middleware)
@@ -560,7 +561,9 @@ class Namespace(Handlers):
         if registry.event_uses or registry.any:
             args = self._args(message)
             for function in registry.event_uses:
-                await call(function, socket, event, args)
+                outcome = await call(function, socket, event, args)
+                if outcome is not None:
+                    check_outcome(function, outcome)
             for function in registry.any:
                 await call(function, socket, event, args)
         if schema is None:

@@ -322,7 +322,7 @@ async def test_handler_that_goes_on_when_cancelled_is_named(tmp_path: Path) -> N
         assert await program.exit_code(0.5 + 1.0 + GRACE) == 0
     said = "".join(program.output)
     assert re.search(
-        r"1 tasks went on although .* cancelled, and are cut: stubborn \(busy\.py:\d+\)", said
+        r"tasks went on although .* cancelled, and are cut: stubborn \(busy\.py:\d+\)", said
     ), said
     assert "threads" not in said
 

@@ -227,8 +227,9 @@ class Server:
         """Serve until SIGINT or SIGTERM, for a process of its own.
 
         `on_start` is called once requests are answered. Returns after a graceful stop, or
-        ends the process with 0 where a thread of a handler does not end by itself. A second
-        signal ends the process at once, with 128 and the signal's number: 143 for SIGTERM.
+        ends the process with 0 where a handler's thread does not end by itself, or a task goes
+        on although it is cancelled. A second signal ends the process at once, with 128 and
+        the signal's number: 143 for SIGTERM.
         """
         last_resort: threading.Timer | None = None
         thresholds = gc.get_threshold()
@@ -482,9 +483,8 @@ def _leave_rest(loop: asyncio.AbstractEventLoop) -> None:
     tasks = [task for task in asyncio.all_tasks(loop) if task.cancelling()]
     if tasks:
         logger.warning(
-            "%d tasks went on although they were cancelled, and are cut: %s",
-            len(tasks),
-            places(tasks) or "none of a handler",
+            "tasks went on although they were cancelled, and are cut: %s",
+            places(tasks) or len(tasks),
         )
     else:
         logger.warning("threads of handlers did not end in time and are cut")

@@ -87,12 +87,19 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "WebSocket: a guarded namespace",
         "a guarded namespace",
     ),
+    "Guards that never run": (
+        "hub/test_callables.py::test_what_would_run_nothing_is_refused_at_registration",
+        "hub/test_callables.py::test_function_of_other_arguments_is_refused_at_registration",
+        "hub/test_callables.py::test_middleware_that_meant_to_refuse_lets_nobody_in",
+        "hub/test_callables.py::test_authorize_allows_by_true_alone",
+    ),
     "Tokens that choose how they are verified": (
         "test_auth.py::test_headers_that_are_refused",
         "test_auth.py::test_unsigned_token_is_refused",
         "test_auth.py::test_public_key_as_a_secret_is_refused",
         "test_auth.py::test_claims_that_are_refused",
         "test_auth.py::test_key_that_does_not_fit_is_refused_at_construction",
+        "test_auth.py::test_public_key_of_another_form_is_no_secret",
     ),
     "Key fetches that a token drives": (
         "test_auth.py::test_key_inside_the_token_is_not_looked_at",

@@ -572,16 +572,35 @@ async def test_anonymous_client_does_not_become_somebody(
 
 
 async def test_authenticate_that_hangs_lets_nobody_in(
-    serve: Serve, new_client: NewClient, caplog: pytest.LogCaptureFixture
+    lane: bool, serve: Serve, new_client: NewClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def authenticate(handshake: Handshake) -> Identity:
         await asyncio.Event().wait()
         raise AssertionError
 
-    server = await serve(member_hub(authenticate=authenticate, limits={"handshake_time": 0.1}))
+    hub = member_hub(authenticate=authenticate, limits={"handshake_time": 0.1})
+    server = await serve(hub, lane=lane)
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(ws(server.url), proxy=None)
+    assert refused.value.response.status_code == 503
+    with pytest.raises(Refused, match="Handshake timed out"):
+        await new_client("sse").connect(server.url)
+    # Of the server's own logger: plain uvicorn misses the handshake that was refused.
+    records = [record for record in caplog.records if record.name == "crossband"]
+    said = [(record.getMessage(), record.exc_info) for record in records]
+    assert said == [("authenticate took more than 0.1 s: the client is refused", None)] * 2
+
+
+async def test_timeout_within_authenticate_is_its_own_failure(
+    serve: Serve, new_client: NewClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def authenticate(handshake: Handshake) -> Identity:
+        raise TimeoutError("no database")
+
+    server = await serve(member_hub(authenticate=authenticate))
     with pytest.raises(Refused, match="Internal server error"):
         await new_client("sse").connect(server.url)
-    assert "authenticate failed" in caplog.text
+    assert "no database" in caplog.text
 
 
 # Ways to show it.

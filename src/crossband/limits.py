@@ -74,8 +74,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     body_time: float = 30.0
     # For a client to take some of a response that waits for it. nginx: 60 s.
     send_time: float = 30.0
-    # From the first byte to the namespace's CONNECT (Socket.IO `connectTimeout`: 45 s), and
-    # what connect middlewares may take.
+    # From the Engine.IO handshake to a namespace's CONNECT (Socket.IO `connectTimeout`: 45 s);
+    # and what `authenticate` may take, and the connect middlewares together.
     handshake_time: float = 45.0
 
     def __post_init__(self) -> None:

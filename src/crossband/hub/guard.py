@@ -80,8 +80,10 @@ class Guard:
         """Return who a client is; None for an anonymous one. Raises ConnectionRefused."""
         if self.authenticate is None:
             return None
+        limit = self._hub.settings.limits.handshake_time
+        timer = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(self._hub.settings.limits.handshake_time):
+            async with timer:
                 identity = await call(self.authenticate, handshake)
         except (Exception, asyncio.CancelledError) as error:
             # Cancelled is also one that awaited something that was.
@@ -93,6 +95,10 @@ class Guard:
                 raise ConnectionRefused(
                     error.message, code=error.code, status=error.status
                 ) from error
+            # It may have let a timeout of its own pass.
+            if isinstance(error, TimeoutError) and timer.expired():
+                logger.warning("authenticate took more than %g s: the client is refused", limit)
+                raise ConnectionRefused(code="handshake_timeout", status=503) from None
             logger.exception("authenticate failed: the client is refused")
             raise ConnectionRefused(code="internal_error", status=500) from error
         if identity is None:

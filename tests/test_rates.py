@@ -91,6 +91,23 @@ def test_bucket_is_found_again_while_it_is_not_full() -> None:
     assert not buckets.of("bob", 0.5).take(0.5)
 
 
+def test_bucket_that_a_meter_shares_is_found_again_when_it_is_full() -> None:
+    buckets = Buckets(1, 2)
+    meter = Meter(None, quiet=1.0)
+    meter.shared = buckets.of("eve", 0.0)
+    for number in range(5_000):
+        buckets.of(number, float(number)).take(float(number))
+    assert len(buckets) < 2_100
+    again = Meter(None, quiet=1.0)
+    again.shared = buckets.of("eve", 5_000.0)
+    assert [bool(each.take(5_000.0)) for each in (meter, again, meter, again)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
 def test_full_buckets_are_forgotten() -> None:
     buckets = Buckets(50, 5)
     busy = buckets.of("busy", 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from weakref import WeakValueDictionary
 
 
 class TokenBucket:
@@ -12,7 +13,7 @@ class TokenBucket:
     algorithm, ITU-T I.371). Nothing has to be refilled while nobody asks.
     """
 
-    __slots__ = ("_full", "_period", "_slack")
+    __slots__ = ("__weakref__", "_full", "_period", "_slack")
 
     def __init__(self, rate: float, burst: int) -> None:
         # Seconds per message.
@@ -76,7 +77,7 @@ class Meter:
 
 
 class Buckets:
-    """One bucket for each key, kept while it is not full.
+    """One bucket for each key, kept while it is not full, or somebody holds it.
 
     A client that hangs up and comes back finds its bucket as it left it.
     """
@@ -105,7 +106,11 @@ class Buckets:
         return bucket
 
     def _prune(self, now: float) -> None:
-        # A full one is no different from a new one, but for who shares it: they were idle
-        # at least as long as it takes to fill.
+        # A full one is no different from a new one, but to the meters that share it: what
+        # lives on without this dictionary stays.
+        full = WeakValueDictionary(
+            {key: each for key, each in self._by_key.items() if each.full(now)}
+        )
         self._by_key = {key: each for key, each in self._by_key.items() if not each.full(now)}
+        self._by_key.update(full)
         self._prune_at = max(self._FEWEST, 2 * len(self._by_key))

@@ -191,12 +191,13 @@ class Handlers:
 async def call(function: Handler, *args: Any) -> Any:
     """Call a plain or async function. Raises TypeError where nothing of it would run."""
     result = function(*args)
+    # What plain ones return, as a rule: `isawaitable` costs more than the call.
     if result is None:
         return None
     if inspect.isawaitable(result):
         result = await result
     # Of a function that `check_callable` cannot see into, such as a lambda around it.
-    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+    if result is not None and (inspect.isgenerator(result) or inspect.isasyncgen(result)):
         raise TypeError(f"{function!r} returned a generator: nothing of it has run")
     return result
 

@@ -1186,7 +1186,7 @@ async def test_last_response_that_is_never_read_is_cut(serve: Serve) -> None:
 async def test_response_that_is_read_slowly_arrives(
     serve: Serve, browser: httpx.AsyncClient
 ) -> None:
-    hub = Hub(limits=Limits(send_time=0.03, outbox=50_000_000))
+    hub = Hub(limits=Limits(send_time=0.1, outbox=50_000_000))
     server = await serve(hub)
     polling = Polling(browser, server.url)
     await polling.connect()
@@ -1197,11 +1197,11 @@ async def test_response_that_is_read_slowly_arrives(
         await tcp.reader.readuntil(b"\r\n")
         begun, size = asyncio.get_running_loop().time(), 0
         while size < 30_000_000:
-            chunk = await tcp.reader.read(8_192)
+            chunk = await tcp.reader.read(512)
             assert chunk, size
             size += len(chunk)
         # Or this would show nothing.
-        assert asyncio.get_running_loop().time() - begun > 0.06
+        assert asyncio.get_running_loop().time() - begun > 0.2
     finally:
         tcp.writer.transport.abort()
 
@@ -1318,14 +1318,41 @@ async def test_only_one_websocket_takes_a_session_over(
     polling = Polling(browser, server.url)
     await polling.connect()
     path = f"{ENGINE}&sid={polling.params['sid']}"
-    async with websocket(server.url, path) as first, websocket(server.url, path) as second:
+
+    async def status() -> int:
+        async with dialled(server.url) as tcp:
+            tcp.send(upgrade(path))
+            return (await tcp.answer())[0]
+
+    async with websocket(server.url, path) as first:
+        assert await status() == 400
         first.send(frame(TEXT, b"2probe"))
         assert (await first.receive())[1] == b"3probe"
-        second.send(frame(TEXT, b"2probe"))
-        async with asyncio.timeout(AT_LAST):
-            assert await close_frame(second) == 1002
+        assert await status() == 400
         first.send(frame(TEXT, b"5") + frame(TEXT, b'421["echo","mine"]'))
         assert (await first.receive())[1] == b'431["mine"]'
+        assert await status() == 400
+
+
+@pytest.mark.parametrize(
+    "bad", ["2probe2", "4", "x" * 2_000_000, b"2probe"], ids=["other", "message", "large", "binary"]
+)
+async def test_upgrade_hears_nothing_but_its_two_packets(
+    bad: str | bytes, serve: Serve, browser: httpx.AsyncClient
+) -> None:
+    server = await serve(hub_under_attack())
+    polling = Polling(browser, server.url)
+    await polling.connect()
+    path = f"{ENGINE}&sid={polling.params['sid']}"
+    kind, payload = (TEXT, bad.encode()) if isinstance(bad, str) else (BINARY, bad)
+    for first in ([], [frame(TEXT, b"2probe")]):
+        async with websocket(server.url, path) as raw:
+            raw.send(b"".join([*first, frame(kind, payload)]))
+            async with asyncio.timeout(AT_LAST):
+                assert await close_frame(raw) in (1002, 1009)
+    # Polling goes on.
+    assert (await polling.post('421["echo","mine"]')).text == "ok"
+    assert (await polling.poll()).text == '431["mine"]'
 
 
 async def test_pending_upgrade_ends_with_its_session(

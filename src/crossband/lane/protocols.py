@@ -45,15 +45,9 @@ USED: Final = {
     WebSocketsSansIOProtocol: (
         "conn",
         "transport",
-        "connections",
-        "queue",
         "frames",
-        "read_paused",
-        "writable",
         "handshake_complete",
         "close_sent",
-        "disconnected",
-        "stop_keepalive",
         "app",
         "handle_cont",
         "handle_parser_exception",
@@ -170,10 +164,13 @@ class Handshake(asyncio.Protocol):
 
     def take(self, peer: Peer, *, limit: int, subprotocol: str | None = None) -> Lane | None:
         """Hand the connection over; see `WebSocketOffer`."""
-        if self._delegate is not None:
-            return self._delegate.take(peer, limit=limit)
         transport = self.transport
-        if self._lost or self._lane is not None or transport.is_closing():
+        if (
+            self._delegate is not None
+            or self._lost
+            or self._lane is not None
+            or transport.is_closing()
+        ):
             return None
         extension, negotiated = self._negotiate()
         if subprotocol is not None:
@@ -315,49 +312,11 @@ def _fits(extension: PerMessageDeflate) -> bool:
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, which can hand its accepted connection to the hub."""
+    """uvicorn's WebSocket protocol, for applications that do not take the lane."""
 
     # Frames of one message, at most. Their bytes are bounded anyway, but empty ones cost
     # memory too.
     fragments: ClassVar[int] = 1_024
-
-    def take(self, peer: Peer, *, limit: int) -> Lane | None:
-        """Hand the accepted connection over; see `WebSocketOffer`."""
-        # A client that sent before it was accepted has frames in here already.
-        if (
-            not self.handshake_complete
-            or self.close_sent
-            or self.disconnected
-            or not self.queue.empty()
-            or self.frames
-            or self.conn.reader.buffer
-            or self.transport.is_closing()
-        ):
-            return None
-        extension = None
-        for candidate in self.conn.extensions:
-            if not isinstance(candidate, PerMessageDeflate) or not _fits(candidate):
-                return None
-            extension = candidate
-        transport = self.transport
-        lane = WebSocketLane(
-            transport,
-            peer,
-            self.connections,
-            limit=limit,
-            fragments=self.fragments,
-            extension=extension,
-            paused=not self.writable.is_set(),
-        )
-        self.stop_keepalive()
-        self.connections.discard(self)
-        self.connections.add(lane)  # type: ignore[arg-type]
-        transport.set_protocol(lane)
-        if self.read_paused:
-            transport.resume_reading()
-        # What the application's end does to it is no longer the connection's.
-        self.transport = _GONE
-        return lane
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -623,16 +582,3 @@ _HANDSHAKE_HEADERS: Final = frozenset(
         b"transfer-encoding",
     }
 )
-
-
-class _Gone(asyncio.Transport):
-    """What is left of a transport to a protocol that handed it over."""
-
-    def is_closing(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        return None
-
-
-_GONE: Final = _Gone()

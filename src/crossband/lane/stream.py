@@ -18,14 +18,14 @@ CLOSE_TIME: Final = 2.0
 class StreamLane(asyncio.Protocol):
     """A response's body in the hub's hands: it writes chunks, and hears when the client left."""
 
-    __slots__ = ("_connections", "_peer", "_received", "deflate", "paused", "transport", "write")
+    __slots__ = ("_connections", "_received", "deflate", "paused", "peer", "transport", "write")
 
     def __init__(
         self, transport: asyncio.Transport, peer: Peer, connections: set[Any], *, paused: bool
     ) -> None:
         self.transport = transport
         self.write: Callable[[bytes], None] = transport.write
-        self._peer = peer
+        self.peer = peer
         self._connections = connections
         self.paused = paused
         self.deflate = False
@@ -67,7 +67,7 @@ class StreamLane(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.paused = False
-        self._peer.resume_writing()
+        self.peer.resume_writing()
 
     def eof_received(self) -> None:
         # A client that half-closed does not read on: EventSource never does that.
@@ -77,4 +77,4 @@ class StreamLane(asyncio.Protocol):
         self.write = discard
         self.paused = False
         self._connections.discard(self)
-        self._peer.connection_lost()
+        self.peer.connection_lost()

@@ -58,13 +58,13 @@ class WebSocketLane(asyncio.Protocol):
         "_held",
         "_library",
         "_message",
-        "_peer",
         "_reading",
         "_splitter",
         "_timer",
         "_turning",
         "deflate",
         "paused",
+        "peer",
         "transport",
         "write",
     )
@@ -83,7 +83,7 @@ class WebSocketLane(asyncio.Protocol):
         self.transport = transport
         # The transport's own: nothing of ours is between the hub and it.
         self.write: Callable[[bytes], None] = transport.write
-        self._peer = peer
+        self.peer = peer
         # The server's, which waits for all of them at its end.
         self._connections = connections
         self._splitter = FrameSplitter(limit)
@@ -209,7 +209,7 @@ class WebSocketLane(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.paused = False
-        self._peer.resume_writing()
+        self.peer.resume_writing()
 
     def eof_received(self) -> None:
         return None
@@ -220,7 +220,7 @@ class WebSocketLane(asyncio.Protocol):
         self._connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
-        self._peer.connection_lost()
+        self.peer.connection_lost()
 
     # Frames. Hot: the first lines of the loop, once per message.
 
@@ -234,9 +234,9 @@ class WebSocketLane(asyncio.Protocol):
             if kind == websocket.TEXT and not self._closing:
                 self._handle_text(payload)
             elif kind == websocket.BINARY and not self._closing:
-                self._peer.frame_received(payload)
+                self.peer.frame_received(payload)
             elif kind == websocket.PONG:
-                self._peer.pong_received()
+                self.peer.pong_received()
             elif kind == websocket.RAW:
                 self._handle_rare(payload)
             elif kind == websocket.BROKEN:
@@ -248,7 +248,7 @@ class WebSocketLane(asyncio.Protocol):
             elif kind == websocket.PING:
                 # The latest alone needs an answer (§5.5.3).
                 ping = payload
-                self._peer.ping_received()
+                self.peer.ping_received()
             elif kind == websocket.TOO_LARGE:
                 self._too_large()
         # A peer that does not read gets none.
@@ -261,7 +261,7 @@ class WebSocketLane(asyncio.Protocol):
         except UnicodeDecodeError:
             self._break(1007, "invalid UTF-8 (RFC 6455 §8.1)")
         else:
-            self._peer.frame_received(text)
+            self.peer.frame_received(text)
 
     def _handle_rare(self, data: bytes) -> None:
         library = self._protocol()
@@ -291,12 +291,12 @@ class WebSocketLane(asyncio.Protocol):
                 if first is Opcode.TEXT:
                     self._handle_text(payload)
                 else:
-                    self._peer.frame_received(payload)
+                    self.peer.frame_received(payload)
 
     def _too_large(self) -> None:
         if not self._closing:
             # The hub says so in its own words, and closes with 1009.
-            self._peer.too_large()
+            self.peer.too_large()
         self._end(websocket.encode_close(1009, "Message too large"))
 
     def _break(self, code: int, reason: str) -> None:

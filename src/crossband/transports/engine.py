@@ -36,17 +36,17 @@ from crossband.session import Connection, Deadlines, Handshake, Roll
 from crossband.transports.http import ClientGone, HeaderList, Request
 from crossband.transports.lane import (
     Lane,
+    Peer,
     WebSocketOffer,
     close_lane,
     offer_of,
     write_frames,
 )
+from crossband.transports.upgrade import UPGRADE_TIME, Upgrade
 from crossband.transports.websocket import CLOSE_TIME, Writer, close_code_of
 
 logger = logging.getLogger("crossband")
 
-# Seconds a WebSocket may take from its probe to the upgrade packet; as Node.
-UPGRADE_TIME: Final = 10.0
 # Seconds an ended polling session waits for the poll that tells its client.
 LINGER_TIME: Final = 5.0
 LINGER_TIME_AT_STOP: Final = 1.0
@@ -105,6 +105,8 @@ class EngineConnection(Connection):
         "sid",
         "sockets",
         "state",
+        "upgrade",
+        "upgrading",
     )
 
     def __init__(self, door: EngineDoor, handshake: Handshake) -> None:
@@ -134,6 +136,9 @@ class EngineConnection(Connection):
         # Ends the WebSocket's reading when our close gets no answer, or its upgrade takes too
         # long. None while there is none.
         self._reading: asyncio.Timeout | None = None
+        # A WebSocket wants to carry it on; one at a time. Over a lane it is `upgrade`.
+        self.upgrading = False
+        self.upgrade: Upgrade | None = None
 
     @property
     def transport(self) -> str:
@@ -153,8 +158,8 @@ class EngineConnection(Connection):
             write_frames(self, self._lane)
         elif self._websocket is not None:
             self._websocket.wake()
-        elif self._poll is not None and not self._poll.done():
-            self._poll.set_result(None)
+        else:
+            self._release_poll()
 
     # Ending.
 
@@ -191,6 +196,8 @@ class EngineConnection(Connection):
             # Raised when it is being cancelled already.
             with contextlib.suppress(RuntimeError):
                 self._reading.reschedule(asyncio.get_running_loop().time() + patience)
+        if self.upgrade is not None:
+            self.upgrade.close(code, text)
         if self._lane is not None:
             close_lane(self, self._lane, code, text, now=now)
             return
@@ -200,8 +207,7 @@ class EngineConnection(Connection):
         self._lingers = linger
         if linger:
             door.linger(self)
-        if self._poll is not None and not self._poll.done():
-            self._poll.set_result(None)
+        self._release_poll()
 
     def _leave_all(self, reason: str) -> None:
         sockets, self.sockets = self.sockets, {}
@@ -320,10 +326,11 @@ class EngineConnection(Connection):
                     if not await self._upgrade(request, reading):
                         return
                     reading.reschedule(None)
-                self._door.carry(self)
-                if self._take_over(request):
-                    return
-                if not upgrade:
+                    self._door.carry(self)
+                else:
+                    self._door.carry(self)
+                    if self._take_over(request):
+                        return
                     await request.accept()
                 self._websocket = writer
                 self._reading = reading
@@ -389,15 +396,60 @@ class EngineConnection(Connection):
     # Over a lane.
 
     def _take_over(self, request: Request) -> bool:
-        offer: WebSocketOffer | None = offer_of(request.scope)
-        if offer is None or self.closed:
+        if self.closed:
             return False
-        limit = self._door.hub.settings.limits.max_http_buffer_size
-        self._lane = offer(self, limit=limit, subprotocol=request.subprotocol)
+        self._lane = self._offered(request, self)
         if self._lane is None:
             return False
         write_frames(self, self._lane)
         return True
+
+    def take_upgrade(self, request: Request) -> bool:
+        """Let a WebSocket on a lane try to carry the session on; False where there is none."""
+        upgrade = Upgrade(self)
+        lane = self._offered(request, upgrade)
+        if lane is None:
+            upgrade.close(CloseCode.NORMAL, "")
+            return False
+        upgrade.attach(lane)
+        self.upgrade = upgrade
+        return True
+
+    def _offered(self, request: Request, peer: Peer) -> Lane | None:
+        offer: WebSocketOffer | None = offer_of(request.scope)
+        if offer is None:
+            return None
+        limit = self._door.hub.settings.limits.max_http_buffer_size
+        return offer(peer, limit=limit, subprotocol=request.subprotocol)
+
+    def probe(self) -> bool:
+        """Take note of a WebSocket's probe; False when it comes too late."""
+        # Only one WebSocket may take the session over, and not one that ended meanwhile.
+        if self.state is not State.OPEN or self.transport != "polling":
+            return False
+        self.state = State.UPGRADING
+        # The client pauses polling: its pending poll must end, with nothing in it.
+        self._release_poll()
+        return True
+
+    def carry_on(self, lane: Lane) -> None:
+        """Be carried by the WebSocket that has probed."""
+        self.upgrading = False
+        self.state = State.OPEN
+        self._lane = lane
+        self._door.carry(self)
+        self._release_poll()
+        write_frames(self, lane)
+
+    def stay(self) -> None:
+        """Stay with polling: the WebSocket that wanted to carry the session on is gone."""
+        self.upgrading = False
+        if self.state is State.UPGRADING:
+            self.state = State.OPEN
+
+    def _release_poll(self) -> None:
+        if self._poll is not None and not self._poll.done():
+            self._poll.set_result(None)
 
     def frame_received(self, frame: str | bytes) -> None:
         if self.closed:
@@ -461,24 +513,17 @@ class EngineConnection(Connection):
         """Answer the probe and wait for the upgrade packet; False when it does not come."""
         receive, send = request.receive, request.send
         message = await receive()
-        # Only one WebSocket may take the session over, and not one that ended meanwhile.
-        free = self.state is State.OPEN and self.transport == "polling"
-        if message.get("text") != "2probe" or not free:
+        if message.get("text") != "2probe" or not self.probe():
             await self._abandon(request, message)
             return False
-        self.state = State.UPGRADING
         self._reading = reading
         await send({"type": "websocket.send", "text": "3probe"})
-        # The client pauses polling: its pending poll must end, with nothing in it.
-        if self._poll is not None and not self._poll.done():
-            self._poll.set_result(None)
         message = await receive()
         if message.get("text") != "5" or self.closed:
             await self._abandon(request, message)
             return False
         self.state = State.OPEN
-        if self._poll is not None and not self._poll.done():
-            self._poll.set_result(None)
+        self._release_poll()
         return True
 
     async def _abandon(self, request: Request, message: Any) -> None:
@@ -743,11 +788,18 @@ class EngineDoor:
             await connection.serve(request, upgrade=False)
             return
         connection = self.connections[sid]
-        if connection.transport == "websocket" or connection.state is not State.OPEN:
+        free = connection.transport == "polling" and connection.state is State.OPEN
+        if not free or connection.upgrading:
             await request.deny(EventError("Bad request", code="invalid_request", engine=3))
             return
-        await request.accept()
-        await connection.serve(request, upgrade=True)
+        connection.upgrading = True
+        if connection.take_upgrade(request):
+            return
+        try:
+            await request.accept()
+            await connection.serve(request, upgrade=True)
+        finally:
+            connection.upgrading = False
 
     def _problem(self, request: Request, transport: str) -> str | None:
         try:

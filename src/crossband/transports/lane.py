@@ -19,6 +19,8 @@ EXTENSION = "crossband.lane"
 class Lane(Protocol):
     """One connection that was taken over, as the hub drives it."""
 
+    # Who is told of it. May be another one from some message on.
+    peer: Peer
     # The transport's buffer is full: what is written now would only pile up.
     paused: bool
     # Compressed frames may be written (permessage-deflate, no context takeover).
@@ -65,7 +67,7 @@ class WebSocketOffer(Protocol):
     """What stands under `crossband.lane` in a WebSocket's scope."""
 
     def __call__(self, peer: Peer, *, limit: int, subprotocol: str | None = None) -> Lane | None:
-        """Take the WebSocket over, accepting it if that was not done over ASGI.
+        """Accept the WebSocket and take it over; None once ASGI messages were exchanged.
 
         Messages are bounded by `limit` bytes. What the client sent already comes at the next
         tick. None where it cannot be taken: go on over ASGI.

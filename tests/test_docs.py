@@ -137,7 +137,7 @@ def shown(default: object) -> str:
         return "on" if default else "off"
     if default in (None, "", ()):
         return "none"
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{default:.15g}" if isinstance(default, float) else str(default)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)

@@ -146,6 +146,98 @@ async def test_polled_event_too_many_is_answered(serve: Serve, http: httpx.Async
     await polling.close()
 
 
+# 2,024 bytes at once, the largest message and its header, and the next after a long while:
+# two of this text fit, or one twice as large.
+HEAVY: dict[str, Any] = {"byte_rate": 1, "message_size": 1_000, "max_http_buffer_size": 1_000}
+TEXT = "x" * 900
+
+
+def is_refused_by_size(error: dict[str, Any]) -> bool:
+    assert error["code"] == "rate_limited"
+    assert 500 < error["retryAfter"] <= 2_024
+    return True
+
+
+@HUBS
+async def test_websocket_bytes_too_many_are_answered(kind: type[Hub], serve: Serve) -> None:
+    server = await serve(hub_with(kind, **HEAVY))
+    async with await opened(server.url) as connection:
+        # Deflated, it is a few bytes of each: counted is what they say.
+        assert any(each.name == "permessage-deflate" for each in connection.protocol.extensions)
+        for number in range(3):
+            await connection.send(json.dumps({"type": "echo", "data": TEXT, "id": number}))
+        await connection.send(json.dumps({"type": "echo", "data": 1, "id": 3}))
+        answers = [json.loads(await text(connection)) for _ in range(4)]
+        assert [answer["type"] for answer in answers] == ["ack", "ack", "error", "ack"]
+        assert is_refused_by_size(answers[2])
+        assert (answers[2]["id"], answers[2]["event"]) == (2, "echo")
+    async with await opened(server.url, "/ws/plain") as connection:
+        for _ in range(3):
+            await connection.send(b"x" * 900)
+        assert is_refused_by_size(json.loads(await text(connection)))
+
+
+@HUBS
+async def test_socketio_bytes_too_many_are_answered(kind: type[Hub], serve: Serve) -> None:
+    server = await serve(hub_with(kind, **HEAVY))
+    connection, _ = await engine_websocket(server.url)
+    async with connection:
+        for number in range(3):
+            await connection.send(f'42{number}["echo","{TEXT}"]')
+        # The attachments count with their packet, which is put together all the same.
+        await connection.send(
+            '452-3["echo",[{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]]'
+        )
+        await connection.send(b"x" * 400)
+        await connection.send(b"x" * 400)
+        await connection.send('424["echo",4]')
+        answers = [await text(connection) for _ in range(5)]
+        assert [answer[:4] for answer in answers] == ["430[", "431[", "432[", "433[", "434["]
+        assert is_refused_by_size(json.loads(answers[2][3:])[0])
+        assert is_refused_by_size(json.loads(answers[3][3:])[0])
+        assert answers[4] == "434[4]"
+
+
+async def test_polled_bytes_too_many_are_answered(serve: Serve, http: httpx.AsyncClient) -> None:
+    server = await serve(hub_with(**HEAVY))
+    polling = Polling(http, server.url)
+    await polling.connect()
+    for number in range(3):
+        assert (await polling.post(f'42{number}["echo","{TEXT}"]')).status_code == 200
+    assert (await polling.packet()).startswith("430[")
+    assert (await polling.packet()).startswith("431[")
+    packet = await polling.packet()
+    assert packet.startswith("432[")
+    assert is_refused_by_size(json.loads(packet[3:])[0])
+    await polling.close()
+
+
+@HUBS
+async def test_posted_bytes_too_many_are_answered_429(
+    kind: type[Hub], serve: Serve, http: httpx.AsyncClient
+) -> None:
+    server = await serve(hub_with(kind, **HEAVY))
+    client = EventStreamClient()
+    await client.connect(server.url)
+    target = f"{server.url}/events/{client.sid}?session={client.session}"
+    for status in (200, 200, 429):
+        response = await http.post(target, json={"type": "echo", "data": TEXT})
+        assert response.status_code == status
+    assert is_refused_by_size(response.json())
+    assert (await http.post(target, json={"type": "echo", "data": 1})).status_code == 200
+    await client.close()
+
+
+@HUBS
+async def test_largest_message_passes_at_any_byte_rate(kind: type[Hub], serve: Serve) -> None:
+    server = await serve(hub_with(kind, byte_rate=0.1))
+    connection, _ = await engine_websocket(server.url)
+    async with connection:
+        data = "x" * (1_000_000 - len('420["echo",""]'))
+        await connection.send(f'420["echo","{data}"]')
+        assert await text(connection) == f'430["{data}"]'
+
+
 @HUBS
 async def test_post_too_many_is_answered_429(
     kind: type[Hub], serve: Serve, http: httpx.AsyncClient
@@ -225,6 +317,16 @@ async def test_flood_is_closed_with_1008(
 
 
 @HUBS
+async def test_flood_of_bytes_is_closed_with_1008(kind: type[Hub], serve: Serve) -> None:
+    hub = hub_with(kind, **HEAVY, refusals=5)
+    server = await serve(hub)
+    start = census(hub)
+    closed = await until_closed(await opened(server.url), json.dumps({"type": "x", "data": TEXT}))
+    assert closed == (1008, "Rate limit exceeded")
+    await returns_to(start, lambda: census(hub))
+
+
+@HUBS
 async def test_flooded_stream_is_told_and_ended(
     kind: type[Hub], serve: Serve, http: httpx.AsyncClient
 ) -> None:
@@ -277,7 +379,7 @@ async def test_pace_within_the_limit_is_never_refused(serve: Serve) -> None:
 
 
 async def test_without_a_limit_nothing_is_metered(serve: Serve) -> None:
-    hub = hub_with(message_rate=0)
+    hub = hub_with(message_rate=0, byte_rate=0)
     server = await serve(hub)
     async with await opened(server.url):
         assert hub._websockets is not None

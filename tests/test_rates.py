@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,15 +38,19 @@ def test_idle_bucket_fills_up_to_its_burst_and_not_further() -> None:
     assert [bool(bucket.take(3_600.0)) for _ in range(4)] == [False, False, False, True]
 
 
+@pytest.mark.parametrize("kind", [TokenBucket, partial(Meter, quiet=1.0)])
 @given(
-    st.integers(1, 50),
-    st.integers(1, 20),
-    st.lists(st.floats(0, 2, allow_nan=False), min_size=1, max_size=200),
+    rate=st.integers(1, 50),
+    burst=st.integers(1, 20),
+    pauses=st.lists(st.floats(0, 2, allow_nan=False), min_size=1, max_size=200),
 )
 def test_no_stretch_of_time_sees_more_than_burst_and_rate(
-    rate: int, burst: int, pauses: list[float]
+    kind: Callable[[float, int], TokenBucket | Meter],
+    rate: int,
+    burst: int,
+    pauses: list[float],
 ) -> None:
-    bucket = TokenBucket(rate, burst)
+    bucket = kind(rate, burst)
     now = 0.0
     passed: list[float] = []
     for pause in pauses:
@@ -57,7 +64,7 @@ def test_no_stretch_of_time_sees_more_than_burst_and_rate(
 
 
 def test_refusals_are_counted_until_the_client_is_quiet() -> None:
-    meter = Meter(TokenBucket(1, 1), quiet=2.0)
+    meter = Meter(1, 1, quiet=2.0)
     assert not meter.take(0.0)
     assert [bool(meter.take(0.1)) for _ in range(5)] == [True] * 5
     assert meter.refused == 5
@@ -72,15 +79,68 @@ def test_refusals_are_counted_until_the_client_is_quiet() -> None:
 
 def test_meters_of_one_user_share_a_bucket() -> None:
     shared = TokenBucket(1, 3)
-    meters = [Meter(TokenBucket(100, 100), quiet=1.0) for _ in range(2)]
+    meters = [Meter(100, 100, quiet=1.0) for _ in range(2)]
     for meter in meters:
         meter.shared = shared
     assert [bool(meter.take(0.0)) for meter in meters * 2] == [False, False, False, True]
 
 
 def test_meter_without_a_bucket_of_its_own_lets_all_through() -> None:
-    meter = Meter(None, quiet=1.0)
+    meter = Meter(0, 1, quiet=1.0)
     assert not any(meter.take(0.0) for _ in range(10_000))
+
+
+def test_bytes_of_a_meter_are_bounded_as_its_messages() -> None:
+    meter = Meter(0, 1, byte_rate=100, byte_burst=300, quiet=1.0)
+    assert [meter.take(5.0, size) for size in (100, 200, 0)] == [0, 0, 0]
+    assert meter.take(5.0, 50) == pytest.approx(0.5)
+    # What is refused is not counted: less is not refused.
+    assert not meter.take(5.25, 25)
+    assert meter.take(5.25, 50) == pytest.approx(0.5)
+    assert not meter.take_bytes(5.75, 50)
+    assert meter.take_bytes(5.75, 300) == pytest.approx(3.0)
+    assert not meter.take(3_600.0, 300)
+    assert meter.take(3_600.0, 1)
+    assert meter.refused == 1
+
+
+def test_message_that_one_bucket_refuses_takes_no_bytes() -> None:
+    meter = Meter(1, 1, byte_rate=100, byte_burst=100, quiet=1.0)
+    assert not meter.take(0.0, 50)
+    assert meter.take(0.0, 50) == pytest.approx(1.0)
+    assert not meter.take_bytes(0.0, 50)
+
+
+@given(
+    st.integers(1, 10_000),
+    st.integers(1, 5_000),
+    st.lists(
+        st.tuples(st.floats(0, 2, allow_nan=False), st.integers(0, 6_000)),
+        min_size=1,
+        max_size=200,
+    ),
+)
+def test_no_stretch_of_time_sees_more_bytes_than_burst_and_rate(
+    rate: int, burst: int, messages: list[tuple[float, int]]
+) -> None:
+    meter = Meter(0, 1, byte_rate=rate, byte_burst=burst, quiet=1.0)
+    now = 0.0
+    passed: list[tuple[float, int]] = []
+    for pause, size in messages:
+        now += pause
+        wait = meter.take(now, size)
+        if not wait:
+            passed.append((now, size))
+        elif size <= burst:
+            # Who waits as long as told is let through.
+            now += wait
+            assert not meter.take(now, size)
+            passed.append((now, size))
+    for first in range(len(passed)):
+        total = 0
+        for moment, size in passed[first:]:
+            total += size
+            assert total <= burst + rate * (moment - passed[first][0]) + 0.01
 
 
 def test_bucket_is_found_again_while_it_is_not_full() -> None:

@@ -53,6 +53,11 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "API: too large, in chunks",
         "WebSocket: 5 MB announced",
     ),
+    "A kilobyte that inflates to a megabyte, for everybody in the room": (
+        "test_limits.py::test_websocket_bytes_too_many_are_answered",
+        "test_limits.py::test_socketio_bytes_too_many_are_answered",
+        "test_limits.py::test_flood_of_bytes_is_closed_with_1008",
+    ),
     "Fragment floods": ("test_hostile.py::test_fragments_without_end_are_cut",),
     "Packets without bound in one polling body": (
         "protocol/test_engineio.py::test_a_megabyte_of_separators_is_refused_before_it_is_split",

@@ -11,8 +11,8 @@ from crossband.server import Server
 # Known to the load generator; on 127.0.0.1 only.
 API_KEY = "benchmark"
 
-# The echo client sends as fast as it is answered; the meter runs all the same.
-hub = Hub(api_keys=(API_KEY,), limits=Limits(message_rate=10_000_000))
+# The echo client sends as fast as it is answered; the meters run all the same.
+hub = Hub(api_keys=(API_KEY,), limits=Limits(message_rate=1e7, byte_rate=1e10))
 plain = hub.of("/plain", plain=True)
 
 

@@ -12,6 +12,7 @@ OPTIONAL: Final = frozenset(
     {
         "message_rate",
         "user_message_rate",
+        "byte_rate",
         "publish_rate",
         "connections",
         "connections_per_address",
@@ -42,9 +43,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     message_rate: float = 1_000.0
     # What all connections of one user may send. Off: a "user" may be a fleet of devices.
     user_message_rate: float = 0.0
+    # Bytes one connection may send, after inflation: 1 KB of a deflated message can be 1 MB,
+    # which the hub sends on to a whole room. 4 MiB; a thousand full chat lines are 0.3.
+    byte_rate: float = 4_194_304.0
     # Requests to /api/broadcast with one API key. Off: the key's owner is trusted.
     publish_rate: float = 0.0
-    # How much of a rate may come at once: 2 s worth of it.
+    # How much of a rate may come at once: 2 s worth of it; of bytes the largest message at
+    # least.
     burst_time: float = 2.0
     # Messages refused, without `burst_time` of peace in between, until the connection is
     # closed.
@@ -77,6 +82,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # From the Engine.IO handshake to a namespace's CONNECT (Socket.IO `connectTimeout`: 45 s);
     # and what `authenticate` may take, and the connect middlewares together.
     handshake_time: float = 45.0
+
+    @property
+    def largest_message(self) -> int:
+        """Bytes of the largest message of any door, its header included."""
+        # 1 KiB for what a Socket.IO packet has before its data: a name and two numbers.
+        return max(self.message_size, self.max_http_buffer_size) + 1_024
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

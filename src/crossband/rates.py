@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Final
 from weakref import WeakValueDictionary
+
+# Seconds, so that who waited as long as told is not refused by a rounding.
+_ROUNDING: Final = 1e-9
 
 
 class TokenBucket:
@@ -33,8 +37,7 @@ class TokenBucket:
             self._full = now + self._period
             return 0.0
         wait = full - now - self._slack
-        # A nanosecond, so that who waited as long as told is not refused by a rounding.
-        if wait > 1e-9:
+        if wait > _ROUNDING:
             return wait
         self._full = full + self._period
         return 0.0
@@ -45,16 +48,43 @@ class TokenBucket:
 
 
 class Meter:
-    """What one connection may send: its own bucket, and the one its user's connections share.
+    """What one connection may send: its own buckets, and the one its user's connections share.
 
-    Counts what it refuses: a client that goes on regardless is to be closed.
+    `rate` messages a second and `burst` of them at once, `byte_rate` bytes a second and
+    `byte_burst` at once; a rate of 0 is no limit. Counts what it refuses: a client that goes
+    on regardless is to be closed.
     """
 
-    __slots__ = ("_bucket", "_quiet", "_quiet_at", "refused", "shared")
+    __slots__ = (
+        "_byte_full",
+        "_byte_period",
+        "_byte_slack",
+        "_full",
+        "_period",
+        "_quiet",
+        "_quiet_at",
+        "_slack",
+        "refused",
+        "shared",
+    )
 
-    def __init__(self, bucket: TokenBucket | None, *, quiet: float) -> None:
-        # None: as fast as it likes.
-        self._bucket = bucket
+    def __init__(
+        self,
+        rate: float,
+        burst: int,
+        *,
+        byte_rate: float = 0.0,
+        byte_burst: int = 0,
+        quiet: float,
+    ) -> None:
+        # Two buckets as TokenBucket is one: seconds per message, how far ahead of now it may
+        # be full with the message in it, and when it is full; and the same of bytes.
+        self._period = 1 / rate if rate else 0.0
+        self._slack = (burst / rate if rate else 0.0) + _ROUNDING
+        self._full = float("-inf")
+        self._byte_period = 1 / byte_rate if byte_rate else 0.0
+        self._byte_slack = (byte_burst / byte_rate if byte_rate else 0.0) + _ROUNDING
+        self._byte_full = float("-inf")
         # Shared with the other connections of its user; None without a user or a limit.
         self.shared: TokenBucket | None = None
         # Messages refused since it was last quiet, for `quiet` seconds.
@@ -62,17 +92,42 @@ class Meter:
         self._quiet = quiet
         self._quiet_at = float("-inf")
 
-    def take(self, now: float) -> float:
-        """Take a message; return 0, or the seconds after which to send it again."""
-        bucket = self._bucket
-        wait = 0.0 if bucket is None else bucket.take(now)
-        if not wait and self.shared is not None:
-            wait = self.shared.take(now)
-        if wait:
-            if now >= self._quiet_at:
-                self.refused = 0
-            self._quiet_at = now + self._quiet
-            self.refused += 1
+    def take(self, now: float, size: int = 0) -> float:
+        """Take a message of `size` bytes; return 0, or the seconds after which to send it again.
+
+        Hot: once per message. 0.1 µs on CPython 3.11; a call of each bucket would be 0.2.
+        """
+        full = self._full
+        if full < now:
+            full = now
+        full += self._period
+        byte_full = self._byte_full
+        if byte_full < now:
+            byte_full = now
+        byte_full += size * self._byte_period
+        if full - now > self._slack or byte_full - now > self._byte_slack:
+            wait = max(full - now - self._slack, byte_full - now - self._byte_slack)
+            return self._refuse(now, wait + _ROUNDING)
+        if self.shared is not None and (wait := self.shared.take(now)):
+            return self._refuse(now, wait)
+        self._full = full
+        self._byte_full = byte_full
+        return 0.0
+
+    def take_bytes(self, now: float, size: int) -> float:
+        """Take the bytes of a message that was taken before they came; return as `take`."""
+        full = max(self._byte_full, now) + size * self._byte_period
+        wait = full - now - self._byte_slack
+        if wait > 0:
+            return self._refuse(now, wait + _ROUNDING)
+        self._byte_full = full
+        return 0.0
+
+    def _refuse(self, now: float, wait: float) -> float:
+        if now >= self._quiet_at:
+            self.refused = 0
+        self._quiet_at = now + self._quiet
+        self.refused += 1
         return wait
 
 

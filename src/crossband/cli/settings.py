@@ -120,6 +120,7 @@ HELP: Final = {
     "limits.fragments": "Frames of one WebSocket message.",
     "limits.message_rate": "Messages per second on one connection; 0 for any number.",
     "limits.user_message_rate": "Messages per second of one user; 0 for any number.",
+    "limits.byte_rate": "Bytes per second on one connection, inflated; 0 for any number.",
     "limits.publish_rate": "Publishing requests per second with one key; 0 for any number.",
     "limits.burst_time": "How many seconds' worth of a rate may come at once.",
     "limits.refusals": "Messages refused until the connection is closed.",
@@ -387,5 +388,5 @@ def _default(setting: Setting) -> str:
         return ""
     if setting.type is bool:
         return f" (default: {'on' if setting.default else 'off'})"
-    value = f"{setting.default:g}" if setting.type is float else setting.default
+    value = f"{setting.default:.15g}" if setting.type is float else setting.default
     return f" (default: {value})"

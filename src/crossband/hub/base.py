@@ -42,7 +42,7 @@ from crossband.hub.namespace import Namespace, NamespacePattern, Traffic, call
 from crossband.hub.runner import Reserve, places
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
 from crossband.limits import Limits
-from crossband.rates import Buckets, Meter, TokenBucket
+from crossband.rates import Buckets, Meter
 from crossband.seats import Seats, TooManyConnections
 from crossband.session import Connection, Handshake, Ticker
 from crossband.settings import HubSettings, Settings
@@ -464,10 +464,16 @@ class BaseHub(Namespace):
         except TooManyConnections as error:
             self._note_refusal(error, address)
             raise
-        rate = limits.message_rate
-        if rate or self._user_rates is not None:
-            bucket = TokenBucket(rate, self._burst(rate)) if rate else None
-            connection.meter = Meter(bucket, quiet=limits.burst_time)
+        rate, byte_rate = limits.message_rate, limits.byte_rate
+        if rate or byte_rate or self._user_rates is not None:
+            connection.meter = Meter(
+                rate,
+                self._burst(rate),
+                byte_rate=byte_rate,
+                # Or the largest message could never be sent.
+                byte_burst=max(self._burst(byte_rate), limits.largest_message),
+                quiet=limits.burst_time,
+            )
 
     def _note_refusal(self, error: TooManyConnections, address: str | None) -> None:
         # Once in a while: whoever is refused may try again at once, for ever.
@@ -508,10 +514,12 @@ class BaseHub(Namespace):
         meter = connection.meter
         return meter is not None and meter.refused >= self.settings.limits.refusals
 
-    def control_floods(self, connection: Connection) -> bool:
+    def control_floods(self, connection: Connection, size: int = 0) -> bool:
         """Count a message that is never answered, as a ping; tell whether these are a flood."""
         meter = connection.meter
-        return meter is not None and meter.take(time.monotonic()) > 0 and self.floods(connection)
+        if meter is None or not meter.take(time.monotonic(), size):
+            return False
+        return self.floods(connection)
 
     def count_publish(self, publisher: str) -> None:
         """Count a request to publish over HTTP. Raises RateLimited."""

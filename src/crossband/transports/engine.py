@@ -99,6 +99,7 @@ class EngineConnection(Connection):
         "_poll",
         "_posting",
         "_reading",
+        "_size",
         "_websocket",
         "connecting",
         "handshake",
@@ -123,6 +124,8 @@ class EngineConnection(Connection):
         self._decoder = socketio.Decoder(
             max_attachments=limits.attachments, max_bytes=limits.max_http_buffer_size
         )
+        # What came of the packet that is put together, in bytes and characters.
+        self._size = 0
         # None unless a GET waits; resolved when there is something to answer.
         self._poll: asyncio.Future[None] | None = None
         self._posting = False
@@ -460,7 +463,7 @@ class EngineConnection(Connection):
             socket = self.sockets.get(event[0]) if event is not None else None
             if event is not None and socket is not None and event[1] not in _RESERVED:
                 meter = self.meter
-                if meter is not None and (wait := meter.take(monotonic())):
+                if meter is not None and (wait := meter.take(monotonic(), len(frame))):
                     socket.tell(RateLimited(wait), event[1], event[2])
                     self._end_flood()
                     return
@@ -495,8 +498,8 @@ class EngineConnection(Connection):
         # Of no more use than any other: Engine.IO has heartbeats of its own.
         self._count_control()
 
-    def _count_control(self) -> None:
-        if not self.closed and self._door.hub.control_floods(self):
+    def _count_control(self, size: int = 0) -> None:
+        if not self.closed and self._door.hub.control_floods(self, size):
             self.close(CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
 
     def resume_writing(self) -> None:
@@ -540,24 +543,26 @@ class EngineConnection(Connection):
             return
         kind = packet.type
         if kind is Engine.MESSAGE:
+            self._size += len(packet.data)
             message = self._decoder.feed(packet.data)
             if message is not None:
-                self._receive_message(message)
+                size, self._size = self._size, 0
+                self._receive_message(message, size)
             elif not self.sockets:
                 raise ProtocolError("binary before CONNECT (Socket.IO 5)")
             return
-        self._count_control()
+        self._count_control(len(packet.data))
         if kind is Engine.PONG:
             self._door.pong(self)
         elif kind is Engine.CLOSE:
             self._last = _NOOP
             self.end("transport close")
 
-    def _receive_message(self, packet: socketio.Packet) -> None:
+    def _receive_message(self, packet: socketio.Packet, size: int) -> None:
         name = packet.namespace
         kind = packet.type
         meter = self.meter
-        if meter is not None and (wait := meter.take(monotonic())):
+        if meter is not None and (wait := meter.take(monotonic(), size)):
             self._refuse_rate(packet, wait)
             return
         if kind is PacketType.CONNECT:

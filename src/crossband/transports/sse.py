@@ -368,6 +368,8 @@ class StreamDoor:
             body = await request.body(limits.message_size, time=limits.body_time)
         except ClientGone:
             return
+        if meter is not None and (wait := meter.take_bytes(monotonic(), len(body))):
+            self._refuse_rate(connection, wait)
         message = envelope.decode(body)
         outcome: asyncio.Future[Payload | EventError] = asyncio.get_running_loop().create_future()
 

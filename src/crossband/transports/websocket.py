@@ -172,7 +172,7 @@ class WebSocketConnection(Connection):
         if self.closed or socket is None or read is None:
             return
         meter = self.meter
-        if meter is not None and (wait := meter.take(monotonic())):
+        if meter is not None and (wait := meter.take(monotonic(), len(frame))):
             self._door.refuse_rate(self, socket, frame, wait)
             return
         read(self, socket, frame)
@@ -328,7 +328,7 @@ class WebSocketDoor:
             meter = connection.meter
             if self._too_large(frame):
                 self.refuse_size(connection, socket)
-            elif meter is not None and (wait := meter.take(monotonic())):
+            elif meter is not None and (wait := meter.take(monotonic(), len(frame))):
                 self.refuse_rate(connection, socket, frame, wait)
             else:
                 read(connection, socket, frame)

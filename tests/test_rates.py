@@ -153,12 +153,12 @@ def test_bucket_is_found_again_while_it_is_not_full() -> None:
 
 def test_bucket_that_a_meter_shares_is_found_again_when_it_is_full() -> None:
     buckets = Buckets(1, 2)
-    meter = Meter(None, quiet=1.0)
+    meter = Meter(0, 1, quiet=1.0)
     meter.shared = buckets.of("eve", 0.0)
     for number in range(5_000):
         buckets.of(number, float(number)).take(float(number))
     assert len(buckets) < 2_100
-    again = Meter(None, quiet=1.0)
+    again = Meter(0, 1, quiet=1.0)
     again.shared = buckets.of("eve", 5_000.0)
     assert [bool(each.take(5_000.0)) for each in (meter, again, meter, again)] == [
         False,

@@ -155,6 +155,28 @@ async def test_hold_of_a_long_admission_is_bounded(hub: BaseHub) -> None:
     assert hub.holds == 0
 
 
+async def test_event_during_an_admission_is_held_where_there_is_no_history() -> None:
+    hub = BaseHub(history_size=0)
+    await hub.start()
+    cursor = await start_of(hub)
+    waiting, gate = asyncio.Event(), asyncio.Event()
+
+    @hub.use
+    async def examine(socket: Socket) -> None:
+        waiting.set()
+        await gate.wait()
+
+    link = Link(hub.ticker, stalled=False)
+    joining = asyncio.create_task(join(hub, link, resume=Resume(None, cursor)))
+    await waiting.wait()
+    hub.emit("n", 1)
+    gate.set()
+    await joining
+    await link.messages(2)
+    assert numbers(link) == [1]
+    await hub.stop()
+
+
 async def test_client_cut_in_its_replay_leaves_nothing_behind(hub: BaseHub) -> None:
     cursor = await start_of(hub)
     for n in range(SIZE - 1):

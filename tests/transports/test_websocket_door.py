@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from crossband import ConnectionRefused, Hub, Socket
 from crossband.limits import Limits
@@ -635,3 +635,33 @@ async def test_bytes_in_events_are_base64_in_envelopes(serve: Serve) -> None:
         assert json.loads(await text(connection))["data"] == {"part": "AA=="}
         await connection.send(json.dumps({"type": "blob", "id": 2, "data": "not base64!"}))
         assert json.loads(await text(connection))["code"] == "invalid_message"
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+async def test_client_cut_before_its_welcome_is_told_why(lane: bool, serve: Serve) -> None:
+    hub = echo_hub(history_size=5)
+    waiting, gate = asyncio.Event(), asyncio.Event()
+
+    @hub.use
+    async def examine(socket: Socket) -> None:
+        waiting.set()
+        await gate.wait()
+
+    server = await serve(hub, lane=lane)
+    cursor = await hub.emit("n", 0)
+
+    async def join() -> int | None:
+        url = address(server.url, f"/ws?lastEventId={cursor}")
+        async with connect(url, proxy=None) as client:
+            with pytest.raises(ConnectionClosed):
+                await client.recv()
+            return client.close_code
+
+    joining = asyncio.create_task(join())
+    await waiting.wait()
+    for number in range(20):
+        await hub.emit("n", number)
+    gate.set()
+    async with asyncio.timeout(WAIT):
+        assert await joining == 4008
+    assert not hub.holds

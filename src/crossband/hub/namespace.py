@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crossband")
 
+# Events that may come while a client that comes back is let in, however short the history.
+FEWEST_HELD = 16
+
 EventHandler = TypeVar("EventHandler", bound=Callable[Concatenate[Any, ...], Any])
 # Called with the socket, which handlers may annotate as they like, a subclass for example.
 # Middlewares refuse by raising, so they must not seem to return an answer.
@@ -495,7 +498,7 @@ class Namespace(Handlers):
 
     def hold(self, connection: Connection) -> Hold:
         """Collect all that is recorded here from now on, until released."""
-        held = Hold(connection, 2 * self.hub.settings.history_size)
+        held = Hold(connection, max(2 * self.hub.settings.history_size, FEWEST_HELD))
         self._holds.append(held)
         return held
 

@@ -105,7 +105,7 @@ class Writer:
 class WebSocketConnection(Connection):
     """One raw WebSocket and its one socket; it is the peer of a lane where there is one."""
 
-    __slots__ = ("_door", "_lane", "_reading", "_writer", "read", "reason", "socket")
+    __slots__ = ("_door", "_early", "_lane", "_reading", "_writer", "read", "reason", "socket")
 
     def __init__(self, ticker: Ticker, door: WebSocketDoor, *, limit: int) -> None:
         super().__init__(ticker, limit=limit)
@@ -113,6 +113,8 @@ class WebSocketConnection(Connection):
         # One of the two once accepted: the lane, or over ASGI the writer.
         self._lane: Lane | None = None
         self._writer: Writer | None = None
+        # How to close it once there is one. None unless it was closed before.
+        self._early: tuple[CloseCode, str] | None = None
         # None until the handshake is complete: ends the reading when a close gets no answer.
         self._reading: asyncio.Timeout | None = None
         # None until opened.
@@ -150,6 +152,8 @@ class WebSocketConnection(Connection):
             close_lane(self, self._lane, code, reason, now=now)
         elif self._writer is not None:
             self._writer.close(code, reason)
+        else:
+            self._early = (code, reason)
         if self._reading is not None:
             patience = 0.1 if now else CLOSE_TIME
             self._reading.reschedule(asyncio.get_running_loop().time() + patience)
@@ -164,8 +168,8 @@ class WebSocketConnection(Connection):
     def attach(self, lane: Lane) -> None:
         """Be carried by a lane from here on."""
         self._lane = lane
-        if self.closed:
-            close_lane(self, lane, CloseCode.GOING_AWAY, "")
+        if self._early is not None:
+            close_lane(self, lane, *self._early)
 
     def frame_received(self, frame: str | bytes) -> None:
         socket, read = self.socket, self.read
@@ -216,6 +220,8 @@ class WebSocketConnection(Connection):
     def attach_writer(self, send: Send) -> None:
         """Be written to by ASGI messages from here on."""
         self._writer = Writer(self, send)
+        if self._early is not None:
+            self._writer.close(*self._early)
 
     async def run(self, request: Request, receive_frame: Callable[[str | bytes], None]) -> str:
         """Serve until the WebSocket ends; return the disconnect reason."""

@@ -373,3 +373,50 @@ async def test_stalled_client_is_disconnected_and_resumes_without_loss(
         assert stage.reader.recovered
         numbers += [message.data["n"] for message in await stage.reader.read_until("end")]
         assert numbers == list(range(stage.published))
+
+
+@with_and_without_lane
+async def test_event_stream_that_is_never_read_is_cut(lane: bool, serve: Serve) -> None:
+    hub = Hub(limits=Limits(send_time=0.1, outbox=50_000_000), keepalive_interval=0.05)
+    ended = asyncio.Event()
+
+    @hub.on("disconnect")
+    def disconnect(socket: Socket, reason: str) -> None:
+        ended.set()
+
+    server = await serve(hub, lane=lane)
+    reader, writer = await reluctant(server.url)
+    try:
+        writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"welcome")
+        for number in range(10):
+            hub.emit("news", [number, "x" * 1_000_000])
+        async with asyncio.timeout(WAIT):
+            await ended.wait()
+    finally:
+        writer.transport.abort()
+
+
+@with_and_without_lane
+async def test_event_stream_that_is_read_slowly_goes_on(lane: bool, serve: Serve) -> None:
+    hub = Hub(limits=Limits(send_time=0.3, outbox=50_000_000), keepalive_interval=0.05)
+    server = await serve(hub, lane=lane)
+    reader, writer = await reluctant(server.url)
+    try:
+        writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"welcome")
+        hub.emit("news", "x" * 30_000_000)
+        loop = asyncio.get_running_loop()
+        until, size = loop.time() + 0.75, 0
+        while loop.time() < until:
+            # A tenth of what it could.
+            for _ in range(25):
+                chunk = await reader.read(EVENT)
+                assert chunk, size
+                size += len(chunk)
+            await asyncio.sleep(0.01)
+        assert len(hub.sockets) == 1
+        # Or this would show nothing.
+        assert size < 25_000_000
+    finally:
+        writer.transport.abort()

@@ -77,7 +77,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # body. nginx allows 60 s for each, Node 60 s and 300 s.
     head_time: float = 10.0
     body_time: float = 30.0
-    # For a client to take some of a response that waits for it. nginx: 60 s.
+    # For a client to take some of a response that waits for it; an event stream is looked at
+    # every `keepalive_interval`. nginx: 60 s.
     send_time: float = 30.0
     # From the Engine.IO handshake to a namespace's CONNECT (Socket.IO `connectTimeout`: 45 s);
     # and what `authenticate` may take, and the connect middlewares together.

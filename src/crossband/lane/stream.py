@@ -32,6 +32,10 @@ class StreamLane(asyncio.Protocol):
         # Bytes a client sent on, which it has no reason to.
         self._received = 0
 
+    @property
+    def unsent(self) -> int:
+        return self.transport.get_write_buffer_size()
+
     def close(self, code: int, reason: str) -> None:
         if isinstance(self.write, Head):
             self.write.flush()

@@ -41,6 +41,14 @@ class Lane(Protocol):
         """Take what the peer sent meanwhile, and go on."""
 
 
+class BodyLane(Lane, Protocol):
+    """The body of one response."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written and that the peer has not made room for."""
+
+
 class Peer(Protocol):
     """What is told of a connection that was taken over."""
 
@@ -79,7 +87,7 @@ class StreamOffer(Protocol):
 
     def __call__(
         self, scope: Scope, peer: Peer, headers: Iterable[tuple[bytes, bytes]]
-    ) -> Lane | None:
+    ) -> BodyLane | None:
         """Start a 200 response with these headers, and take the connection over.
 
         What is written then is the body, in chunks as HTTP/1.1 has them. None where it cannot

@@ -22,9 +22,9 @@ from crossband.errors import (
 from crossband.hub.base import Admission, BaseHub, Resume
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
-from crossband.session import Connection, Deadlines, Roll, Ticker
+from crossband.session import BATCH, Connection, Deadlines, Roll, Ticker
 from crossband.transports.http import ClientGone, HeaderList, Request, Send
-from crossband.transports.lane import Lane, StreamOffer, offer_of
+from crossband.transports.lane import BodyLane, StreamOffer, offer_of
 from crossband.transports.websocket import CLOSE_TIME, answer_envelope
 
 if TYPE_CHECKING:
@@ -39,16 +39,19 @@ MAX_ENDED = 10_000
 class StreamConnection(Connection):
     """One event stream and its one socket."""
 
-    __slots__ = ("_closing", "_door", "_idle", "_lane", "_writing", "socket")
+    __slots__ = ("_closing", "_door", "_idle", "_lane", "_stalled", "_writing", "socket")
 
     def __init__(self, ticker: Ticker, door: StreamDoor, *, limit: int) -> None:
         super().__init__(ticker, limit=limit)
         self._door = door
         # None over ASGI.
-        self._lane: Lane | None = None
+        self._lane: BodyLane | None = None
         # None while writing; else what flush() resolves.
         self._idle: asyncio.Future[None] | None = None
         self._closing = False
+        # (when, bytes unsent), as it was seen first since the client took something. None while
+        # nobody has looked, and while nothing waits for the client.
+        self._stalled: tuple[float, int] | None = None
         # Ends the writing when the client does not take the rest. None until it begins.
         self._writing: asyncio.Timeout | None = None
         # None until opened.
@@ -63,6 +66,17 @@ class StreamConnection(Connection):
         if self._lane is not None:
             return self._lane.paused
         return self._idle is None and bool(self.queue)
+
+    def stalled(self, now: float) -> float:
+        """Return for how many seconds the client was seen to take nothing of what waits."""
+        lane = self._lane
+        if not (self._idle is None if lane is None else lane.paused):
+            self._stalled = None
+            return 0.0
+        unsent = 0 if lane is None else lane.unsent
+        if self._stalled is None or unsent < self._stalled[1]:
+            self._stalled = now, unsent
+        return now - self._stalled[0]
 
     def flush(self) -> None:
         if self._lane is not None:
@@ -90,13 +104,13 @@ class StreamConnection(Connection):
         """Whether a lane carries it, which tells when it has ended."""
         return self._lane is not None
 
-    def attach(self, lane: Lane) -> None:
+    def attach(self, lane: BodyLane) -> None:
         """Be carried by a lane from here on."""
         self._lane = lane
         if self.closed:
             self._end_lane(lane, now=False)
 
-    def _write_chunks(self, lane: Lane) -> None:
+    def _write_chunks(self, lane: BodyLane) -> None:
         # Hot: once per tick and client.
         queue = self.queue
         if lane.paused or not queue:
@@ -105,7 +119,7 @@ class StreamConnection(Connection):
         self.taken_all()
         lane.write(data)
 
-    def _end_lane(self, lane: Lane, *, now: bool) -> None:
+    def _end_lane(self, lane: BodyLane, *, now: bool) -> None:
         if now and lane.paused:
             # It does not read: there is no telling it anything.
             lane.abort()
@@ -129,6 +143,7 @@ class StreamConnection(Connection):
         """Take nothing: see `frame_received`."""
 
     def resume_writing(self) -> None:
+        self._stalled = None
         self.drop()
         self.flush()
 
@@ -172,7 +187,11 @@ class StreamConnection(Connection):
                 queue = self.take_batch()
                 parts: list[Any] = [part for wire in queue for part in wire.messages]
                 body = parts[0] if len(parts) == 1 else b"".join(parts)
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                # In pieces: a server tells no more than that it took one.
+                for start in range(0, len(body), BATCH):
+                    piece = body[start : start + BATCH]
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    self._stalled = None
                 self.wrote(sum([wire.size for wire in queue]))
             elif self._closing:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -416,8 +435,20 @@ class StreamDoor:
         raise error
 
     def _keep_alive(self, connection: StreamConnection) -> None:
+        # There are no pings: that a client has gone shows by its taking nothing.
+        if self._stalls(connection):
+            # After a pause of the process timers come first: what it took meanwhile counts.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._cut, connection)
         connection.push(_KEEPALIVE)
         self._keepalive.add(connection)
+
+    def _stalls(self, connection: StreamConnection) -> bool:
+        return connection.stalled(monotonic()) >= self._hub.settings.limits.send_time
+
+    def _cut(self, connection: StreamConnection) -> None:
+        if self._stalls(connection):
+            connection.overflow()
 
     def forbid(self, namespace: str, key: str) -> None:
         """Answer 204 when this session's EventSource comes back."""

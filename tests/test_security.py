@@ -139,6 +139,9 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "API: a wrong key",
         "SSE: post to somebody else, a guess",
     ),
+    "Everybody's history pushed out by one client": (
+        "broker/test_memory.py::test_namespaces_that_were_only_named_take_no_place",
+    ),
     "What grows without bound": (
         "hub/test_namespace.py::test_room_limit_is_told",
         "test_security.py::test_namespaces_of_one_connection_are_bounded",

@@ -31,6 +31,24 @@ async def test_logs_of_namespaces_are_bounded(monkeypatch: pytest.MonkeyPatch) -
         await broker.history("/b", str(cursors["/b"]))
 
 
+async def test_namespaces_that_were_only_named_take_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "MAX_LOGS", 2)
+    broker = MemoryBroker()
+    quiet = broker.head("/quiet")
+    first = str(broker.publish(Publication("/", "x", payload.encode([1]))))
+    broker.publish(Publication("/", "x", payload.encode([2])))
+    heads = {broker.head(f"/{number}") for number in range(100)}
+    assert len(heads) == 100
+    assert len(await broker.history("/", first)) == 1
+    # Who began to listen before anything was published is told what came.
+    assert await broker.history("/quiet", quiet) == []
+    broker.publish(Publication("/quiet", "x", payload.encode([3])))
+    assert len(await broker.history("/quiet", quiet)) == 1
+    assert broker.head("/quiet") != quiet
+
+
 async def test_what_is_too_old_goes_while_nothing_happens() -> None:
     now = 0.0
     # Looked at each tenth of a second, which is of the real clock.

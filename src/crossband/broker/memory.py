@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections import OrderedDict, deque
@@ -12,8 +13,8 @@ from itertools import islice
 from crossband.broker import Broker, Deliver, Publication, Session
 from crossband.errors import Gap
 
-# Namespaces made by pattern are named by clients: past this many, the log that was
-# idle longest is forgotten, and its cursors become unknown.
+# Namespaces made by pattern are named by clients: past this many that something was published
+# in, the log that was idle longest is forgotten, and its cursors become unknown.
 MAX_LOGS = 10_000
 # Seconds between two looks for what is too old: half the history's age, within these.
 SWEEPS = 0.1, 60.0
@@ -92,8 +93,11 @@ class MemoryBroker(Broker):
         self._clock = clock
         # None until started.
         self._deliver: Deliver | None = None
-        # Most recently used last.
+        # Of namespaces that something was recorded in; most recently used last.
         self._logs: OrderedDict[str, Log] = OrderedDict()
+        # How many of them were forgotten, and what the epochs are made of besides.
+        self._forgotten = 0
+        self._secret = secrets.token_bytes(16)
         # Connected sessions never expire; the others are in order of their expiry.
         self._connected: dict[tuple[str, str], Session] = {}
         self._waiting: OrderedDict[tuple[str, str], tuple[float, Session]] = OrderedDict()
@@ -123,12 +127,14 @@ class MemoryBroker(Broker):
         return publication.cursor
 
     def head(self, namespace: str) -> str:
-        return self._log(namespace).head
-
-    async def history(self, namespace: str, after: str) -> list[Publication]:
         log = self._logs.get(namespace)
         if log is None:
-            raise Gap("unknown")
+            return self._new_log(namespace).head
+        self._logs.move_to_end(namespace)
+        return log.head
+
+    async def history(self, namespace: str, after: str) -> list[Publication]:
+        log = self._logs.get(namespace) or self._new_log(namespace)
         return log.after(after, self._clock())
 
     def save_session(self, session: Session, *, connected: bool) -> None:
@@ -165,14 +171,25 @@ class MemoryBroker(Broker):
     def _log(self, namespace: str) -> Log:
         log = self._logs.get(namespace)
         if log is None:
-            # 40 random bits: an old cursor meets the same epoch once in 10^12.
-            log = Log(size=self._size, age=self._age, epoch=secrets.token_hex(5))
+            log = self._new_log(namespace)
             self._logs[namespace] = log
             if len(self._logs) > MAX_LOGS:
                 self._logs.popitem(last=False)
+                self._forgotten += 1
         else:
             self._logs.move_to_end(namespace)
         return log
+
+    def _new_log(self, namespace: str) -> Log:
+        """Return the log of a namespace that nothing was recorded in: not kept until then.
+
+        So clients who only name namespaces take no place from one with a history. Its epoch is
+        the same each time, until some log was forgotten, which this one may be.
+        """
+        name = f"{self._forgotten} {namespace}".encode("utf-8", "surrogatepass")
+        # 40 bits that nobody guesses: an old cursor meets the same epoch once in 10^12.
+        epoch = hashlib.blake2b(name, key=self._secret, digest_size=5).hexdigest()
+        return Log(size=self._size, age=self._age, epoch=epoch)
 
     def _sweep_later(self) -> None:
         if self._loop is not None:

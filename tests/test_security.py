@@ -143,6 +143,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "broker/test_memory.py::test_namespaces_that_were_only_named_take_no_place",
     ),
     "What grows without bound": (
+        "broker/test_conformance.py::test_history_is_bounded_by_bytes",
         "hub/test_namespace.py::test_room_limit_is_told",
         "test_security.py::test_namespaces_of_one_connection_are_bounded",
         "test_session.py::test_acks_are_bounded_and_fail_when_the_client_leaves",

@@ -33,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retry: float = 2.0
     # How much each namespace remembers for clients that come back.
     history_size: int = 1_000
+    # 64 MiB: of full events of 1 MB that is 67, of chat all 1,000.
+    history_bytes: int = 67_108_864
     history_age: float = 120.0
     # Off: Socket.IO events carry no offset and CONNECT answers no pid.
     recovery: bool = True
@@ -67,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "token_warning",
             "retry",
             "history_size",
+            "history_bytes",
             "history_age",
             "shutdown_timeout",
             "drain_time",
@@ -116,6 +119,7 @@ class HubSettings(TypedDict, total=False):
     keepalive_interval: float
     retry: float
     history_size: int
+    history_bytes: int
     history_age: float
     recovery: bool
     cors_origins: Names

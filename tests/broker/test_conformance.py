@@ -1,7 +1,7 @@
 """The contract of a broker, as tests: every broker is a parameter here and passes them all.
 
-A broker joins by an entry in `BROKERS`: a factory that takes the history's size and age and
-the clock, and gives one that is not started.
+A broker joins by an entry in `BROKERS`: a factory that takes the history's size, bytes and age
+and the clock, and gives one that is not started.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Clock:
         return self.now
 
 
-Factory = Callable[[int, float, Clock], Broker]
+Factory = Callable[[int, int, float, Clock], Broker]
 
 BROKERS: dict[str, Factory] = {
-    "memory": lambda size, age, clock: MemoryBroker(
-        history_size=size, history_age=age, clock=clock
+    "memory": lambda size, limit, age, clock: MemoryBroker(
+        history_size=size, history_bytes=limit, history_age=age, clock=clock
     ),
 }
 
@@ -81,9 +81,9 @@ async def new_node(
 ) -> AsyncIterator[Callable[[], Node]]:
     nodes: list[Node] = []
 
-    def make(size: int = 100, age: float = 60.0) -> Node:
+    def make(size: int = 100, age: float = 60.0, limit: int = 1_000) -> Node:
         clock = Clock()
-        node = Node(BROKERS[request.param](size, age, clock), clock)
+        node = Node(BROKERS[request.param](size, limit, age, clock), clock)
         nodes.append(node)
         return node
 
@@ -180,6 +180,37 @@ class TestHistory:
         assert await node.missed(cursors[4]) == list(range(5, 15))
         with pytest.raises(Gap, match="expired"):
             await node.missed(cursors[3])
+
+    async def test_history_is_bounded_by_bytes(self, node: Node) -> None:
+        async def record(value: str | bytes) -> str:
+            cursor = node.broker.publish(Publication("/", "big", payload.encode([value])))
+            if inspect.isawaitable(cursor):
+                cursor = await cursor
+            assert cursor is not None
+            return cursor
+
+        def sized(size: int) -> str:
+            # As JSON, in a list, and quoted.
+            return "x" * (size - 4)
+
+        start = node.broker.head("/")
+        cursors = [await record(sized(400)), await record(sized(600))]
+        assert len(await node.broker.history("/", start)) == 2
+        cursors.append(await record(sized(5)))
+        with pytest.raises(Gap, match="expired"):
+            await node.broker.history("/", start)
+        assert len(await node.broker.history("/", cursors[0])) == 2
+        # What is attached counts.
+        cursors.append(await record(bytes(900)))
+        assert len(await node.broker.history("/", cursors[1])) == 2
+        # Even the newest goes when it is larger than all that may be kept.
+        cursors.append(await record(bytes(1_000)))
+        assert await node.broker.history("/", cursors[4]) == []
+        with pytest.raises(Gap, match="expired"):
+            await node.broker.history("/", cursors[3])
+        assert node.delivered[-1].cursor == cursors[4]
+        await record(sized(1_000))
+        assert len(await node.broker.history("/", cursors[4])) == 1
 
     async def test_history_is_bounded_by_age(self, node: Node) -> None:
         old = await node.recorded(1)

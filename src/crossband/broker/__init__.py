@@ -31,6 +31,12 @@ class Publication(msgspec.Struct, frozen=True):
     # Under "latest": what the event is about.
     key: str | int | None = None
 
+    @property
+    def size(self) -> int:
+        """Count the bytes of its data, as a history does."""
+        text, attachments = self.payload
+        return len(text) + sum(map(len, attachments)) if attachments else len(text)
+
     def at(self, cursor: str) -> Publication:
         """Return the recorded form of this publication."""
         return Publication(

@@ -21,12 +21,15 @@ SWEEPS = 0.1, 60.0
 
 
 class Log:
-    """The history of one namespace: contiguous, bounded by count and age."""
+    """The history of one namespace: contiguous, bounded by count, bytes and age."""
 
-    __slots__ = ("_age", "_entries", "_epoch", "_last", "_size")
+    __slots__ = ("_age", "_bytes", "_entries", "_epoch", "_last", "_limit", "_size")
 
-    def __init__(self, *, size: int, age: float, epoch: str) -> None:
+    def __init__(self, *, size: int, limit: int, age: float, epoch: str) -> None:
         self._size = size
+        # Of the bytes, and how many there are.
+        self._limit = limit
+        self._bytes = 0
         self._age = age
         self._epoch = epoch
         # (time recorded, publication), oldest first; numbered up to _last without holes.
@@ -46,15 +49,18 @@ class Log:
         self._last += 1
         recorded = publication.at(f"{self._epoch}-{self._last}")
         self._entries.append((now, recorded))
+        self._bytes += recorded.size
         self.evict(now)
         return recorded
 
     def evict(self, now: float) -> None:
-        """Drop what is over the size or older than the age."""
+        """Drop what is over the size or the limit, or older than the age."""
         entries = self._entries
         oldest = now - self._age
-        while entries and (len(entries) > self._size or entries[0][0] < oldest):
-            entries.popleft()
+        while entries and (
+            len(entries) > self._size or self._bytes > self._limit or entries[0][0] < oldest
+        ):
+            self._bytes -= entries.popleft()[1].size
 
     def after(self, cursor: str, now: float) -> list[Publication]:
         """Return the publications after a cursor. Raises Gap."""
@@ -77,18 +83,20 @@ class Log:
 class MemoryBroker(Broker):
     """Order, record and deliver within one process.
 
-    `history_size` counts publications per namespace, `history_age` is in seconds and also
-    how long a disconnected session is kept.
+    `history_size` counts publications per namespace, `history_bytes` the bytes of their data;
+    `history_age` is in seconds and also how long a disconnected session is kept.
     """
 
     def __init__(
         self,
         *,
         history_size: int = 1_000,
+        history_bytes: int = 67_108_864,
         history_age: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._size = history_size
+        self._limit = history_bytes
         self._age = history_age
         self._clock = clock
         # None until started.
@@ -189,7 +197,7 @@ class MemoryBroker(Broker):
         name = f"{self._forgotten} {namespace}".encode("utf-8", "surrogatepass")
         # 40 bits that nobody guesses: an old cursor meets the same epoch once in 10^12.
         epoch = hashlib.blake2b(name, key=self._secret, digest_size=5).hexdigest()
-        return Log(size=self._size, age=self._age, epoch=epoch)
+        return Log(size=self._size, limit=self._limit, age=self._age, epoch=epoch)
 
     def _sweep_later(self) -> None:
         if self._loop is not None:

@@ -101,6 +101,7 @@ HELP: Final = {
     "keepalive_interval": "Between comments on an idle event stream.",
     "retry": "What EventSource waits before it reconnects.",
     "history_size": "Events each namespace remembers for clients that come back.",
+    "history_bytes": "Bytes of data they may have together.",
     "history_age": "How long it remembers them.",
     "recovery": "Let Socket.IO clients resume (connection state recovery).",
     "cors_origins": "Origins of other sites that may connect; * for any.",

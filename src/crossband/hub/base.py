@@ -188,7 +188,9 @@ class BaseHub(Namespace):
     def broker(self) -> Broker:
         if self._broker is None:
             self._broker = MemoryBroker(
-                history_size=self.settings.history_size, history_age=self.settings.history_age
+                history_size=self.settings.history_size,
+                history_bytes=self.settings.history_bytes,
+                history_age=self.settings.history_age,
             )
         return self._broker
 

@@ -1206,6 +1206,42 @@ async def test_response_that_is_read_slowly_arrives(
         tcp.writer.transport.abort()
 
 
+@pytest.mark.parametrize(
+    ("request_", "rest"),
+    [
+        (http("/healthz"), b"\r\n"),
+        (http("/healthz", "Content-Length: 1000", method="POST"), b"a"),
+        (http("/nope", "Transfer-Encoding: chunked", method="POST"), b"5\r\nab"),
+    ],
+    ids=["an empty line", "a body", "chunks"],
+)
+async def test_bytes_that_are_no_request_keep_no_connection_open(
+    request_: bytes, rest: bytes, serve: Serve
+) -> None:
+    server = await serve(Hub(limits=Limits(head_time=0.1)))
+    async with dialled(server.url) as tcp:
+        tcp.send(request_)
+        await tcp.answer()
+        tcp.send(rest)
+        # uvicorn's keep-alive would take 5 s, had the bytes not ended it.
+        async with asyncio.timeout(2.0):
+            await tcp.ended()
+
+
+async def test_requests_that_wait_for_answers_are_bounded(serve: Serve) -> None:
+    hub = hub_under_attack()
+    async with scene(serve, hub) as stage:
+        # The stream does not end: the others wait.
+        async with dialled(stage.url) as tcp:
+            tcp.send(http("/events") + http("/healthz") * 16)
+            assert (await tcp.answer())[0] == 200
+        for too_many in (17, 5_000):
+            async with dialled(stage.url) as tcp:
+                tcp.send(http("/events") + http("/healthz") * too_many)
+                async with asyncio.timeout(AT_LAST):
+                    await tcp.ended()
+
+
 async def test_frames_sent_before_the_welcome_are_read_after_it(serve: Serve) -> None:
     hub = hub_under_attack(limits=Limits(message_rate=0))
     waiting, gate = asyncio.Event(), asyncio.Event()

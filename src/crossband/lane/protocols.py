@@ -77,6 +77,8 @@ USED: Final = {
         "server_state",
         "parser",
         "send_400_response",
+        "timeout_keep_alive_task",
+        "_start_asgi_task",
         "on_response_complete",
         "timeout_keep_alive_handler",
         "pause_writing",
@@ -85,6 +87,8 @@ USED: Final = {
     RequestResponseCycle: (
         "scope",
         "response_started",
+        "response_complete",
+        "message_event",
         "disconnected",
         "more_body",
         "access_log",
@@ -95,6 +99,8 @@ USED: Final = {
 
 # Bytes of a request's head. Node: 16 KiB, nginx: 32 KiB, uvicorn on httptools: no limit.
 MAX_HEAD: Final = 65_536
+# Requests of one connection that wait for the answers before them.
+MAX_REQUESTS: Final = 16
 # Header lines of a handshake; as `websockets`.
 MAX_HEADERS: Final = 128
 # RFC 6455 §1.3.
@@ -379,6 +385,8 @@ class HTTPProtocol(HttpToolsProtocol):
     _unsent: int = 0
     # Counts them again. None while none wait.
     _send_timer: asyncio.TimerHandle | None = None
+    # The request that is being answered; uvicorn's `cycle` is the newest. None before the first.
+    _running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -387,6 +395,11 @@ class HTTPProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
         self._unwatch()
+        # uvicorn tells the newest, which may wait for this one.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -438,17 +451,36 @@ class HTTPProtocol(HttpToolsProtocol):
                 b"connection: close\r\ncontent-length: 0\r\n\r\n"
             )
             self._close()
+        running = self._running
+        if (
+            self._head_timer is None
+            and self.timeout_keep_alive_task is None
+            and (running is None or running.response_complete)
+            and self.transport.get_protocol() is self
+        ):
+            # No request runs, and what came is none yet: uvicorn would wait for ever, for the
+            # body of one that is answered, or after an empty line.
+            self._head_timer = self.loop.call_later(self.head_time, self._close)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: self.take}  # type: ignore[dict-item]
         if self._head is None:
             self._head = 0
+        if self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_time, self._close)
 
     def on_headers_complete(self) -> None:
         self._end_head()
-        super().on_headers_complete()
+        if len(self.pipeline) >= MAX_REQUESTS:
+            self._close()
+        # A read of 256 KiB may hold thousands of them.
+        if not self.transport.is_closing():
+            super().on_headers_complete()
 
     def handle_websocket_upgrade(self) -> None:
         self._unwatch()
@@ -529,13 +561,13 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def take(self, scope: Any, peer: Peer, headers: Iterable[tuple[bytes, bytes]]) -> Lane | None:
         """Start the response and hand the connection over; see `StreamOffer`."""
-        cycle = self.cycle
+        cycle = self._running
         if (
-            cycle.scope is not scope
+            cycle is None
+            or cycle.scope is not scope
             or cycle.response_started
             or cycle.disconnected
             or cycle.more_body
-            or self.pipeline
             or self.transport.is_closing()
             # Chunks are HTTP/1.1's.
             or scope["http_version"] != "1.1"
@@ -565,6 +597,8 @@ class HTTPProtocol(HttpToolsProtocol):
         self._unwatch()
         # It may have been paused over a body.
         self.flow.resume_reading()
+        # Requests that came with it would wait for the stream's end, which is the connection's.
+        self.pipeline.clear()
         # To uvicorn the client is gone: it does not miss the response.
         cycle.disconnected = True
         # A cycle of references, through the parser's callbacks.

@@ -559,7 +559,9 @@ class HTTPProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def take(self, scope: Any, peer: Peer, headers: Iterable[tuple[bytes, bytes]]) -> Lane | None:
+    def take(
+        self, scope: Any, peer: Peer, headers: Iterable[tuple[bytes, bytes]]
+    ) -> StreamLane | None:
         """Start the response and hand the connection over; see `StreamOffer`."""
         cycle = self._running
         if (

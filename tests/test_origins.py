@@ -61,13 +61,14 @@ REFUSED: Final = {
 
 
 async def ask(
-    port: int, method: str, path: str, lines: str = "", body: str = ""
+    port: int, method: str, path: str, lines: str = "", body: str = "", host: str | None = None
 ) -> tuple[int, Mapping[str, list[str]], str]:
     """Send one request as bytes; return status, headers and the beginning of the body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         connection = "" if "Upgrade" in lines else "Connection: close\r\n"
-        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{connection}{lines}"
+        host = f"127.0.0.1:{port}" if host is None else host
+        head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{connection}{lines}"
         if body:
             head += f"Content-Length: {len(body)}\r\nContent-Type: text/plain\r\n"
         writer.write(f"{head}\r\n{body}".encode("latin-1"))
@@ -179,3 +180,53 @@ async def test_preflight_answers_what_was_asked_and_to_whom(
     )
     assert status == 403
     assert "access-control-allow-origin" not in headers
+
+
+PATHS: Final = {
+    **DOORS,
+    "health": ("GET", "/healthz", "", ""),
+    "readiness": ("GET", "/readyz", "", ""),
+    "nothing": ("GET", "/nope", "", ""),
+    "preflight": ("OPTIONS", "/events", "Access-Control-Request-Method: POST\r\n", ""),
+    "WebSocket nowhere": ("GET", "/nope", UPGRADE, ""),
+}
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_path_is_for_the_allowed_hosts(path: str, lane: bool, serve: Serve) -> None:
+    hub = Hub(allowed_hosts=("chat.example.com", "::1"), api_keys=(KEY,))
+    server = await serve(hub, lane=lane)
+    method, target, lines, body = PATHS[path]
+    # Refused before a session is looked for.
+    target = target.format(sid="_", session="s" * 20, engine="e")
+    evil = f"127.0.0.1:{server.port}"
+    for host in (evil, "evil.example", "chat.example.com.evil.example", "", "::1", "chat", "["):
+        status, headers, content = await ask(server.port, method, target, lines, body, host)
+        assert (status, '"host_not_allowed"' in content) == (400, True), host
+        assert headers["content-type"] == ["application/json"]
+    for host in ("chat.example.com", f"Chat.Example.com:{server.port}", f"[::1]:{server.port}"):
+        status, _, content = await ask(server.port, method, target, lines, body, host)
+        assert (status, "host_not_allowed" in content) != (400, True), host
+        assert status in (101, 200, 204) or "{" in PATHS[path][1] or target == "/nope"
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_page_of_a_name_that_leads_here_is_refused(door: str, serve: Serve) -> None:
+    method, target, lines, body = DOORS[door]
+    target = target.format(sid="_", session="s" * 20, engine="e")
+    server = await serve(Hub(allowed_hosts=("localhost",), api_keys=(KEY,)))
+    # By its name it is of the same origin, as the browser sees it; a GET has no Origin even.
+    for origin in ("Origin: http://evil.example\r\n", ""):
+        status, _, content = await ask(
+            server.port, method, target, lines + origin, body, "evil.example"
+        )
+        assert status == 400
+        assert "Host not allowed: evil.example. " in content
+
+
+async def test_two_hosts_are_none_of_those_allowed(serve: Serve) -> None:
+    server = await serve(Hub(allowed_hosts=("localhost",)))
+    two = "localhost\r\nHost: localhost"
+    status, _, _ = await ask(server.port, "GET", "/healthz", host=two)
+    assert status == 400

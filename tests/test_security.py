@@ -85,6 +85,12 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "WebSocket: another site",
         "WebSocket: an opaque origin",
     ),
+    "Pages whose own name leads to a local server (DNS rebinding)": (
+        "test_origins.py::test_every_path_is_for_the_allowed_hosts",
+        "test_origins.py::test_page_of_a_name_that_leads_here_is_refused",
+        "demo/test_pages.py::test_every_path_is_for_the_allowed_hosts",
+        "cli/test_commands.py::test_open_hub_on_loopback_is_for_this_machine",
+    ),
     "Authentication on one transport only": (
         "test_auth_doors.py::test_only_good_tokens_come_in",
         "test_auth_doors.py::test_stream_and_its_way_back_are_checked",

@@ -23,7 +23,7 @@ from crossband.hub.guard import Authenticate, Authorize
 from crossband.settings import HubSettings
 from crossband.transports.api import Api
 from crossband.transports.engine import EngineDoor
-from crossband.transports.http import Receive, Request, Scope, Send
+from crossband.transports.http import Receive, Request, Scope, Send, host_of
 from crossband.transports.sse import StreamDoor
 from crossband.transports.websocket import CLOSE_TIME, WebSocketDoor
 
@@ -95,10 +95,22 @@ class Hub(BaseHub):
             _path_below_mount(scope),
             max_rooms=self.settings.limits.subscriptions,
         )
-        if kind == "websocket":
+        if not self.serves(scope):
+            error = EventError(
+                f"Host not allowed: {host_of(scope)[:128]}. It is not among the server's "
+                "allowed_hosts",
+                code="host_not_allowed",
+            )
+            await (request.deny(error) if kind == "websocket" else request.refuse(error))
+        elif kind == "websocket":
             await self._serve_websocket(request)
         else:
             await self._serve_http(request)
+
+    def serves(self, scope: Scope) -> bool:
+        """Tell whether a request is for one of `allowed_hosts`; without any, each is."""
+        allowed = self.settings.allowed_hosts
+        return not allowed or host_of(scope) in allowed
 
     async def _serve_websocket(self, request: Request) -> None:
         assert self._engine is not None

@@ -61,6 +61,7 @@ FAULTS: Final = frozenset(
 ERRORS: Final[dict[str, tuple[str, int]]] = {
     "invalid_message": ("Invalid message format", 422),
     "invalid_request": ("Invalid request", 400),
+    "host_not_allowed": ("Host not allowed", 400),
     "message_too_large": ("Message too large", 413),
     "rate_limited": ("Rate limit exceeded", 429),
     "too_many_connections": ("Too many connections", 429),

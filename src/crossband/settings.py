@@ -41,6 +41,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Origins of other sites that may connect: exact, such as "https://app.example.com";
     # ("*",) allows any, without credentials. Same origin is always allowed.
     cors_origins: tuple[str, ...] = ()
+    # Hosts that requests may be for, as their Host header says, without its port; () allows
+    # any. What keeps a page out whose name was made to lead here (DNS rebinding): by its
+    # origin it is the hub's own.
+    allowed_hosts: tuple[str, ...] = ()
     # How long before its token expires a client is told, so that it can show a new one.
     token_warning: float = 30.0
     # Addresses and networks of proxies whose X-Forwarded-For and -Proto are believed; "unix"
@@ -79,6 +83,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         self._check_paths()
         for origin in self.cors_origins:
             _check_origin(origin)
+        for host in self.allowed_hosts:
+            _check_host(host)
         TrustedProxies(self.trusted_proxies)
         if any(not key or not key.isascii() for key in self.api_keys):
             raise ValueError("api_keys must be non-empty ASCII strings")
@@ -123,6 +129,7 @@ class HubSettings(TypedDict, total=False):
     history_age: float
     recovery: bool
     cors_origins: Names
+    allowed_hosts: Names
     token_warning: float
     trusted_proxies: Names
     api_keys: Names
@@ -138,6 +145,21 @@ class HubSettings(TypedDict, total=False):
 # By scheme: browsers leave them out of an origin.
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9._~-]+|\[[0-9a-f:.]+\]")
+
+
+def _check_host(host: str) -> None:
+    """Raise ValueError for what no Host header has once its port is off."""
+    try:
+        shown = str(IPv6Address(host)) if ":" in host else host.lower()
+    except ValueError:
+        shown = ""
+    if not shown or (":" not in shown and _HOST.fullmatch(shown) is None):
+        raise ValueError(
+            "allowed_hosts takes hosts such as 'chat.example.com' or '::1' (no scheme, no port, "
+            f"no pattern; none of them allows any), not {host!r}"
+        )
+    if shown != host:
+        raise ValueError(f"allowed_hosts has {host!r}, which is compared as {shown!r}")
 
 
 def _check_origin(origin: str) -> None:

@@ -125,6 +125,26 @@ def taken_port() -> Iterator[int]:
 # serve.
 
 
+def test_open_hub_on_loopback_is_for_this_machine(run: Run) -> None:
+    def status(url: str, host: str) -> int:
+        host += ":" + url.rpartition(":")[2]
+        return httpx.get(f"{url}/healthz", headers={"Host": host}, trust_env=False).status_code
+
+    for kind in ("serve", "demo"):
+        url = run(kind, "--port", "0").started()
+        names = ("localhost", "127.0.0.1", "[::1]", "evil.example")
+        assert [status(url, name) for name in names] == [200, 200, 200, 400]
+    # Said otherwise, or where tokens decide.
+    for arguments in (
+        ["serve", "--allowed-hosts", "evil.example"],
+        ["serve", "--open"],
+        ["demo", "--open"],
+        ["serve", "--jwt-secret", "s" * 32],
+        ["serve", "my_hub:hub"],
+    ):
+        assert status(run(*arguments, "--port", "0").started(), "evil.example") == 200
+
+
 def test_standalone_hub_is_served(run: Run) -> None:
     command = run("serve", "--port", "0")
     url = command.started()

@@ -165,3 +165,15 @@ async def test_demo_starts_and_stops_its_hub(directory: Path) -> None:
     assert hub.started
     await demo.stop()
     assert not hub.started
+
+
+async def test_every_path_is_for_the_allowed_hosts(directory: Path, serve: Serve) -> None:
+    server = await serve(create_demo(directory, allowed_hosts=("localhost",)))
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        for path in ("/", "/chat/", "/chat", "/api/metrics", "/api/status", "/healthz", "/nope"):
+            refused = await client.get(path)
+            assert (refused.status_code, refused.json()["code"]) == (400, "host_not_allowed"), path
+        refused = await client.post("/api/notify", json={"title": "a"})
+        assert refused.json()["code"] == "host_not_allowed"
+        allowed = await client.get("/", headers={"Host": f"localhost:{server.port}"})
+        assert allowed.status_code == 200

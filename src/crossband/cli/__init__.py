@@ -177,6 +177,8 @@ def serve(
         note = tokens.note(access, options, config) if auth else _OPEN
         if access.open:
             _warn(_OPEN_WARNING)
+        elif not auth:
+            hub_settings.setdefault("allowed_hosts", tokens.own_hosts(where))
         if not hub_settings.get("api_keys"):
             generated = secrets.token_hex(16)
             hub_settings["api_keys"] = (generated,)
@@ -216,7 +218,8 @@ def demo(
     if is_open:
         _warn(_OPEN_WARNING)
     key = secrets.token_hex(16)
-    demo_app = create_demo(api_keys=(key,))
+    hosts = () if is_open else tokens.own_hosts(where)
+    demo_app = create_demo(api_keys=(key,), allowed_hosts=hosts)
     _run(demo_app, demo_app.settings, where, "serves the demo", generated_key=key, page=True)
 
 

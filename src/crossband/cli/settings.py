@@ -105,6 +105,7 @@ HELP: Final = {
     "history_age": "How long it remembers them.",
     "recovery": "Let Socket.IO clients resume (connection state recovery).",
     "cors_origins": "Origins of other sites that may connect; * for any.",
+    "allowed_hosts": "Hosts that requests may be for, without port; any if none is given.",
     "token_warning": "How long before its token expires a client is told.",
     "trusted_proxies": "Proxies whose X-Forwarded headers count: addresses, networks, unix.",
     "api_keys": "Keys for the HTTP API.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Mapping
@@ -152,6 +153,20 @@ def is_local(where: Listen) -> bool:
         return ip_address(where.host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return where.host == "localhost"
+
+
+def own_hosts(where: Listen) -> tuple[str, ...]:
+    """Return the names this machine has for a local address; () where it has none, as a socket.
+
+    For a hub that asks nobody for a token because only this machine reaches it: a page of
+    any site reaches it too, under a name of its own that leads here (DNS rebinding).
+    """
+    if where.uds is not None:
+        return ()
+    names = ["localhost", "127.0.0.1", "::1"]
+    with contextlib.suppress(ValueError):
+        names.append(str(ip_address(where.host.removeprefix("[").removesuffix("]"))))
+    return tuple(dict.fromkeys(names))
 
 
 def read_key(name: str, option: str) -> KeySource:

@@ -67,7 +67,10 @@ class Demo:
         receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
         send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
     ) -> None:
-        hub = scope["type"] != "lifespan" and self._is_hubs(scope["type"], scope["path"])
+        # Also what it refuses for its host.
+        hub = scope["type"] != "lifespan" and (
+            self._is_hubs(scope["type"], scope["path"]) or not self.hub.serves(scope)
+        )
         await (self.hub if hub else self._pages)(scope, receive, send)
 
     @contextlib.asynccontextmanager

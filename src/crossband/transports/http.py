@@ -289,6 +289,20 @@ class Request:
         await self.respond(204, headers=headers)
 
 
+def host_of(scope: Scope) -> str:
+    """Return the host a request is for, in small letters and without its port.
+
+    "" for none, or several (RFC 9112 §3.2). An IPv6 address has no brackets.
+    """
+    values = [value for name, value in scope["headers"] if name == b"host"]
+    if len(values) != 1:
+        return ""
+    host: str = values[0].decode("latin-1").lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
 def _body(error: EventError) -> bytes:
     try:
         return msgspec.json.encode({"type": "error", **error.to_dict()})

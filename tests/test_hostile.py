@@ -36,7 +36,7 @@ from crossband.limits import Limits
 from crossband.server import Server
 from tests.census import census, returns_to
 from tests.clients import Client, EventStreamClient, PythonSocketIOClient, WebSocketClient
-from tests.clients.base import WAIT
+from tests.clients.base import WAIT, EventFailed
 from tests.clients.raw import (
     BINARY,
     CLOSE,
@@ -64,6 +64,9 @@ AT_LAST = 1.0
 KEY = "the-only-key"
 ENGINE = "/socket.io/?EIO=4&transport=websocket"
 DEEP = "[" * 100_000
+# One more than a client may send.
+TOO_DEEP = "[" * 65 + "]" * 65
+PLACEHOLDER = '{"_placeholder":true,"num":0}'
 EVIL = "https://evil.example"
 
 
@@ -626,6 +629,7 @@ REQUESTS: list[Attack] = [
     broadcast("API: a room with a line break", b'{"event":"a","room":"\\n"}'),
     broadcast("API: too deep", b'{"event":"a","data":%s' % (b"[" * 4_000)),
     broadcast("API: deep and closed", b'{"event":"a","data":%s%s}' % (b"[" * 2_000, b"]" * 2_000)),
+    broadcast("API: 65 deep", b'{"event":"a","data":%s}' % TOO_DEEP.encode()),
     broadcast("API: no number", b'{"event":"a","data":NaN}'),
     broadcast("API: a namespace without its slash", b'{"event":"a","namespace":"x"}'),
     broadcast(
@@ -717,6 +721,8 @@ ENVELOPES: list[Attack] = [
         '{"type":"echo","data":' + "[" * 2_000 + "]" * 2_000 + "}",
         "invalid_message",
     ),
+    Envelope("65 deep", '{"type":"echo","data":' + TOO_DEEP + "}", "invalid_message"),
+    Envelope("65 deep, answered", '{"type":"ack","data":' + TOO_DEEP + "}", "invalid_message"),
     Envelope("binary", b'{"type":"echo"}', "invalid_message"),
     Envelope("a reserved name", '{"type":"connect"}', "invalid_message", "$.type"),
     Envelope("the server's words", '{"type":"welcome"}', "invalid_message", "$.type"),
@@ -746,14 +752,12 @@ PACKETS: list[Attack] = [
     Packets("an error from a client", ['44{"message":"x"}'], 1002),
     Packets("a namespace twice", ["40"], 1002),
     Packets("an array for auth", ["40/nope,[]"], 1002),
-    Packets("auth too deep", ['40/nope,{"a":' + DEEP], 1002),
     Packets("an event without data", ["42"], 1002),
     Packets("an event without a name", ["42[]"], 1002),
     Packets("an event of an object", ["42{}"], 1002),
     Packets("a number for a name", ["42[5]"], 1002),
     Packets("an object for a name", ['42[{"a":1}]'], 1002),
     Packets("half an event", ['42["echo"'], 1002),
-    Packets("an event too deep", ['42["echo",' + DEEP], 1002),
     Packets("a reserved event", ['42["disconnect"]'], 1002),
     Packets("another reserved event", ['42["newListener"]'], 1002),
     Packets("an id of 20 digits", ["42" + "9" * 20 + '["echo"]'], 1002),
@@ -801,12 +805,38 @@ PACKETS: list[Attack] = [
     Packets("half a character of data", ['427["echo","\\udc00x"]'], answer=r"437.*invalid_message"),
     Packets("half a character, answered", ['431["\\ud800"]'], answer=r'42\["error",.*"ack"'),
     Packets("half a character that is not JSON either", ['42["echo","\\ud800"'], 1002),
+    Packets("an event too deep", ['42["echo",' + DEEP], answer=r'42\["error",.*too deeply.*"echo"'),
+    Packets("65 deep", ['427["echo",' + TOO_DEEP + "]"], answer=r"437.*Nested too deeply"),
+    Packets(
+        "65 deep, answered", ["431[" + TOO_DEEP + "]"], answer=r'42\["error",.*too deeply.*"ack"'
+    ),
+    Packets(
+        "65 deep, with an attachment",
+        [f'451-7["echo",{PLACEHOLDER},{TOO_DEEP}]', b"x"],
+        answer=r"437.*Nested too deeply",
+    ),
+    Packets("auth too deep", ['40/nope,{"a":' + TOO_DEEP + "}"], answer=r"44/nope,.*too deeply"),
+    Packets(
+        "auth over 16 KiB",
+        ['40/nope,{"a":"%s"}' % ("x" * 16_384)],
+        answer=r"44/nope,.*Message too large.*message_too_large.*16384",
+    ),
     Packets("data of another type", ['427["move",5]'], answer=r"437.*invalid_message"),
     Packets("too many arguments", ['427["move",{"x":1},2]'], answer=r"437.*invalid_message"),
     Packets(
         "no such attachment",
         ['451-7["echo",{"_placeholder":true,"num":7}]', b"x"],
         answer=r"437.*invalid_message",
+    ),
+    Packets(
+        "an attachment used twice",
+        [f'451-7["echo",[{PLACEHOLDER}{f",{PLACEHOLDER}" * 9}]]', b"x"],
+        answer=r"437.*invalid_message.*used twice",
+    ),
+    Packets(
+        "an answer with an attachment used twice",
+        [f"461-1[{PLACEHOLDER},{PLACEHOLDER}]", b"x"],
+        1002,
     ),
     Packets(
         "a word for an attachment",
@@ -848,6 +878,7 @@ POSTS: list[Attack] = [
         422,
         "invalid_message",
     ),
+    Post("65 deep", b'{"type":"echo","data":%s}' % TOO_DEEP.encode(), 422, "invalid_message"),
     Post("a reserved name", b'{"type":"disconnect"}', 422, "invalid_message"),
     Post("an unknown event", b'{"type":"nobody knows"}', 404, "unknown_event"),
     Post("an answer to nothing", b'{"type":"ack","id":7}', 404, "unknown_ack"),
@@ -1661,4 +1692,36 @@ async def test_burst_bigger_than_the_outbox_reaches_who_reads(
     for client in clients:
         heard = [(await client.next_event("large")).data[0] for _ in range(20)]
         assert heard == list(range(20))
+        await client.close()
+
+
+# --- Depth ------------------------------------------------------------------------------------
+
+
+@HUBS
+async def test_what_gets_in_at_one_door_gets_out_at_all(kind: type[Hub], serve: Serve) -> None:
+    hub = kind()
+
+    @hub.on("say")
+    async def say(socket: Socket, data: Any) -> None:
+        await hub.emit("said", {"from": socket.id, "data": [data]})
+
+    server = await serve(hub)
+    clients = [WebSocketClient(), EventStreamClient(), PythonSocketIOClient()]
+    for client in clients:
+        await client.connect(server.url)
+    for depth in (1, 20, 63):
+        value: Any = b"binary"
+        for level in range(depth):
+            value = [value] if level % 2 else {"a": value}
+        await clients[-1].call("say", value)
+        for client in clients:
+            heard = (await client.next_event("said")).data["data"][0]
+            for level in reversed(range(depth)):
+                heard = heard[0] if level % 2 else heard["a"]
+            assert heard == (b"binary" if client.binary else "YmluYXJ5")
+    with pytest.raises(EventFailed, match="Invalid message format"):
+        await clients[-1].call("say", json.loads(TOO_DEEP))
+    for client in clients:
+        assert not client.gaps
         await client.close()

@@ -41,8 +41,18 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "test_leaks.py::test_nothing_is_left_of_odd_ends",
         "eleven attachments",
         "attachments over the limit",
+        "an attachment used twice",
         "attachments before CONNECT",
         "binary before CONNECT",
+    ),
+    "Data nested until somebody's recursion ends": (
+        "test_hostile.py::test_what_gets_in_at_one_door_gets_out_at_all",
+        "hub/test_namespace.py::test_nested_as_deeply_as_may_be_is_sent",
+        "hub/test_catchup.py::test_event_one_door_cannot_carry_is_a_gap_there_and_reaches_the_others",
+        "API: 65 deep",
+        "65 deep",
+        "65 deep, with an attachment",
+        "auth too deep",
     ),
     "Decompression bombs": (
         "transports/test_websocket_door.py::test_decompression_bomb_is_stopped_while_it_inflates",

@@ -216,7 +216,8 @@ class Gap(CrossbandError):
 
     `reason` is one of `unknown` (another epoch, or not a cursor of this namespace), `expired`
     (older than the history) and `session` (the session to resume is gone). Clients may also
-    be told `timeout` (a connect handler took too long to say which rooms are theirs).
+    be told `timeout` (a connect handler took too long to say which rooms are theirs), and
+    `unencodable` (an event has no form on their door).
     """
 
     def __init__(self, reason: str) -> None:

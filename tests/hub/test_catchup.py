@@ -254,17 +254,28 @@ class Picky(EnvelopeCodec):
         return super().event(publication, ack_id=ack_id, head=head)
 
 
-async def test_event_one_door_cannot_carry_reaches_the_others(hub: BaseHub) -> None:
+async def test_event_one_door_cannot_carry_is_a_gap_there_and_reaches_the_others(
+    hub: BaseHub, caplog: pytest.LogCaptureFixture
+) -> None:
     cursor = await start_of(hub)
     picky = Picky()
     first = Link(hub.ticker, stalled=False)
     await join(hub, first, codec=picky)
     second = Link(hub.ticker, stalled=False)
     await join(hub, second)
-    hub.emit("odd")
+    missed = await hub.emit("odd")
+    hub.volatile.emit("odd")
     hub.emit("even")
     third = Link(hub.ticker, stalled=False)
     await join(hub, third, codec=picky, resume=Resume(None, cursor))
-    assert [message["type"] for message in await first.messages(2)] == ["welcome", "even"]
-    assert [message["type"] for message in await second.messages(3)] == ["welcome", "odd", "even"]
-    assert [message["type"] for message in await third.messages(2)] == ["welcome", "even"]
+    gap = {"type": "gap", "reason": "unencodable", "offset": missed}
+    for link in (first, third):
+        _, told, even = await link.messages(3)
+        assert (told, even["type"]) == (gap, "even")
+    heard = [message["type"] for message in await second.messages(4)]
+    assert heard == ["welcome", "odd", "odd", "even"]
+    for record in caplog.records:
+        assert record.getMessage() == "'odd' of namespace '/' has no form for Picky: no form for it"
+        # Who can cause one traceback can cause thousands.
+        assert record.exc_info is None
+    assert len(caplog.records) == 3

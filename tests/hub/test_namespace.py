@@ -67,8 +67,14 @@ async def peer(hub: Hub, *rooms: str, namespace: str = "/", codec: Codec | None 
 
 def nested(depth: int) -> list[Any]:
     value: list[Any] = []
-    for _ in range(depth):
+    for _ in range(depth - 1):
         value = [value]
+    return value
+
+
+def cycle() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
     return value
 
 
@@ -257,6 +263,9 @@ async def test_emit_in_another_loop_can_be_awaited(hub: Hub) -> None:
         (lambda hub: hub.emit("x", object()), "object is not JSON serialisable"),
         (lambda hub: hub.emit("x", "\ud800"), "cannot encode the event's data"),
         (lambda hub: hub.emit("x", nested(10_000)), "nested too deeply"),
+        (lambda hub: hub.emit("x", nested(129)), "nested too deeply"),
+        (lambda hub: hub.emit("x", [nested(128), b""]), "nested too deeply"),
+        (lambda hub: hub.emit("x", cycle()), "nested too deeply"),
         (lambda hub: hub.emit("x", *[b"x"] * 11), "at most 10 binary values, not 11"),
         (lambda hub: hub.to("a\x00").emit("x"), "a room name must not contain control"),
         (lambda hub: hub.to("r" * 257), "a room name must have 1 to 256 characters, not 257"),
@@ -269,6 +278,13 @@ async def test_what_cannot_be_sent_is_refused_at_once(hub: Hub, emit: Any, compl
     with pytest.raises(ValueError, match=re.escape(complaint)):
         emit(hub)
     assert hub.broker.head("/") == head
+
+
+async def test_nested_as_deeply_as_may_be_is_sent(hub: Hub) -> None:
+    a = await peer(hub)
+    await hub.emit("x", nested(128))
+    await hub.emit("x", [nested(127), b"binary"])
+    assert await received(hub, a) == [[nested(128), [nested(127), "YmluYXJ5"]]]
 
 
 async def test_acknowledgement_of_one_socket(hub: Hub) -> None:

@@ -492,7 +492,7 @@ def _json_text(text: str) -> bytes:
 
 def _args(raws: list[msgspec.Raw], attachments: tuple[bytes, ...]) -> list[Any]:
     args = [msgspec.json.decode(raw) for raw in raws]
-    return [reconstruct(arg, attachments) for arg in args] if attachments else args
+    return reconstruct(args, attachments) if attachments else args
 
 
 _decode_object: Final = msgspec.json.Decoder(dict[str, Any]).decode

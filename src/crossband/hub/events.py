@@ -184,12 +184,13 @@ class EventSchema:
             takes = "1 argument" if len(parameters) == 1 else f"{len(parameters)} arguments"
             raise InvalidMessage(f"Expected {takes}, got {count}")
         bound: list[Any] = []
+        left = dict(enumerate(attachments))
         for index, raw in enumerate(raws):
             # What is over is for `*args`.
             shape = shapes[index] if index < len(shapes) else shapes[-1]
             try:
                 if attachments:
-                    value = payload.reconstruct(msgspec.json.decode(raw), attachments)
+                    value = payload.place(msgspec.json.decode(raw), left)
                     bound.append(shape.convert(value))
                 else:
                     bound.append(shape.decode(raw))

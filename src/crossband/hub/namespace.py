@@ -374,15 +374,20 @@ class Namespace(Handlers):
             wire = codec.event(publication, head=head)
             wire.tag = tag_of(publication)
             return wire
-        except Exception:
+        except Exception as error:
             # What one door cannot carry the others still get.
-            logger.exception(
-                "%r of namespace %r has no form for %s",
+            logger.error(
+                "%r of namespace %r has no form for %s: %s",
                 publication.event,
                 self.name,
                 type(codec).__name__,
+                error,
+                exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
             )
+        if publication.cursor is None:
             return None
+        # Its clients go on from behind it, and are to know that there was something.
+        return codec.gap(self.name, reason="unencodable", offset=publication.cursor)
 
     def match(self, rooms: Iterable[str], except_: Iterable[str]) -> list[Socket]:
         """Return the sockets in any of the rooms (none: all) and in none of `except_`."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from crossband.errors import EncodeError, InvalidMessage
+from crossband.protocol.depth import MAX_DEPTH, is_deeper
 
 # 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
 MAX_ID: Final = 2**53 - 1
@@ -46,19 +47,20 @@ def decode(text: str | bytes) -> Message:
     try:
         if not isinstance(text, str):
             text = text.decode()  # msgspec skips over strings without a look at their UTF-8
-        return _decode(text)
+        # One for the envelope.
+        if not is_deeper(text, MAX_DEPTH + 1):
+            return _decode(text)
+        reason, path = "Nested too deeply", "$"
     except UnicodeError:
         raise InvalidMessage("Not UTF-8") from None
-    except RecursionError:
-        raise InvalidMessage("Nested too deeply") from None
     except ValueError as error:
         reason, path = str(error), "$"
         if match := _PATH.fullmatch(reason):
             reason, path = match.groups()
-        id = _reply_id(text)
-        if id is None:
-            raise InvalidMessage(reason, path=path) from None
-        raise InvalidMessage(reason, path=path, id=id) from None
+    id = _reply_id(text)
+    if id is None:
+        raise InvalidMessage(reason, path=path) from None
+    raise InvalidMessage(reason, path=path, id=id) from None
 
 
 def _reply_id(text: str | bytes) -> int | None:

@@ -6,12 +6,14 @@ happens once, at emit, so nothing the caller does to its objects afterwards is s
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from crossband.errors import EncodeError, ProtocolError
+from crossband.protocol.depth import MAX_DEPTH_SENT, is_deeper
 
 
 class Payload(NamedTuple):
@@ -27,7 +29,11 @@ EMPTY: Final = Payload(b"[]")
 MAX_ATTACHMENTS: Final = 10
 
 _SCALARS: Final = frozenset({str, int, float, bool, type(None)})
+_CONTAINERS: Final = frozenset({dict, list, tuple})
 _BINARY: Final = (bytes, bytearray, memoryview)
+# As it is encoded. Nothing else can be these bytes: in a string the quotes are escaped.
+_PLACEHOLDER: Final = b'{"_placeholder":true,"num":%d}'
+_TOO_DEEP: Final = "cannot encode the event's data: nested too deeply"
 _raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -35,20 +41,25 @@ def encode(args: Sequence[Any]) -> Payload:
     """Encode arguments to JSON with the binary values set apart.
 
     Takes what msgspec takes (builtins, `Struct`, dataclasses, datetime, UUID, enums) and
-    pydantic models. Raises EncodeError for anything else, and for more than 10 binary values.
+    pydantic models. Raises EncodeError for anything else, for more than 10 binary values, and
+    for more than 128 arrays and objects within each other.
     """
+    attachments: list[bytes] = []
     try:
         if _is_plain(args):
-            return Payload(_encode_json(args))
-        built = msgspec.to_builtins(
-            list(args), builtin_types=_BINARY, str_keys=True, enc_hook=_encode_model
-        )
-        attachments: list[bytes] = []
-        text = _encode_json(_deconstruct(built, attachments))
+            text = _encode_json(args)
+        else:
+            built = msgspec.to_builtins(
+                list(args), builtin_types=_BINARY, str_keys=True, enc_hook=_encode_model
+            )
+            text = _encode_json(_deconstruct(built, attachments))
     except RecursionError:
-        raise EncodeError("cannot encode the event's data: nested too deeply") from None
+        raise EncodeError(_TOO_DEEP) from None
     except (TypeError, ValueError, OverflowError) as error:
         raise EncodeError(f"cannot encode the event's data: {error}") from error
+    # One for the array of arguments.
+    if is_deeper(text, MAX_DEPTH_SENT + 1):
+        raise EncodeError(_TOO_DEEP)
     if len(attachments) > MAX_ATTACHMENTS:
         raise EncodeError(
             f"an event carries at most {MAX_ATTACHMENTS} binary values, not {len(attachments)}"
@@ -61,12 +72,13 @@ def encode_value(value: Any) -> bytes | None:
 
     Hot: once per acknowledgement.
     """
-    if not _is_plain(value):
-        return None
     try:
-        return _encode_json(value)
+        if not _is_plain(value):
+            return None
+        text = _encode_json(value)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return None
+    return None if is_deeper(text, MAX_DEPTH_SENT) else text
 
 
 def encode_answer(result: Any) -> Payload:
@@ -80,7 +92,7 @@ def decode(payload: Payload) -> list[Any]:
     """Decode arguments to builtins, binary values back in their places."""
     args: list[Any] = msgspec.json.decode(payload.json)
     if payload.attachments:
-        args = reconstruct(args, payload.attachments)
+        reconstruct(args, payload.attachments)
     return args
 
 
@@ -89,51 +101,84 @@ def to_data(payload: Payload) -> bytes:
 
     No argument is null, several are an array; binary becomes base64 text.
     """
-    if payload.attachments:
-        args = decode(payload)
-        return msgspec.json.encode(args[0] if len(args) == 1 else args)
-    raws = _raws.decode(payload.json)
+    text = payload.json
+    for number, data in enumerate(payload.attachments):
+        text = text.replace(_PLACEHOLDER % number, b'"%b"' % b64encode(data), 1)
+    raws = _raws.decode(text)
     if len(raws) == 1:
-        return payload.json[1:-1]
-    return payload.json if raws else b"null"
+        return text[1:-1]
+    return text if raws else b"null"
 
 
 def reconstruct(value: Any, attachments: Sequence[bytes]) -> Any:
-    """Put binary values back where their placeholders stand.
+    """Put binary values back where their placeholders stand, into what was decoded.
 
-    Raises ProtocolError for a placeholder that names no attachment.
+    Raises ProtocolError for a placeholder that names no attachment, or one that has its place.
     """
-    if isinstance(value, dict):
+    return place(value, dict(enumerate(attachments)))
+
+
+def place(value: Any, attachments: dict[int, bytes]) -> Any:
+    """Put binary values into one of several arguments, as `reconstruct`.
+
+    `attachments` are by number, and those that are placed are taken out. Each has one place:
+    named by ten placeholders it would be sent on ten times.
+    """
+    kind = type(value)
+    if kind is dict:
         if value.get("_placeholder") is True:
             number = value.get("num")
-            if type(number) is not int or not 0 <= number < len(attachments):
-                raise ProtocolError("illegal attachment number (Socket.IO 5, binary)")
-            return attachments[number]
-        return {key: reconstruct(item, attachments) for key, item in value.items()}
-    if isinstance(value, list):
-        return [reconstruct(item, attachments) for item in value]
+            data = attachments.pop(number, None) if type(number) is int else None
+            if data is None:
+                raise ProtocolError(
+                    "illegal attachment number, or one used twice (Socket.IO 5, binary)"
+                )
+            return data
+        items = value.items()
+    elif kind is list:
+        items = enumerate(value)
+    else:
+        return value
+    for key, item in items:
+        # What is empty holds none. Keys stay, so that a dict may be changed on the way.
+        if item and type(item) in _CONTAINERS:
+            value[key] = place(item, attachments)
     return value
 
 
 def _is_plain(value: Any) -> bool:
+    """Tell whether a value is of JSON's own types throughout. Hot: once per event sent."""
     kind = type(value)
-    if kind in _SCALARS:
-        return True
     if kind is dict:
-        return all(type(key) is str and _is_plain(item) for key, item in value.items())
-    if kind is list or kind is tuple:
-        return all(map(_is_plain, value))
-    return False
+        for key in value:
+            if type(key) is not str:
+                return False
+        value = value.values()
+    elif kind is not list and kind is not tuple:
+        return kind in _SCALARS
+    for item in value:
+        # Without a call for what holds nothing: most values, and in a flood all.
+        kind = type(item)
+        if kind in _SCALARS:
+            continue
+        if kind not in _CONTAINERS or (item and not _is_plain(item)):
+            return False
+    return True
 
 
 def _deconstruct(value: Any, attachments: list[bytes]) -> Any:
+    """Set the binary values of a tree apart; its lists and dicts are changed themselves."""
     if isinstance(value, _BINARY):
         attachments.append(bytes(value))
         return {"_placeholder": True, "num": len(attachments) - 1}
-    if isinstance(value, dict):
-        return {key: _deconstruct(item, attachments) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_deconstruct(item, attachments) for item in value]
+    kind = type(value)
+    if kind is tuple:
+        value = list(value)
+    for key, item in value.items() if kind is dict else enumerate(value):
+        kind = type(item)
+        if kind in _SCALARS or (kind in _CONTAINERS and not item):
+            continue
+        value[key] = _deconstruct(item, attachments)
     return value
 
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from crossband.errors import CloseCode, EncodeError, InvalidMessage, ProtocolError
+from crossband.errors import (
+    CloseCode,
+    EncodeError,
+    InvalidMessage,
+    MessageTooLarge,
+    ProtocolError,
+)
+from crossband.protocol.depth import MAX_DEPTH, is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,8 +75,13 @@ _DATA_STARTS: Final = {
     PacketType.BINARY_EVENT: ("[",),
     PacketType.BINARY_ACK: ("[",),
 }
+# What a client may say of itself, in bytes. A token has 8,192 characters at most; and it is
+# read before anybody was asked who this is, and kept as long as the client stays.
+MAX_AUTH: Final = 16_384
 # 16 digits hold 2^53; bounded so that int() is never given a megabyte of them.
 _MAX_DIGITS: Final = 16
+# What an event's array begins with.
+_NAME: Final = re.compile(rb'\[\s*("(?:[^"\\]|\\.)*")')
 # ASCII only: str.isdigit() also takes "²" and "٣".
 _DIGITS: Final = re.compile(r"[0-9]+")
 
@@ -243,6 +255,9 @@ def read_event(text: str, at: int) -> tuple[str, str, int | None, list[msgspec.R
         if bracket < 0 or not (digits.isascii() and digits.isdigit()):
             return None
         id = int(digits)
+    # One for the event's own array.
+    if is_deeper(text, MAX_DEPTH + 1):
+        return None
     try:
         items = _decode_items(text[bracket:])
         name = _decode_name(items[0])
@@ -256,11 +271,11 @@ def split_event(packet: Packet) -> tuple[str, list[msgspec.Raw]]:
     """Return an EVENT's name and its arguments as raw JSON.
 
     The arguments are views into `packet.data`. They are well-formed JSON, but numbers out of
-    range and a depth near Python's recursion limit only show when they are decoded further.
+    range only show when they are decoded further.
 
     Raises ProtocolError when the data is not a JSON array that begins with a string, and
-    InvalidMessage when it is one that holds half a surrogate pair: JavaScript has strings
-    that are no Unicode, such as half an emoji, and sends them escaped.
+    InvalidMessage when it is nested too deeply, or holds half a surrogate pair: JavaScript
+    has strings that are no Unicode, such as half an emoji, and sends them escaped.
     """
     items = _split(packet)
     if not items:
@@ -279,16 +294,28 @@ def split_ack(packet: Packet) -> list[msgspec.Raw]:
 
 
 def _split(packet: Packet) -> list[msgspec.Raw]:
+    data = packet.data
     try:
-        data = packet.data
         if not data.isascii():
             data.decode()  # msgspec skips over strings without a look at their UTF-8
-        return _decode_items(data)
-    except RecursionError:
-        raise ProtocolError(f"data nested too deeply (Socket.IO 5, {packet.type.name})") from None
+        # One for the event's own array.
+        if not is_deeper(data, MAX_DEPTH + 1):
+            return _decode_items(data)
     except ValueError as error:  # msgspec.DecodeError, UnicodeDecodeError
-        _check_surrogates(packet.data)
+        _check_surrogates(data)
         raise ProtocolError(f"{error} (Socket.IO 5, {packet.type.name})") from None
+    raise InvalidMessage("Nested too deeply", event=_name_of(packet))
+
+
+def _name_of(packet: Packet) -> str:
+    """Return the name of an event whose arguments are not read; of an answer, ""."""
+    if packet.type in _ACKS:
+        return ""
+    found = _NAME.match(packet.data)
+    try:
+        return _decode_name(found[1] if found is not None else b"")
+    except ValueError:
+        raise ProtocolError("event name is not a string (Socket.IO 5, EVENT)") from None
 
 
 def _check_surrogates(data: bytes) -> None:
@@ -311,14 +338,18 @@ def _check_surrogates(data: bytes) -> None:
 def connect_auth(packet: Packet) -> dict[str, Any]:
     """Return the auth object of a CONNECT; {} when it has none.
 
-    Raises ProtocolError when it is anything but a JSON object.
+    Raises MessageTooLarge past 16 KiB, InvalidMessage when it is nested too deeply, and
+    ProtocolError when it is anything but a JSON object.
     """
-    if not packet.data:
+    data = packet.data
+    if not data:
         return {}
+    if len(data) > MAX_AUTH:
+        raise MessageTooLarge(MAX_AUTH)
+    if is_deeper(data, MAX_DEPTH):
+        raise InvalidMessage("Nested too deeply")
     try:
-        return _decode_object(packet.data)
-    except RecursionError:
-        raise ProtocolError("auth nested too deeply (Socket.IO 5, CONNECT)") from None
+        return _decode_object(data)
     except ValueError as error:
         raise ProtocolError(f"{error} (Socket.IO 5, CONNECT)") from None
 

@@ -12,6 +12,7 @@ from crossband.auth import Identity
 from crossband.errors import EncodeError, EventError, InvalidMessage
 from crossband.hub.base import BaseHub
 from crossband.hub.events import check_event, check_name
+from crossband.protocol.depth import MAX_DEPTH, is_deeper
 from crossband.transports.http import ClientGone, HeaderList, Request
 
 
@@ -111,12 +112,15 @@ class Api:
             body = await request.body(limits.message_size, time=limits.body_time)
         except ClientGone:
             return
+        # One for the object that has `data`.
+        if is_deeper(body, MAX_DEPTH + 1):
+            raise InvalidMessage("Nested too deeply")
         try:
             message = _broadcast.decode(body)
         except msgspec.ValidationError as error:
             reason, _, path = str(error).partition(" - at `")
             raise InvalidMessage(reason, path=path.rstrip("`") or "$") from None
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidMessage(f"Not JSON: {error}") from None
         _check_names(message)
         namespace = self._hub.find(message.namespace)

@@ -592,7 +592,7 @@ class EngineConnection(Connection):
             message = Incoming("", raws, packet.attachments)
             try:
                 args = message.decode()
-            except (msgspec.DecodeError, RecursionError):
+            except msgspec.DecodeError:
                 raise ProtocolError("acknowledgement cannot be decoded (Socket.IO 5)") from None
             assert packet.id is not None
             socket.acknowledge(packet.id, args[0] if len(args) == 1 else args or None)
@@ -625,7 +625,11 @@ class EngineConnection(Connection):
         name = packet.namespace
         if name in self.sockets or name in self.connecting:
             raise ProtocolError("namespace connected twice (Socket.IO 5)")
-        auth = socketio.connect_auth(packet)
+        try:
+            auth = socketio.connect_auth(packet)
+        except EventError as error:
+            self._refuse(name, error)
+            return
         limit = self._door.hub.settings.limits.namespaces
         if len(self.sockets) + len(self.connecting) >= limit:
             self._refuse(name, EventError(code="too_many_namespaces"))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -22,7 +22,7 @@ import websockets
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from crossband import Hub
+from crossband import Hub, Socket
 from crossband.server import Server, StartError
 from crossband.settings import Settings
 
@@ -475,3 +475,84 @@ def test_settings_decide_pings_and_the_largest_message() -> None:
     assert config.timeout_graceful_shutdown == 4.0
     # What is too large by the hub's limits must reach it, to be answered with an error.
     assert config.ws_max_size > max(limits.message_size, limits.max_http_buffer_size)
+
+
+async def test_stop_that_is_given_up_leaves_nothing_open() -> None:
+    hub = Hub()
+    waiting = asyncio.Event()
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    server = Server(hub)
+    await server.start()
+    async with websockets.connect(f"ws://127.0.0.1:{server.port}/ws") as client:
+        await client.send('{"type": "wait"}')
+        await waiting.wait()
+        stopping = asyncio.create_task(server.stop())
+        # Whoever else stops it waits for the same end.
+        also = asyncio.create_task(server.stop())
+        await client.wait_closed()
+        assert not also.done()
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        await also
+    with pytest.raises(OSError):
+        await asyncio.open_connection("127.0.0.1", server.port)
+    await server.stop()
+
+
+async def test_start_that_fails_leaves_nothing_started(tmp_path: Path) -> None:
+    def lifespan(app: Starlette) -> NoReturn:
+        raise RuntimeError("no database")
+
+    hub = Hub()
+    app = Starlette(routes=[Mount("/realtime", hub)], lifespan=lifespan)
+    path = tmp_path / "crossband.sock"
+    with pytest.raises(StartError, match="failed to start"):
+        await Server(app, uds=str(path)).start()
+    assert not hub.started
+    assert not path.exists()
+    # Another attempt finds it as new.
+    hub.configure(retry=3.0)
+
+
+async def test_hubs_of_one_server_drain_together() -> None:
+    hubs = [Hub(drain_time=1.0) for _ in range(2)]
+    app = Starlette(routes=[Mount(f"/{number}", hub) for number, hub in enumerate(hubs)])
+    told: list[float] = []
+    async with Server(app) as server:
+        # Two hundred in a second is their pace.
+        clients = [
+            await websockets.connect(f"ws://127.0.0.1:{server.port}/{number % 2}/ws")
+            for number in range(240)
+        ]
+        begun = asyncio.get_running_loop().time()
+        stopping = asyncio.create_task(server.stop())
+        for client in clients:
+            await client.wait_closed()
+        told.append(asyncio.get_running_loop().time() - begun)
+        await stopping
+    # One after another they would take twice 0.6 s.
+    assert told[0] < 1.1
+
+
+def test_signals_are_the_programs_again_after_the_run() -> None:
+    program = """
+import os, signal, threading
+from crossband import Hub, Socket
+from crossband.server import Server
+
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+kill = lambda server: threading.Timer(0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+Server(Hub()).run(kill)
+assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+print("still here")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "still here\n"

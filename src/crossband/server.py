@@ -209,18 +209,29 @@ class Server:
             for sock in sockets:
                 sock.close()
             await self.stop()
+            for hub in self._hubs:
+                await hub.stop()
+            if self.uds is not None:
+                _unlink(self.uds)
             raise
 
     async def stop(self) -> None:
         """Stop gracefully; does nothing when the server is not running."""
-        task, self._task = self._task, None
-        runner, self._uvicorn = self._uvicorn, None
+        task, runner = self._task, self._uvicorn
+        if task is None:
+            return
+        if runner is None:
+            # Somebody else has begun to.
+            await asyncio.wait({task})
+            return
+        self._uvicorn = None
         try:
-            if runner is not None and task is not None and not task.done():
+            if not task.done():
                 runner.stop()
                 await task
         finally:
-            if self.uds is not None and task is not None:
+            self._task = None
+            if self.uds is not None:
                 _unlink(self.uds)
 
     def run(self, on_start: Callable[[Server], None] | None = None) -> None:
@@ -232,6 +243,7 @@ class Server:
         the signal's number: 143 for SIGTERM.
         """
         last_resort: threading.Timer | None = None
+        handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
         thresholds = gc.get_threshold()
         gc.collect()
         gc.freeze()
@@ -244,6 +256,10 @@ class Server:
         finally:
             if last_resort is not None:
                 last_resort.cancel()
+            for number, handler in handlers.items():
+                # None is one that is not Python's, which cannot be put back.
+                if handler is not None:
+                    signal.signal(number, handler)
             gc.set_threshold(*thresholds)
             gc.unfreeze()
 
@@ -407,8 +423,7 @@ class _Uvicorn(uvicorn.Server):
             async with asyncio.timeout(self.config.timeout_graceful_shutdown):
                 # Before the listeners close: a client between two polls opens a connection
                 # to hear of it. Newcomers are refused with 503 meanwhile.
-                for hub in self._hubs:
-                    await hub.stop()
+                await asyncio.gather(*(hub.stop() for hub in self._hubs))
                 await self._stop_accepting()
                 self._close_listeners(sockets)
                 await self._drain()
@@ -418,11 +433,13 @@ class _Uvicorn(uvicorn.Server):
             await asyncio.sleep(_DRAIN_TICK)
             if left := len(self.server_state.connections):
                 logger.warning("connections that did not end in time and are cut: %d", left)
-        self._close_listeners(sockets)
-        for task in list(self.server_state.tasks):
-            task.cancel()
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
+        finally:
+            # Also where whoever stops it has lost patience.
+            self._close_listeners(sockets)
+            for task in list(self.server_state.tasks):
+                task.cancel()
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
         await self.lifespan.shutdown()
 
     async def _stop_accepting(self) -> None:

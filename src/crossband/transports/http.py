@@ -72,10 +72,17 @@ class Request:
     @cached_property
     def headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
+        # Joined once: other servers let a client send 100,000 lines of one name.
+        lists: dict[str, list[str]] = {}
         for name, value in self.scope["headers"]:
             key = name.decode("latin-1").lower()
             text = value.decode("latin-1")
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+            if key in headers:
+                lists.setdefault(key, [headers[key]]).append(text)
+            else:
+                headers[key] = text
+        for key, values in lists.items():
+            headers[key] = ", ".join(values)
         return headers
 
     @cached_property

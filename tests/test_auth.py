@@ -811,7 +811,43 @@ def test_token_is_redacted(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["eyJ-", "eyJ.", "token ", "token=", "Bearer ", "session:\t", "a.", "pid'"]
+    "line",
+    [
+        # All that a session of Socket.IO's polling shows.
+        "GET /socket.io/?EIO=4&transport=polling&sid=SECRET&t=x HTTP/1.1",
+        "GET /ws?to%6Ben=SECRET",
+        "GET /ws?x=1&%74%6f%6B%65n=SECRET&room=a",
+        "GET /ws?access%5Ftoken=SECRET",
+        "GET /events?se%73sion=SECRET",
+        "X-API-Key: SECRET",
+    ],
+)
+def test_secret_of_any_form_is_redacted_by_its_name(line: str) -> None:
+    shown = redaction.redact(line.replace("SECRET", "abc-DEF_123"))
+    assert shown == line.replace("SECRET", "…")
+
+
+def test_other_fields_stay() -> None:
+    line = "GET /ws?room=a&inside=1&%74okens=2&stoken=3&to%6Be=4 HTTP/1.1"
+    assert redaction.redact(line) == line
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "%74",
+        "to%6Be",
+        "sid",
+        "%73%69",
+        "eyJ-",
+        "eyJ.",
+        "token ",
+        "token=",
+        "Bearer ",
+        "session:\t",
+        "a.",
+        "pid'",
+    ],
 )
 def test_hostile_line_is_redacted_at_once(piece: str) -> None:
     line = piece * 16_000

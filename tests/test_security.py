@@ -147,6 +147,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     ),
     "Tokens in logs, tokens that outlive themselves": (
         "test_auth_doors.py::test_tokens_are_in_no_log",
+        "test_auth.py::test_secret_of_any_form_is_redacted_by_its_name",
         "test_auth_doors.py::test_connection_ends_with_its_token_and_resumes_with_a_new_one",
         "test_server.py::test_credentials_are_not_logged",
     ),

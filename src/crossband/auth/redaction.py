@@ -6,9 +6,14 @@ import logging
 import re
 from typing import Any, Final
 
+_NAMES: Final = ("access_token", "token", "session", "pid", "sid", "api-key", "api_key")
+# A query may have any letter of a name by its number.
+_ANY_NAME: Final = "|".join(
+    "".join(f"(?:{letter}|%{ord(letter):02x})" for letter in name) for name in _NAMES
+)
 # In queries, bodies and headers.
 _SECRETS: Final = re.compile(
-    r"(?P<field>\b(?:access_token|token|session|pid|api[-_]key)\b[\"']?\s*[=:]\s*[\"']?)"
+    rf"(?P<field>(?<!\w)(?:{_ANY_NAME})\b[\"']?\s*[=:]\s*[\"']?)"
     r"(?!Bearer\b)[^&\s\"'#;,<>)}\]]+"
     r"|(?P<scheme>\bbearer[ .])[\w~+/.=-]{8,}",
     re.IGNORECASE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import hmac
 import json
@@ -640,6 +641,8 @@ class Authority:
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = []
         self.asked = 0
+        # What the last who asked would have it encoded as.
+        self.accepted: list[str] = []
         # Answers in place of the set, when set.
         self.answer: Callable[[], Response] | None = None
         self.gate = asyncio.Event()
@@ -647,6 +650,7 @@ class Authority:
 
     async def serve(self, request: Request) -> Response:
         self.asked += 1
+        self.accepted = request.headers.getlist("accept-encoding")
         await self.gate.wait()
         return self.answer() if self.answer is not None else JSONResponse({"keys": self.keys})
 
@@ -741,6 +745,22 @@ async def test_keys_that_cannot_be_fetched_are_the_servers_fault(
         assert (await auth.verify(shown)).user == "alice"
         # And known keys go on counting when it is gone again.
         authority.answer = answer
+        assert (await auth.verify(shown)).user == "alice"
+
+
+async def test_keys_are_taken_as_they_are_or_not_at_all(caplog: pytest.LogCaptureFixture) -> None:
+    authority = Authority()
+    authority.keys = [jwk(RSA_KEY, "RS256", kid="one")]
+    body = gzip.compress(json.dumps({"keys": authority.keys}).encode())
+    authority.answer = lambda: Response(body, headers={"Content-Encoding": "gzip"})
+    async with running(authority) as url:
+        auth = JWTAuth(jwks_url=url, jwks_cooldown=0)
+        shown = token(algorithm="RS256", headers={"kid": "one"})
+        with pytest.raises(ConnectionRefused):
+            await auth.verify(shown)
+        assert authority.accepted == ["identity"]
+        assert "Content-Encoding 'gzip', which was not asked for" in caplog.text
+        authority.answer = None
         assert (await auth.verify(shown)).user == "alice"
 
 

@@ -125,6 +125,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "Key fetches that a token drives": (
         "test_auth.py::test_key_inside_the_token_is_not_looked_at",
         "test_auth.py::test_unknown_keys_cause_one_fetch",
+        "test_auth.py::test_keys_are_taken_as_they_are_or_not_at_all",
     ),
     "Keys joined to one string": (
         "broker/test_conformance.py::test_session_belongs_to_its_namespace",

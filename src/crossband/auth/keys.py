@@ -305,6 +305,10 @@ def choose(keys: Iterable[Key], kid: str | None, algorithm: str) -> Key | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+# Not deflated: a kilobyte may inflate to a megabyte before it can be counted.
+_ACCEPT: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+
+
 class RemoteKeys:
     """A JWK set behind one URL, fetched when needed and kept.
 
@@ -424,10 +428,13 @@ class RemoteKeys:
             asyncio.timeout(FETCH_TIME),
             # A redirect would be another's choice of URL.
             httpx.AsyncClient(timeout=FETCH_TIME, follow_redirects=False) as client,
-            client.stream("GET", self.url, headers={"Accept": "application/json"}) as response,
+            client.stream("GET", self.url, headers=_ACCEPT) as response,
         ):
             if response.status_code != 200:
                 raise ValueError(f"HTTP {response.status_code}")
+            encoding = response.headers.get("content-encoding", "identity")
+            if encoding.lower() not in ("", "identity"):
+                raise ValueError(f"Content-Encoding {encoding[:32]!r}, which was not asked for")
             async for chunk in response.aiter_bytes():
                 body += chunk
                 if len(body) > MAX_KEY_SET:

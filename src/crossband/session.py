@@ -410,6 +410,9 @@ class Acks:
         """The number of answers that are waited for."""
         return len(self._waiting)
 
+    def __contains__(self, ack_id: int) -> bool:
+        return ack_id in self._waiting
+
     def expect(self, ack_id: int) -> asyncio.Future[Any]:
         """Return the future that the answer with this id will resolve.
 

@@ -295,6 +295,10 @@ class Socket:
         if self._acks is not None:
             self._acks.forget(ack_id)
 
+    def owes(self, ack_id: int) -> bool:
+        """Tell whether the client owes an acknowledgement: only then it is worth decoding."""
+        return self._acks is not None and ack_id in self._acks
+
     def acknowledge(self, ack_id: int, answer: Any) -> bool:
         """Settle an acknowledgement the client sent; False when none was asked for."""
         return self._acks is not None and self._acks.resolve(ack_id, answer)

@@ -589,12 +589,15 @@ class EngineConnection(Connection):
                 error.details["event"] = "ack"
                 socket.tell(error, "ack")
                 return
+            assert packet.id is not None
+            # Nobody waits for it: a flood of them is not to be worth decoding.
+            if kind is PacketType.ACK and not socket.owes(packet.id):
+                return
             message = Incoming("", raws, packet.attachments)
             try:
                 args = message.decode()
             except msgspec.DecodeError:
                 raise ProtocolError("acknowledgement cannot be decoded (Socket.IO 5)") from None
-            assert packet.id is not None
             socket.acknowledge(packet.id, args[0] if len(args) == 1 else args or None)
         elif kind is PacketType.DISCONNECT:
             del self.sockets[name]

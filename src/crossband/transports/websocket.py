@@ -466,10 +466,11 @@ def answer_envelope(
         return False
     if message.id is None:
         raise InvalidMessage("An acknowledgement needs its id", path="$.id")
+    if not socket.owes(message.id):
+        raise EventError(code="unknown_ack", id=message.id)
     try:
         answer = msgspec.json.decode(raws[0]) if raws else None
     except (msgspec.DecodeError, RecursionError):
         raise InvalidMessage("Nested too deeply", path="$.data") from None
-    if not socket.acknowledge(message.id, answer):
-        raise EventError(code="unknown_ack", id=message.id)
+    socket.acknowledge(message.id, answer)
     return True

@@ -88,6 +88,17 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "test_hostile.py::test_body_that_never_ends_is_cut",
         "test_hostile.py::test_response_that_is_never_read_is_cut",
     ),
+    "Requests without end on one connection, bytes that are no request": (
+        "test_hostile.py::test_requests_that_wait_for_answers_are_bounded",
+        "test_hostile.py::test_bytes_that_are_no_request_keep_no_connection_open",
+    ),
+    "WebSockets that carry a polling session on": (
+        "test_hostile.py::test_only_one_websocket_takes_a_session_over",
+        "test_hostile.py::test_upgrade_hears_nothing_but_its_two_packets",
+    ),
+    "One client's thousand messages before everybody else's one": (
+        "test_flood.py::test_honest_clients_lose_nothing_beside_hostile_ones",
+    ),
     "WebSockets of another site": (
         "Engine.IO: another site",
         "Engine.IO: another site's WebSocket",

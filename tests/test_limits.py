@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -548,3 +549,47 @@ async def test_connect_middleware_that_takes_too_long_is_given_up(
         assert (await text(connection)).startswith('44/slow,{"message":"Handshake timed out"')
     assert started.qsize() == 3
     await returns_to(start, lambda: census(hub))
+
+
+@pytest.mark.parametrize("door", ["websocket", "socketio", "attachments"])
+@HUBS
+async def test_inbox_is_bounded_in_bytes(kind: type[Hub], door: str, serve: Serve) -> None:
+    hub = kind(limits=Limits(inbox_size=10_000))
+    gate, done = asyncio.Event(), asyncio.Event()
+    waited: list[int] = []
+
+    @hub.on("wait")
+    async def wait(socket: Socket, data: Any) -> None:
+        await gate.wait()
+        waited.append(socket.waiting)
+        if len(waited) == 100:
+            done.set()
+
+    server = await serve(hub)
+    async with AsyncExitStack() as stack:
+        messages: list[str | bytes]
+        if door == "websocket":
+            client = await opened(server.url)
+            messages = ['{"type":"wait","data":"%s"}' % ("x" * 4_000)]
+        else:
+            client, _ = await engine_websocket(server.url)
+            messages = ['42["wait","%s"]' % ("x" * 4_000)]
+            if door == "attachments":
+                messages = ['451-["wait",{"_placeholder":true,"num":0}]', b"x" * 4_000]
+        stack.push_async_callback(client.close)
+
+        async def send() -> None:
+            for message in messages * 100:
+                await client.send(message)
+
+        sending = asyncio.create_task(send())
+        # The first waits in its handler, and three are more than 10,000 bytes.
+        await returns_to(
+            Counter(waiting=3),
+            lambda: Counter(waiting=sum(socket.waiting for socket in hub.sockets.values())),
+        )
+        gate.set()
+        async with asyncio.timeout(WAIT):
+            await done.wait()
+            await sending
+    assert max(waited) <= 3

@@ -178,6 +178,8 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "test_session.py::test_acks_are_bounded_and_fail_when_the_client_leaves",
         "test_session.py::test_full_outbox_closes_the_connection",
         "hub/test_socket.py::test_inbox_stays_bounded_while_an_answer_is_owed",
+        "test_limits.py::test_inbox_is_bounded_in_bytes",
+        "auth over 16 KiB",
         "SSE: too many rooms",
     ),
     "Broken connections kept open": (

@@ -70,6 +70,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pending_acks: int = 1_024
     # Received events one socket may have waiting before its reading is paused.
     inbox: int = 256
+    # Their bytes: a message of 1 MB may come as 1 KB.
+    inbox_size: int = 1_048_576
     # Bytes waiting for one client; past it what may be dropped is, or the client is
     # disconnected and resumes.
     outbox: int = 1_048_576

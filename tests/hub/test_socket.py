@@ -181,6 +181,34 @@ async def test_inbox_stays_bounded_while_an_answer_is_owed(hub: BaseHub) -> None
     assert room <= 4 * ACK_INBOX + 1
 
 
+def fill(socket: Socket, message: Incoming) -> int:
+    """Return how often a socket takes a message until it has no room."""
+    count = 0
+    while not socket.crowded:
+        socket.receive(message)
+        count += 1
+    return count
+
+
+async def test_inbox_has_more_room_for_bytes_while_an_answer_is_owed() -> None:
+    hub = BaseHub(limits=Limits(inbox_size=1_000))
+    await hub.start()
+    gate = asyncio.Event()
+    hub.on("wait", lambda socket: gate.wait())
+    socket = await join(hub, Link(hub.ticker))
+    raw = msgspec.Raw(b'"%b"' % (b"x" * 98))
+    socket.receive(event("wait"))
+    assert fill(socket, Incoming("wait", [raw])) == 10
+    answer = socket.expect_ack(1)
+    assert fill(socket, Incoming("wait", [], [b"x" * 100])) == 10 * ACK_INBOX - 10
+    gate.set()
+    async with asyncio.timeout(5):
+        await socket.caught_up()
+    assert socket.acknowledge(1, None)
+    await answer
+    await hub.stop()
+
+
 async def test_crowd_at_the_back_channel_enters_one_by_one(hub: BaseHub) -> None:
     gate = asyncio.Event()
     longest = 0

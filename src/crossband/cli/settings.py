@@ -137,6 +137,7 @@ HELP: Final = {
     "limits.namespaces": "Namespaces one Socket.IO connection may join.",
     "limits.pending_acks": "Acknowledgements one client may owe.",
     "limits.inbox": "Received events waiting before a client is read no further.",
+    "limits.inbox_size": "Bytes of received events waiting before a client is read no further.",
     "limits.outbox": "Bytes waiting before a slow client is disconnected.",
     "limits.handshake_time": "From connecting to the first namespace; for connect middlewares.",
 }

@@ -78,6 +78,11 @@ class Incoming:
         # The door carries one value: an array may stand for several arguments.
         self.single = single
 
+    @property
+    def size(self) -> int:
+        """Bytes of what the client sent as arguments."""
+        return sum(map(len, self.raws)) + sum(map(len, self.attachments))
+
     def decode(self) -> list[Any]:
         """Return the arguments as builtins, for listeners without a schema."""
         args = [msgspec.json.decode(raw) for raw in self.raws]
@@ -98,6 +103,7 @@ class Socket:
         "_acks",
         "_busy",
         "_inbox",
+        "_inbox_size",
         "_space",
         "catching",
         "codec",
@@ -139,6 +145,8 @@ class Socket:
         self._acks: Acks | None = None
         # None until the first event; what waits for the worker.
         self._inbox: deque[Incoming | Callable[[], Awaitable[None]]] | None = None
+        # Bytes of the events in it.
+        self._inbox_size = 0
         # Something of this socket is being handled: what comes goes into the inbox.
         self._busy = False
         # None unless the transport waits for the inbox to empty.
@@ -382,6 +390,8 @@ class Socket:
         if self._inbox is None:
             self._inbox = deque()
         self._inbox.append(job)
+        if type(job) is Incoming:
+            self._inbox_size += job.size
         if not self._busy:
             self._busy = True
             self.namespace.hub.spawn(self._work())
@@ -398,13 +408,15 @@ class Socket:
 
     @property
     def crowded(self) -> bool:
-        """Whether so many events wait that the transport should stop reading."""
-        if self._inbox is None:
+        """Whether so much waits that the transport should stop reading."""
+        if not self._inbox:
             return False
-        room = self.namespace.hub.settings.limits.inbox
-        if self.owed:
-            room *= ACK_INBOX
-        return len(self._inbox) >= room
+        limits = self.namespace.hub.settings.limits
+        times = ACK_INBOX if self.owed else 1
+        return (
+            len(self._inbox) >= limits.inbox * times
+            or self._inbox_size >= limits.inbox_size * times
+        )
 
     async def caught_up(self) -> None:
         """Wait until the inbox has room again."""
@@ -425,6 +437,8 @@ class Socket:
         try:
             while inbox:
                 job = inbox.popleft()
+                if type(job) is Incoming:
+                    self._inbox_size -= job.size
                 if self._space is not None and not self.crowded:
                     self._space.set()
                 try:

@@ -11,6 +11,13 @@ from typing import Final
 MAX_DEPTH: Final = 64
 # The same in what is sent: handlers put what they got into something of theirs.
 MAX_DEPTH_SENT: Final = 128
+# With what is around the arguments: their array, or an envelope.
+MESSAGE_DEPTH: Final = MAX_DEPTH + 1
+MESSAGE_DEPTH_SENT: Final = MAX_DEPTH_SENT + 1
+# Characters. Nothing shorter is deeper: each takes one to open and one to close. The hot paths
+# look at this first, which spares most messages the call.
+FLAT: Final = 2 * MESSAGE_DEPTH
+FLAT_SENT: Final = 2 * MESSAGE_DEPTH_SENT
 
 _STRING: Final = re.compile(rb'"[^"]*"')
 # One up for what opens, one down for what closes.
@@ -21,11 +28,9 @@ _OTHERS: Final = bytes(set(range(256)).difference(b'[{]}"'))
 def is_deeper(text: str | bytes, limit: int) -> bool:
     """Tell whether JSON text has more than `limit` arrays and objects within each other.
 
-    What is no JSON is left to who decodes it. Hot: once per message.
+    What is no JSON is left to who decodes it. Hot: once per message that is not short.
     """
-    # Each takes a character to open and one to close; of those that open, one is the last.
-    if len(text) <= 2 * limit:
-        return False
+    # Of so many that open, one stands behind the others.
     if isinstance(text, str):
         if text.find("[", limit) < 0 and text.find("{", limit) < 0:
             return False

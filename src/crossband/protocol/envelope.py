@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from crossband.errors import EncodeError, InvalidMessage
-from crossband.protocol.depth import MAX_DEPTH, is_deeper
+from crossband.protocol.depth import FLAT, MESSAGE_DEPTH, is_deeper
 
 # 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
 MAX_ID: Final = 2**53 - 1
@@ -47,8 +47,7 @@ def decode(text: str | bytes) -> Message:
     try:
         if not isinstance(text, str):
             text = text.decode()  # msgspec skips over strings without a look at their UTF-8
-        # One for the envelope.
-        if not is_deeper(text, MAX_DEPTH + 1):
+        if len(text) <= FLAT or not is_deeper(text, MESSAGE_DEPTH):
             return _decode(text)
         reason, path = "Nested too deeply", "$"
     except UnicodeError:

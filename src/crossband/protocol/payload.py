@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from crossband.errors import EncodeError, ProtocolError
-from crossband.protocol.depth import MAX_DEPTH_SENT, is_deeper
+from crossband.protocol.depth import FLAT_SENT, MAX_DEPTH_SENT, MESSAGE_DEPTH_SENT, is_deeper
 
 
 class Payload(NamedTuple):
@@ -57,8 +57,7 @@ def encode(args: Sequence[Any]) -> Payload:
         raise EncodeError(_TOO_DEEP) from None
     except (TypeError, ValueError, OverflowError) as error:
         raise EncodeError(f"cannot encode the event's data: {error}") from error
-    # One for the array of arguments.
-    if is_deeper(text, MAX_DEPTH_SENT + 1):
+    if len(text) > FLAT_SENT and is_deeper(text, MESSAGE_DEPTH_SENT):
         raise EncodeError(_TOO_DEEP)
     if len(attachments) > MAX_ATTACHMENTS:
         raise EncodeError(
@@ -78,7 +77,9 @@ def encode_value(value: Any) -> bytes | None:
         text = _encode_json(value)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return None
-    return None if is_deeper(text, MAX_DEPTH_SENT) else text
+    if len(text) > FLAT_SENT and is_deeper(text, MAX_DEPTH_SENT):
+        return None
+    return text
 
 
 def encode_answer(result: Any) -> Payload:

@@ -20,7 +20,7 @@ from crossband.errors import (
     MessageTooLarge,
     ProtocolError,
 )
-from crossband.protocol.depth import MAX_DEPTH, is_deeper
+from crossband.protocol.depth import FLAT, MAX_DEPTH, MESSAGE_DEPTH, is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -255,8 +255,7 @@ def read_event(text: str, at: int) -> tuple[str, str, int | None, list[msgspec.R
         if bracket < 0 or not (digits.isascii() and digits.isdigit()):
             return None
         id = int(digits)
-    # One for the event's own array.
-    if is_deeper(text, MAX_DEPTH + 1):
+    if len(text) > FLAT and is_deeper(text, MESSAGE_DEPTH):
         return None
     try:
         items = _decode_items(text[bracket:])
@@ -298,8 +297,7 @@ def _split(packet: Packet) -> list[msgspec.Raw]:
     try:
         if not data.isascii():
             data.decode()  # msgspec skips over strings without a look at their UTF-8
-        # One for the event's own array.
-        if not is_deeper(data, MAX_DEPTH + 1):
+        if not is_deeper(data, MESSAGE_DEPTH):
             return _decode_items(data)
     except ValueError as error:  # msgspec.DecodeError, UnicodeDecodeError
         _check_surrogates(data)

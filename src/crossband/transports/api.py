@@ -12,7 +12,7 @@ from crossband.auth import Identity
 from crossband.errors import EncodeError, EventError, InvalidMessage
 from crossband.hub.base import BaseHub
 from crossband.hub.events import check_event, check_name
-from crossband.protocol.depth import MAX_DEPTH, is_deeper
+from crossband.protocol.depth import MESSAGE_DEPTH, is_deeper
 from crossband.transports.http import ClientGone, HeaderList, Request
 
 
@@ -112,8 +112,7 @@ class Api:
             body = await request.body(limits.message_size, time=limits.body_time)
         except ClientGone:
             return
-        # One for the object that has `data`.
-        if is_deeper(body, MAX_DEPTH + 1):
+        if is_deeper(body, MESSAGE_DEPTH):
             raise InvalidMessage("Nested too deeply")
         try:
             message = _broadcast.decode(body)

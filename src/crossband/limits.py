@@ -44,8 +44,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # What all connections of one user may send. Off: a "user" may be a fleet of devices.
     user_message_rate: float = 0.0
     # Bytes one connection may send, after inflation: 1 KB of a deflated message can be 1 MB,
-    # which the hub sends on to a whole room. 4 MiB; a thousand full chat lines are 0.3.
-    byte_rate: float = 4_194_304.0
+    # which the hub sends on to a whole room. 2 MiB; a thousand full chat lines are 0.3.
+    byte_rate: float = 2_097_152.0
     # Requests to /api/broadcast with one API key. Off: the key's owner is trusted.
     publish_rate: float = 0.0
     # How much of a rate may come at once: 2 s worth of it; of bytes the largest message at

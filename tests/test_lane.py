@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import json
 import random
 import re
 import socket as sockets
 import ssl
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -390,6 +392,35 @@ async def test_close_frame_that_waited_behind_events_is_seen(serve: Serve) -> No
             await socket.disconnect(close=True)
             await tcp.ended()
     gate.set()
+
+
+async def test_inflated_messages_are_not_kept(serve: Serve) -> None:
+    hub = Hub()
+    sizes: list[int] = []
+
+    @hub.on("take")
+    def take(socket: Socket, data: str) -> bool:
+        sizes.append(len(data))
+        return True
+
+    server = await serve(hub)
+    gc.disable()
+    try:
+        async with connect(websocket_url(server), compression="deflate") as client:
+            await client.recv()
+            await client.send(json.dumps({"type": "take", "data": "x" * 60_000, "id": 1}))
+            assert json.loads(await client.recv())["data"] is True
+            (lane,) = lanes(server)
+            assert isinstance(lane, WebSocketLane)
+            assert lane._library is not None
+            # While it idles, the parser keeps no message.
+            assert not inspect.getgeneratorlocals(lane._library.parser)["frame"].data
+            library = weakref.ref(lane._library)
+            del lane
+        await returns_to(Counter(), lambda: +Counter(kept=library() is not None))
+    finally:
+        gc.enable()
+    assert sizes == [60_000]
 
 
 async def test_lane_over_ipv6_and_unix_sockets(serve: Serve, tmp_path: Path) -> None:

@@ -220,6 +220,10 @@ class WebSocketLane(asyncio.Protocol):
         self._connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+        if self._library is not None:
+            # Its generator would keep it until a full collection.
+            self._library.parser.close()
+            self._library = None
         self.peer.connection_lost()
 
     # Frames. Hot: the first lines of the loop, once per message.
@@ -285,6 +289,8 @@ class WebSocketLane(asyncio.Protocol):
             if frame.fin:
                 first = self._message[0].opcode
                 payload = b"".join([bytes(part.data) for part in self._message])
+                # The library's parser keeps its last frame until the next one comes.
+                frame.data = b""
                 self._message = []
                 if self._closing:
                     return

@@ -201,6 +201,8 @@ class Handshake(asyncio.Protocol):
         )
         connections.discard(self)
         connections.add(lane)  # type: ignore[arg-type]
+        # Itself, in a cycle.
+        del self._scope["extensions"][EXTENSION]
         if self._early:
             # This stays the protocol until then: what is read meanwhile must not overtake it.
             asyncio.get_running_loop().call_soon(self._hand_over, lane)
@@ -401,6 +403,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._running.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
+        self._let_go()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -523,9 +526,21 @@ class HTTPProtocol(HttpToolsProtocol):
         self.connections.discard(self)
         self.connections.add(handshake)  # type: ignore[arg-type]
         self.transport.set_protocol(handshake)
+        self._let_go()
         task = self.loop.create_task(handshake.run())
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
+
+    def _let_go(self) -> None:
+        # Cycles of references, through the callbacks of the parser, the answer and the offer:
+        # they would keep 5 KB for each connect until a full collection.
+        self.parser = None  # type: ignore[assignment]
+        self._running = None
+        self.cycle = None  # type: ignore[assignment]
+        # None before the first request; uvicorn's annotation knows nothing of that.
+        scope: Any = self.scope
+        if scope is not None:
+            scope["extensions"].pop(EXTENSION, None)
 
     def _websocket_key(self) -> bytes | None:
         """Return the key of a handshake as RFC 6455 §4.2.1 wants it; None of any other."""
@@ -603,8 +618,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         # To uvicorn the client is gone: it does not miss the response.
         cycle.disconnected = True
-        # A cycle of references, through the parser's callbacks.
-        self.parser = None  # type: ignore[assignment]
+        self._let_go()
         return lane
 
 

@@ -1,7 +1,6 @@
 """Hostile clients beside honest ones, who lose nothing and are not kept waiting.
 
-`CROSSBAND_SEED=<n>` replays a run; `CROSSBAND_FLOOD_TIME=30` makes it longer, in seconds, and
-holds it to 5 x the latency that the honest clients had before.
+`CROSSBAND_SEED=<n>` replays a run; `CROSSBAND_FLOOD_TIME=30` makes it longer, in seconds.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.crowd import Member, connect, crowd
 
@@ -66,6 +67,7 @@ async def talk(member: Member) -> None:
         await asyncio.sleep(1)
 
 
+@pytest.mark.alone
 async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
     seed = int(os.environ.get("CROSSBAND_SEED") or secrets.randbits(31))
     seconds = float(os.environ.get("CROSSBAND_FLOOD_TIME") or 6)
@@ -109,10 +111,7 @@ async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
             numbers = heard[member]
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
             await member.close()
-        # A machine that runs other tests beside this one is measured along. Without turns for
-        # greedy clients it is a second.
-        least = 0.0 if "CROSSBAND_FLOOD_TIME" in os.environ else 0.3
-        assert flooded < max(5 * quiet, least)
+        assert flooded < 5 * quiet
     finally:
         server.kill()
         await server.wait()

@@ -199,6 +199,7 @@ async def newcomers_are_refused(url: str) -> None:
     assert b"retry: 2000" in body
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("server", "number"),
     [
@@ -252,9 +253,9 @@ async def test_signal_under_load_tells_and_closes_everybody(
         spread = times[-1] - times[0]
         print(f"{server}: spread over {spread:.2f} s, exit after {took:.2f} s")  # noqa: T201
         assert spread > drain / 2
-        # In no quarter of the time nearly all; this process is not always on time itself.
+        # In no quarter of the time most of them; this process is not always on time itself.
         most = max(sum(0 <= other - at < drain / 4 for other in times) for at in times)
-        assert most < len(slowly) * 0.9
+        assert most < len(slowly) * 0.75
     assert "Traceback" not in "".join(program.output), "".join(program.output)
 
 

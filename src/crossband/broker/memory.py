@@ -17,7 +17,7 @@ from crossband.errors import Gap
 # in, the log that was idle longest is forgotten, and its cursors become unknown.
 MAX_LOGS = 10_000
 # Seconds between two looks for what is too old: half the history's age, within these.
-SWEEPS = 0.1, 60.0
+SHORTEST_SWEEP, LONGEST_SWEEP = 0.1, 60.0
 
 
 class Log:
@@ -201,8 +201,7 @@ class MemoryBroker(Broker):
 
     def _sweep_later(self) -> None:
         if self._loop is not None:
-            shortest, longest = SWEEPS
-            delay = min(max(self._age / 2, shortest), longest)
+            delay = min(max(self._age / 2, SHORTEST_SWEEP), LONGEST_SWEEP)
             self._sweeping = self._loop.call_later(delay, self._sweep)
 
     def _sweep(self) -> None:

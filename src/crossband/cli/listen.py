@@ -7,7 +7,7 @@ import contextlib
 import random
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -92,7 +92,7 @@ class Listener:
     # The server's name for this client, a secret. None until the first welcome.
     session: str | None = None
 
-    def stream(self) -> AsyncIterator[Event | Notice]:
+    def stream(self) -> AsyncGenerator[Event | Notice, None]:
         """Connect once and follow until the connection ends.
 
         Raises Refused, or Lost.
@@ -219,7 +219,7 @@ def parse_url(url: str, schemes: tuple[str, ...]) -> SplitResult:
 # Doors.
 
 
-async def _websocket(listener: Listener) -> AsyncIterator[Event | Notice]:
+async def _websocket(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
     async with _connect(listener, listener.address("session", "lastEventId")) as connection:
         async for message in _messages(connection):
             if isinstance(message, bytes):
@@ -249,7 +249,7 @@ async def _websocket(listener: Listener) -> AsyncIterator[Event | Notice]:
     raise Lost("the connection ended")
 
 
-async def _sse(listener: Listener) -> AsyncIterator[Event | Notice]:
+async def _sse(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
     headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", **listener.headers}
     if listener.offset is not None:
         headers["Last-Event-ID"] = listener.offset
@@ -298,7 +298,7 @@ async def _sse(listener: Listener) -> AsyncIterator[Event | Notice]:
 _HINT: Final = "http://HOST:PORT/events"
 
 
-async def _socketio(listener: Listener) -> AsyncIterator[Event | Notice]:
+async def _socketio(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
     url = urlsplit(listener.url)
     query = [
         *parse_qsl(url.query, keep_blank_values=True),
@@ -583,7 +583,7 @@ async def follow(listener: Listener, output: Output, *, limit: int | None = None
     delay = FIRST_DELAY
     while True:
         try:
-            async with contextlib.aclosing(listener.stream()) as stream:  # type: ignore[type-var]
+            async with contextlib.aclosing(listener.stream()) as stream:
                 async for item in stream:
                     if isinstance(item, Notice):
                         output.notice(item.kind, item.text)

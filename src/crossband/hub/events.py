@@ -16,8 +16,8 @@ from crossband.protocol import payload
 
 Handler = Callable[..., Any]
 
-# Names with a meaning of their own on some door: neither emitted nor received.
-RESERVED: Final = frozenset(
+# Socket.IO's own: its client libraries never send them as events.
+SOCKETIO_RESERVED: Final = frozenset(
     {
         "connect",
         "connect_error",
@@ -25,6 +25,11 @@ RESERVED: Final = frozenset(
         "disconnecting",
         "newListener",
         "removeListener",
+    }
+)
+# Names with a meaning of their own on some door: neither emitted nor received.
+RESERVED: Final = SOCKETIO_RESERVED | frozenset(
+    {
         "welcome",
         "ack",
         "ack:request",

@@ -27,6 +27,7 @@ from crossband.errors import (
     RateLimited,
 )
 from crossband.hub.base import BaseHub, Resume
+from crossband.hub.events import SOCKETIO_RESERVED
 from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import engineio, socketio
 from crossband.protocol.engineio import PacketType as Engine
@@ -53,17 +54,6 @@ LINGER_TIME_AT_STOP: Final = 1.0
 _PING = Wire("2")
 _CLOSE = "1"
 _NOOP = "6"
-# Socket.IO's own reserved names: a client library never sends them as events.
-_RESERVED: Final = frozenset(
-    {
-        "connect",
-        "connect_error",
-        "disconnect",
-        "disconnecting",
-        "newListener",
-        "removeListener",
-    }
-)
 
 # Engine.IO's error bodies; the official client logs their message.
 BAD_REQUESTS: Final[dict[str, dict[str, Any]]] = {
@@ -461,7 +451,7 @@ class EngineConnection(Connection):
         if isinstance(frame, str) and frame.startswith("42") and not self._decoder.pending:
             event = socketio.read_event(frame, 2)
             socket = self.sockets.get(event[0]) if event is not None else None
-            if event is not None and socket is not None and event[1] not in _RESERVED:
+            if event is not None and socket is not None and event[1] not in SOCKETIO_RESERVED:
                 meter = self.meter
                 if meter is not None and (wait := meter.take(monotonic(), len(frame))):
                     socket.tell(RateLimited(wait), event[1], event[2])
@@ -579,7 +569,7 @@ class EngineConnection(Connection):
             except InvalidMessage as error:
                 socket.tell(error, error.details["event"], packet.id)
                 return
-            if event in _RESERVED:
+            if event in SOCKETIO_RESERVED:
                 raise ProtocolError(f"reserved event name {event!r} (Socket.IO 5)")
             socket.receive(Incoming(event, raws, packet.attachments, packet.id))
         elif kind is PacketType.ACK or kind is PacketType.BINARY_ACK:

@@ -11,8 +11,8 @@ import msgspec
 
 from crossband.asgi import Hub
 from crossband.errors import EventError
-from crossband.hub.base import is_socket_id
 from crossband.hub.socket import Socket
+from crossband.names import is_socket_id
 
 # As the doors' own names: 1 to 256 characters, none of them a control character.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]

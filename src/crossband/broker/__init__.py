@@ -95,8 +95,12 @@ class Broker(ABC):
         """Return the cursor of the last publication delivered to this node."""
 
     @abstractmethod
-    async def history(self, namespace: str, after: str) -> list[Publication]:
+    async def history(
+        self, namespace: str, after: str, sid: str | None = None
+    ) -> list[Publication]:
         """Return what was recorded after a cursor, oldest first.
+
+        With what was sent to the socket `sid` alone: of a client that comes back as itself.
 
         On return, each of these has been given to `deliver` on this node: whoever collects
         deliveries from before this call, and drops those also found here, misses nothing.

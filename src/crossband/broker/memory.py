@@ -141,7 +141,9 @@ class MemoryBroker(Broker):
         self._logs.move_to_end(namespace)
         return log.head
 
-    async def history(self, namespace: str, after: str) -> list[Publication]:
+    async def history(
+        self, namespace: str, after: str, sid: str | None = None
+    ) -> list[Publication]:
         log = self._logs.get(namespace) or self._new_log(namespace)
         return log.after(after, self._clock())
 

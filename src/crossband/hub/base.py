@@ -42,6 +42,7 @@ from crossband.hub.namespace import Namespace, NamespacePattern, Traffic, call
 from crossband.hub.runner import Reserve, places
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
 from crossband.limits import Limits
+from crossband.names import is_socket_id, new_id
 from crossband.rates import Buckets, Meter
 from crossband.seats import Seats, TooManyConnections
 from crossband.session import Connection, Handshake, Ticker
@@ -49,8 +50,6 @@ from crossband.settings import HubSettings, Settings
 
 logger = logging.getLogger("crossband")
 
-# Socket ids are 20 characters: the sharded Redis adapter knows them by that.
-SID_LENGTH = 20
 _SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
 # Seconds a client without a session, coming back with a cursor, waits for its connect
 # handlers to join its rooms. Its events are held meanwhile; past it, it is told of a gap.
@@ -64,19 +63,6 @@ DRAIN_PACE = 200
 # spread.
 _DRAIN_STEP = 0.005
 _FAREWELL = "Server shutting down"
-
-
-def new_id() -> str:
-    """Return a fresh public id of 20 characters, 76 bits of them random."""
-    return "_" + secrets.token_hex(SID_LENGTH // 2)[1:]
-
-
-def is_socket_id(room: str) -> bool:
-    """Tell whether a room is the own one of some socket, connected now or not.
-
-    A client must never join one by its name: it would hear what is sent to that socket.
-    """
-    return len(room) == SID_LENGTH and room[0] == "_" and room[1:].isascii() and room[1:].isalnum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -921,4 +907,4 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {found}?"
 
 
-__all__ = ["Admission", "BaseHub", "Resume", "is_socket_id", "new_id"]
+__all__ = ["Admission", "BaseHub", "Resume"]

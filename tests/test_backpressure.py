@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket as sockets
 import tracemalloc
 from abc import ABC, abstractmethod
@@ -338,7 +339,7 @@ async def test_stalled_client_finds_the_newest_of_each_key(
 @every_door
 @with_and_without_lane
 async def test_stalled_client_is_disconnected_and_resumes_without_loss(
-    door: str, lane: bool, serve: Serve
+    door: str, lane: bool, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = Hub(limits=Limits(outbox=OUTBOX), history_size=100_000)
     # As without a policy.
@@ -354,6 +355,7 @@ async def test_stalled_client_is_disconnected_and_resumes_without_loss(
         await stage.publish()
         numbers = [(await stage.reader.read()).data["n"] for _ in range(4)]
         connection = stage.connection
+        (sid,) = [each.id for each in hub.sockets.values() if each.connection is connection]
         while not connection.closed:
             await stage.publish()
             assert connection.queued <= OUTBOX
@@ -361,6 +363,12 @@ async def test_stalled_client_is_disconnected_and_resumes_without_loss(
         async with asyncio.timeout(WAIT):
             await ended.wait()
         assert not connection.queue
+        assert hub.status()["evictions"]["slow_client"] == 1
+        (line,) = [text for text in caplog.messages if text.startswith("cut ")]
+        assert line.startswith(f"cut {sid} in '/', ")
+        size = re.fullmatch(r".*: slow_client, with (\d+) bytes in its outbox", line)
+        assert size is not None
+        assert int(size[1]) > OUTBOX * 3 // 4
         # Events go on while it is away.
         await stage.publish()
         await hub.emit("end", 0)
@@ -393,6 +401,7 @@ async def test_event_stream_that_is_never_read_is_cut(lane: bool, serve: Serve) 
             hub.emit("news", [number, "x" * 1_000_000])
         async with asyncio.timeout(WAIT):
             await ended.wait()
+        assert hub.status()["evictions"]["stalled"] == 1
     finally:
         writer.transport.abort()
 

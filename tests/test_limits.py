@@ -315,6 +315,7 @@ async def test_flood_is_closed_with_1008(
     start = census(hub)
     assert await flood(server.url) == (1008, "Rate limit exceeded")
     await returns_to(start, lambda: census(hub))
+    assert hub.status()["evictions"]["rate_limited"] == 1
 
 
 @HUBS

@@ -93,6 +93,7 @@ class Hub(BaseHub):
             receive,
             send,
             _path_below_mount(scope),
+            traffic=self.traffic,
             max_rooms=self.settings.limits.subscriptions,
         )
         if not self.serves(scope):
@@ -101,6 +102,7 @@ class Hub(BaseHub):
                 "allowed_hosts",
                 code="host_not_allowed",
             )
+            self.traffic.refused_request(error.code)
             await (request.deny(error) if kind == "websocket" else request.refuse(error))
         elif kind == "websocket":
             await self._serve_websocket(request)

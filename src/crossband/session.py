@@ -229,6 +229,19 @@ class Alarms(Generic[T]):
                 logger.exception("an alarm's action failed")
 
 
+@dataclass(slots=True)
+class Eviction:
+    """Why the server cut a connection that it would rather have kept."""
+
+    # "slow_client": its outbox was full. "stalled": it took nothing for `limits.send_time`.
+    # "rate_limited": it went on sending in spite of refusals.
+    reason: str
+    # Bytes that waited for it.
+    backlog: int
+    # It is in the hub's counts and its log.
+    counted: bool = False
+
+
 class Connection(ABC):
     """One physical link. The hub pushes wires; the transport writes them when flushed."""
 
@@ -237,6 +250,7 @@ class Connection(ABC):
         "_ticker",
         "closed",
         "dirty",
+        "evicted",
         "limit",
         "meter",
         "queue",
@@ -261,6 +275,8 @@ class Connection(ABC):
         self.meter: Meter | None = None
         # Its place among the connections that are counted; None before it has one.
         self.seat: Seat | None = None
+        # None unless the server cut it.
+        self.evicted: Eviction | None = None
 
     def push(self, wire: Wire) -> None:
         """Queue a message for the next tick; `Namespace.deliver` does the same in its loop."""
@@ -306,9 +322,15 @@ class Connection(ABC):
         del queue[:count]
         return taken
 
-    def overflow(self) -> None:
+    def overflow(self, why: str = "slow_client") -> None:
         """Disconnect a client that does not keep up; it resumes from its cursor."""
-        self.close(CloseCode.SLOW_CLIENT, "too slow", now=True)
+        self.evict(why, CloseCode.SLOW_CLIENT, "too slow", now=True)
+
+    def evict(self, why: str, code: CloseCode, reason: str, *, now: bool = False) -> None:
+        """Close the connection for what its client does, as `why` says to the operator."""
+        if self.evicted is None and not self.closed:
+            self.evicted = Eviction(why, self.queued)
+        self.close(code, reason, now=now)
 
     def wrote(self, size: int) -> None:
         """Account for written bytes."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from ipaddress import IPv6Address
 from itertools import permutations
-from typing import TypedDict
+from typing import Literal, TypedDict
 from urllib.parse import urlsplit
 
 import msgspec
@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     trusted_proxies: tuple[str, ...] = ()
     # Keys for /api/broadcast. Without one the route refuses everybody.
     api_keys: tuple[str, ...] = ()
+    # Who may read /api/status: anybody ("open"), who shows an API key ("key"), nobody ("off").
+    status: Literal["open", "key", "off"] = "open"
     # Paths of the doors below the mount point.
     socketio_path: str = "/socket.io"
     websocket_path: str = "/ws"
@@ -133,6 +135,7 @@ class HubSettings(TypedDict, total=False):
     token_warning: float
     trusted_proxies: Names
     api_keys: Names
+    status: Literal["open", "key", "off"]
     socketio_path: str
     websocket_path: str
     events_path: str

@@ -109,6 +109,7 @@ HELP: Final = {
     "token_warning": "How long before its token expires a client is told.",
     "trusted_proxies": "Proxies whose X-Forwarded headers count: addresses, networks, unix.",
     "api_keys": "Keys for the HTTP API.",
+    "status": "Who may read the API's status: anybody, who shows an API key, nobody.",
     "socketio_path": "Path of the Socket.IO door.",
     "websocket_path": "Path of the WebSocket door.",
     "events_path": "Path of the Server-Sent Events door.",

@@ -38,9 +38,10 @@ from crossband.hub.callables import check_callable, check_outcome
 from crossband.hub.catchup import CatchUp
 from crossband.hub.events import Handler, check_name
 from crossband.hub.guard import Authenticate, Authorize, Guard
-from crossband.hub.namespace import Namespace, NamespacePattern, Traffic, call
+from crossband.hub.namespace import Namespace, NamespacePattern, call
 from crossband.hub.runner import Reserve, places
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
+from crossband.hub.traffic import Traffic
 from crossband.limits import Limits
 from crossband.names import is_socket_id, new_id
 from crossband.rates import Buckets, Meter
@@ -450,6 +451,7 @@ class BaseHub(Namespace):
         try:
             connection.seat = self.seats.take(None if address is None else network_of(address))
         except TooManyConnections as error:
+            self.traffic.refused_request(error.code)
             self._note_refusal(error, address)
             raise
         rate, byte_rate = limits.message_rate, limits.byte_rate
@@ -532,6 +534,22 @@ class BaseHub(Namespace):
         transport answers the client and calls `open`, or `withdraw` when the client is gone
         by then.
         """
+        try:
+            return await self._admit(connection, name, handshake, codec, resume=resume, rooms=rooms)
+        except ConnectionRefused as error:
+            self.traffic.refused(error, handshake, name)
+            raise
+
+    async def _admit(
+        self,
+        connection: Connection,
+        name: str,
+        handshake: Handshake,
+        codec: Codec,
+        *,
+        resume: Resume,
+        rooms: Sequence[str],
+    ) -> Admission:
         if self.stopping:
             raise ConnectionRefused(code="shutting_down", status=503)
         identity = None
@@ -702,6 +720,7 @@ class BaseHub(Namespace):
 
     def withdraw(self, admission: Admission) -> None:
         """Undo an admission: the client was refused, or left before its welcome."""
+        self.traffic.cut(admission.socket)
         namespace = admission.socket.namespace
         if admission.catch_up is not None:
             namespace.release(admission.catch_up)
@@ -745,6 +764,7 @@ class BaseHub(Namespace):
         namespace.add(socket)
         if socket.identity is not None:
             self.guard.entered(socket)
+        self.traffic.joined(socket, admission.gap)
         self.broker.save_session(socket.record, connected=True)
         head = self.broker.head(namespace.name)
         offset: str | None = head
@@ -809,6 +829,7 @@ class BaseHub(Namespace):
             namespace.name,
             CONNECT_HANDLER_TIME,
         )
+        self.traffic.gap("timeout")
         head = self.broker.head(namespace.name)
         notice = socket.codec.gap(namespace.name, reason="timeout", offset=head)
         if notice is not None:
@@ -819,6 +840,7 @@ class BaseHub(Namespace):
         if not socket.connected:
             return
         socket.connected = False
+        self.traffic.left(socket, reason)
         namespace = socket.namespace
         namespace.remove(socket)
         if socket.identity is not None:

@@ -24,6 +24,7 @@ from crossband.hub.events import (
     check_name,
 )
 from crossband.hub.socket import Incoming, Socket
+from crossband.hub.traffic import Traffic
 from crossband.policies import Policy
 from crossband.protocol import payload
 
@@ -46,20 +47,6 @@ Middleware = TypeVar("Middleware", bound=Callable[[Any], Awaitable[None] | None]
 EventMiddleware = TypeVar(
     "EventMiddleware", bound=Callable[[Any, str, list[Any]], Awaitable[None] | None]
 )
-
-
-class Traffic:
-    """How many messages a hub has seen since it was made."""
-
-    __slots__ = ("delivered", "published", "received")
-
-    def __init__(self) -> None:
-        # From clients.
-        self.received = 0
-        # Events, whatever the number of their recipients.
-        self.published = 0
-        # Events to clients, each counted: without replays, and what asks for an answer.
-        self.delivered = 0
 
 
 class Registry:
@@ -387,6 +374,7 @@ class Namespace(Handlers):
         if publication.cursor is None:
             return None
         # Its clients go on from behind it, and are to know that there was something.
+        self.traffic.gap("unencodable")
         return codec.gap(self.name, reason="unencodable", offset=publication.cursor)
 
     def match(self, rooms: Iterable[str], except_: Iterable[str]) -> list[Socket]:

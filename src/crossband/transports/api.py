@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -25,6 +25,7 @@ class Broadcast(msgspec.Struct):
     namespace: str = "/"
 
 
+_WANTED: Final = "Show an API key: Authorization: Bearer <key>, or X-API-Key"
 _broadcast = msgspec.json.Decoder(Broadcast)
 
 
@@ -57,8 +58,9 @@ class Api:
             await request.refuse(error)
             return
         allowed = {"/status": "GET", "/broadcast": "POST"}.get(route)
+        closed = route == "/status" and self._hub.settings.status == "off"
         try:
-            if allowed is None:
+            if allowed is None or closed:
                 raise EventError(code="not_found")
             if request.method == "OPTIONS":
                 await request.preflight(cors, f"{allowed}, OPTIONS")
@@ -66,6 +68,8 @@ class Api:
                 cors = [*cors, (b"allow", f"{allowed}, OPTIONS".encode())]
                 raise EventError(code="method_not_allowed")
             elif route == "/status":
+                if self._hub.settings.status == "key":
+                    self._demand_key(request)
                 await request.respond_json(200, self.status(), cors)
             else:
                 await self._broadcast(request, cors)
@@ -73,7 +77,7 @@ class Api:
             await request.refuse(error, cors)
 
     def status(self) -> dict[str, Any]:
-        """Count clients by transport, messages, namespaces and rooms. Uptime in seconds."""
+        """Count clients, messages, rooms, and what was refused. Uptime in seconds."""
         hub = self._hub
         transports: Counter[str] = Counter(websocket=0, polling=0, sse=0)
         namespaces: dict[str, dict[str, int]] = {}
@@ -95,13 +99,17 @@ class Api:
             },
             "namespaces": namespaces,
             "rooms": sum(counts["rooms"] for counts in namespaces.values()),
+            "disconnects": dict(traffic.disconnects),
+            "evictions": dict(traffic.evictions),
+            "refusals": dict(traffic.refusals),
+            "gaps": dict(traffic.gaps),
             "uptime": round(hub.uptime, 3),
             "version": self._version,
         }
 
     async def _broadcast(self, request: Request, cors: HeaderList) -> None:
         identity = None
-        key = self._shown_key(request)
+        key = self._valid_key(request)
         if key is None:
             identity = await self._identify(request)
             self._hub.count_message(identity.user)
@@ -139,12 +147,22 @@ class Api:
             200, {"success": True, "clients": clients, "offset": offset}, cors
         )
 
-    def _shown_key(self, request: Request) -> str | None:
+    def _demand_key(self, request: Request) -> None:
+        """Raise EventError unless the request shows an API key."""
+        if self._valid_key(request) is None:
+            raise self._no_key(request, _WANTED)
+
+    def _no_key(self, request: Request, wanted: str) -> EventError:
+        """Return the error for a request without a valid key, having noted it."""
+        if _shown_key(request):
+            self._hub.traffic.refused_key(request.address)
+        else:
+            self._hub.traffic.refused_request("unauthorized")
+        return EventError(wanted, code="unauthorized")
+
+    def _valid_key(self, request: Request) -> str | None:
         """Return the API key that was shown; None when it is none of ours."""
-        shown = request.headers.get("x-api-key", "")
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            shown = token.strip()
+        shown = _shown_key(request)
         # Every key is compared, each in constant time.
         keys = self._hub.settings.api_keys
         matches = [hmac.compare_digest(shown.encode(), key.encode()) for key in keys]
@@ -156,14 +174,23 @@ class Api:
         # A token says who it is. What that one may do is for `authorize` to say.
         tokens = guard.authenticate is not None and guard.authorize is not None
         if tokens and "x-api-key" not in request.headers:
-            identity = await guard.identify(request.handshake("http"))
+            try:
+                identity = await guard.identify(request.handshake("http"))
+            except EventError as error:
+                self._hub.traffic.refused_key(request.address, error.code)
+                raise
             if identity is not None:
                 return identity
         if not tokens and not self._hub.settings.api_keys:
             raise EventError(
                 "Publishing over HTTP is off: set api_keys (CROSSBAND_API_KEYS)", code="refused"
             )
-        wanted = "Show an API key: Authorization: Bearer <key>, or X-API-Key"
-        if tokens:
-            wanted += "; or a token that may publish"
-        raise EventError(wanted, code="unauthorized")
+        raise self._no_key(
+            request, f"{_WANTED}; or a token that may publish" if tokens else _WANTED
+        )
+
+
+def _shown_key(request: Request) -> str:
+    """Return what a request shows as its API key; "" for none."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")

@@ -490,7 +490,7 @@ class EngineConnection(Connection):
 
     def _count_control(self, size: int = 0) -> None:
         if not self.closed and self._door.hub.control_floods(self, size):
-            self.close(CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
+            self.evict("rate_limited", CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
 
     def resume_writing(self) -> None:
         self.drop()
@@ -612,7 +612,7 @@ class EngineConnection(Connection):
 
     def _end_flood(self) -> None:
         if self._door.hub.floods(self):
-            self.close(CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
+            self.evict("rate_limited", CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
 
     def _connect(self, packet: socketio.Packet) -> None:
         name = packet.namespace

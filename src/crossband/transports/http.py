@@ -21,6 +21,7 @@ from crossband.errors import (
     MessageTooLarge,
     RateLimited,
 )
+from crossband.hub.traffic import Traffic
 from crossband.session import Handshake
 
 logger = logging.getLogger("crossband")
@@ -51,6 +52,7 @@ class Request:
         send: Send,
         path: str,
         *,
+        traffic: Traffic,
         max_rooms: int = 64,
     ) -> None:
         self.scope = scope
@@ -58,6 +60,8 @@ class Request:
         self.send = send
         # Below the mount point.
         self.path = path
+        # Notes what is refused.
+        self._traffic = traffic
         # A page of an origin that was let in by "*" alone: its cookies do not count.
         self._any_origin = False
         # `room` fields of the query, and one more, so that it can be said that it is.
@@ -258,6 +262,7 @@ class Request:
         if "*" in allowed:
             self._any_origin = True
             return [(b"access-control-allow-origin", b"*")]
+        self._traffic.refused_origin(origin[:128], self.address)
         raise ConnectionRefused(
             f"Origin not allowed: {origin[:128]}", code="origin_not_allowed", status=403
         )

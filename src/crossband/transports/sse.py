@@ -431,7 +431,7 @@ class StreamDoor:
         error = RateLimited(wait)
         if self._hub.floods(connection) and not connection.closed:
             connection.push(SSE.problem("", error.to_dict(), None))
-            connection.close(CloseCode.POLICY_VIOLATION, error.message)
+            connection.evict("rate_limited", CloseCode.POLICY_VIOLATION, error.message)
         raise error
 
     def _keep_alive(self, connection: StreamConnection) -> None:
@@ -448,7 +448,7 @@ class StreamDoor:
 
     def _cut(self, connection: StreamConnection) -> None:
         if self._stalls(connection):
-            connection.overflow()
+            connection.overflow("stalled")
 
     def forbid(self, namespace: str, key: str) -> None:
         """Answer 204 when this session's EventSource comes back."""

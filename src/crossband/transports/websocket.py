@@ -201,7 +201,7 @@ class WebSocketConnection(Connection):
 
     def _count_control(self) -> None:
         if not self.closed and self._door.hub.control_floods(self):
-            self.close(CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
+            self.evict("rate_limited", CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
 
     def resume_writing(self) -> None:
         self.drop()
@@ -406,7 +406,7 @@ class WebSocketDoor:
                 ack_id = None if message.type == "ack" else message.id
         connection.push(socket.codec.problem(socket.namespace.name, error.to_dict(), ack_id))
         if self.hub.floods(connection):
-            connection.close(CloseCode.POLICY_VIOLATION, error.message)
+            connection.evict("rate_limited", CloseCode.POLICY_VIOLATION, error.message)
 
     def pong(self, connection: WebSocketConnection) -> None:
         """Note that a client answered its ping."""

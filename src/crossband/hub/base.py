@@ -42,6 +42,7 @@ from crossband.hub.namespace import Namespace, NamespacePattern, call
 from crossband.hub.runner import Reserve, places
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
 from crossband.hub.traffic import Traffic
+from crossband.hub.watchdog import unwatch, watch
 from crossband.limits import Limits
 from crossband.names import is_socket_id, new_id
 from crossband.rates import Buckets, Meter
@@ -284,6 +285,7 @@ class BaseHub(Namespace):
         self._user_rates = self._buckets(limits.user_message_rate)
         self._publish_rates = self._buckets(limits.publish_rate)
         self._start_doors(loop)
+        watch(loop)
 
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.
@@ -305,6 +307,7 @@ class BaseHub(Namespace):
             await self._stop_doors()
             await self._finish_tasks(deadline)
         finally:
+            unwatch(self._loop)
             self.guard.stop()
             try:
                 await self.broker.stop()

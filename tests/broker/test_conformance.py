@@ -16,6 +16,7 @@ import pytest
 
 from crossband import Broker, MemoryBroker, Publication, Session
 from crossband.errors import Gap
+from crossband.names import new_id
 from crossband.protocol import payload
 
 CURSOR = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -63,8 +64,19 @@ class Node:
         assert cursor is not None
         return cursor
 
-    async def missed(self, after: str, namespace: str = "/") -> list[int]:
-        return numbers(await self.broker.history(namespace, after))
+    async def send(self, number: int, *sids: str, namespace: str = "/") -> str:
+        """Publish to some sockets alone, as `socket.emit` and `to(sid)` do."""
+        publication = Publication(namespace, "number", payload.encode([number]), sids)
+        cursor = self.broker.publish(publication)
+        if inspect.isawaitable(cursor):
+            cursor = await cursor
+        assert cursor is not None
+        return cursor
+
+    async def missed(
+        self, after: str, namespace: str = "/", *, sid: str | None = None
+    ) -> list[int]:
+        return numbers(await self.broker.history(namespace, after, sid))
 
 
 def numbers(publications: list[Publication]) -> list[int]:
@@ -275,6 +287,174 @@ class TestHistory:
         for cursor in old:
             with pytest.raises(Gap, match="unknown"):
                 await restarted.broker.history("/", cursor)
+
+
+class TestPrivate:
+    """What is sent to single sockets, which pushes nothing of others out of the history."""
+
+    @pytest.fixture
+    async def node(self, new_node: Callable[..., Node]) -> Node:
+        # A broker may count more than an event's data here.
+        made = new_node(10, 60.0, 100_000)
+        await made.broker.start(made.delivered.append)
+        return made
+
+    @pytest.fixture
+    def new_session(self, node: Node) -> Callable[..., Session]:
+        def make(*rooms: str) -> Session:
+            sid = new_id()
+            made = Session("/", f"key of {sid}", sid, set(rooms), {}, node.broker.head("/"))
+            node.broker.save_session(made, connected=True)
+            return made
+
+        return make
+
+    async def test_own_events_come_back_in_their_places(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada, bob = new_session(), new_session()
+        start = node.broker.head("/")
+        for number in (1, 4):
+            await node.publish(number)
+            middle = await node.send(number + 1, ada.sid)
+            await node.send(number + 2, bob.sid)
+        assert numbers(node.delivered) == [1, 2, 3, 4, 5, 6]
+        assert await node.missed(start, sid=ada.sid) == [1, 2, 4, 5]
+        assert await node.missed(start, sid=bob.sid) == [1, 3, 4, 6]
+        assert await node.missed(start) == [1, 4]
+        assert await node.missed(middle, sid=ada.sid) == []
+        assert await node.missed(middle, sid=bob.sid) == [6]
+
+    async def test_cursors_have_one_order_whoever_an_event_is_for(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada, bob = new_session(), new_session()
+        cursors = [await node.send(1, ada.sid), await node.send(2, bob.sid)]
+        cursors += [await node.send(3, new_id()), await node.recorded(4)]
+        assert len(set(cursors)) == 4
+        assert node.broker.head("/") == cursors[-1]
+        # Each is a place to go on from, for everybody.
+        for place, cursor in enumerate(cursors):
+            assert await node.missed(cursor, sid=ada.sid) == ([4] if place < 3 else [])
+
+    async def test_one_session_pushes_nothing_out_for_another(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada, bob = new_session(), new_session()
+        start = node.broker.head("/")
+        await node.publish(1)
+        await node.send(2, ada.sid)
+        for number in range(100):
+            await node.send(number, bob.sid)
+            await node.send(number, new_id())
+        assert await node.missed(start) == [1]
+        assert await node.missed(start, sid=ada.sid) == [1, 2]
+        with pytest.raises(Gap, match="expired"):
+            await node.missed(start, sid=bob.sid)
+
+    async def test_own_events_are_bounded_by_count(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada = new_session()
+        cursors = [await node.send(number, ada.sid) for number in range(11)]
+        assert await node.missed(cursors[0], sid=ada.sid) == list(range(1, 11))
+        cursors.append(await node.send(11, ada.sid))
+        with pytest.raises(Gap, match="expired"):
+            await node.missed(cursors[0], sid=ada.sid)
+        assert await node.missed(cursors[1], sid=ada.sid) == list(range(2, 12))
+        # What the others are for is all there.
+        assert await node.missed(cursors[0]) == []
+
+    async def test_own_events_are_bounded_by_age(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada = new_session()
+        start = node.broker.head("/")
+        old = await node.send(1, ada.sid)
+        node.clock.now += 61
+        await node.send(2, ada.sid)
+        with pytest.raises(Gap, match="expired"):
+            await node.missed(start, sid=ada.sid)
+        assert await node.missed(old, sid=ada.sid) == [2]
+        node.clock.now += 61
+        with pytest.raises(Gap, match="expired"):
+            await node.missed(old, sid=ada.sid)
+
+    async def test_own_events_are_kept_while_the_session_is_away_or_taken(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada = new_session()
+        start = await node.send(1, ada.sid)
+        node.broker.save_session(ada, connected=False)
+        await node.send(2, ada.sid)
+        taken = await node.broker.take_session("/", ada.key)
+        assert taken is not None
+        await node.send(3, ada.sid)
+        node.broker.save_session(taken, connected=False)
+        await node.send(4, ada.sid)
+        assert await node.broker.take_session("/", ada.key) is not None
+        assert await node.missed(start, sid=ada.sid) == [2, 3, 4]
+
+    async def test_client_that_takes_over_its_own_session_keeps_its_events(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada = new_session()
+        start = await node.send(1, ada.sid)
+        taken = await node.broker.take_session("/", ada.key)
+        assert taken is not None
+        # Its old connection saves it once more, and is then ended.
+        node.broker.save_session(ada, connected=True)
+        await node.send(2, ada.sid)
+        node.broker.drop_session("/", ada.key)
+        node.broker.save_session(taken, connected=True)
+        assert await node.missed(start, sid=ada.sid) == [2]
+
+    async def test_event_for_several_sockets_comes_back_to_each(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada, bob, eve = new_session(), new_session(), new_session()
+        start = node.broker.head("/")
+        await node.send(1, ada.sid, bob.sid)
+        for number in range(100):
+            await node.send(number, eve.sid, new_id())
+        for sid, missed in ((ada.sid, [1]), (bob.sid, [1]), (None, [])):
+            assert await node.missed(start, sid=sid) == missed
+
+    async def test_room_of_a_socket_that_others_joined_is_like_any_room(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada = new_session()
+        guest = new_session(ada.sid)
+        start = node.broker.head("/")
+        await node.send(1, ada.sid)
+        for sid in (ada.sid, guest.sid, None):
+            assert await node.missed(start, sid=sid) == [1]
+        guest.rooms.clear()
+        node.broker.save_session(guest, connected=True)
+        await node.send(2, ada.sid)
+        assert await node.missed(start, sid=ada.sid) == [1, 2]
+        assert await node.missed(start, sid=guest.sid) == [1]
+
+    async def test_namespaces_have_private_events_of_their_own(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada = new_session()
+        start = node.broker.head("/")
+        elsewhere = node.broker.head("/other")
+        await node.send(1, ada.sid)
+        await node.send(2, ada.sid, namespace="/other")
+        assert await node.missed(start, sid=ada.sid) == [1]
+        assert await node.missed(elsewhere, "/other", sid=ada.sid) == []
+
+    async def test_unrecorded_private_event_is_forgotten(
+        self, node: Node, new_session: Callable[..., Session]
+    ) -> None:
+        ada = new_session()
+        start = node.broker.head("/")
+        publication = Publication("/", "number", payload.encode([1]), (ada.sid,))
+        assert node.broker.publish(publication, record=False) is None
+        assert numbers(node.delivered) == [1]
+        assert await node.missed(start, sid=ada.sid) == []
 
 
 class TestSessions:

@@ -9,6 +9,7 @@ import pytest
 from crossband import MemoryBroker, Publication
 from crossband.broker import Session, memory
 from crossband.errors import Gap
+from crossband.names import new_id
 from crossband.protocol import payload
 from tests.census import returns_to
 
@@ -68,6 +69,51 @@ async def test_what_is_too_old_goes_while_nothing_happens() -> None:
     now = 0.22
     await returns_to(Counter(entries=2, sessions=2), kept)
     now = 1.0
+    await returns_to(Counter(), kept)
+    assert broker._sweeping is None
+    await broker.stop()
+
+
+async def test_private_events_go_with_their_session() -> None:
+    now = 0.0
+    broker = MemoryBroker(history_age=0.2, clock=lambda: now)
+    await broker.start(lambda publication: None)
+    # So that the age of what they were sent is not what ends it.
+    log = broker._log("/a")
+    log.private._age = 1_000.0
+
+    def kept() -> Counter[str]:
+        return +Counter(logs=len(log.private._logs), ids=len(broker._ids))
+
+    def send(sid: str) -> None:
+        for number in range(3):
+            broker.publish(Publication("/a", "x", payload.encode([number]), (sid,)))
+
+    sessions = [
+        Session("/a", f"key {number}", new_id(), set(), {}, broker.head("/a"), "Ada")
+        for number in range(4)
+    ]
+    for session in sessions:
+        broker.save_session(session, connected=True)
+        send(session.sid)
+        send(new_id())
+    assert kept() == {"logs": 4, "ids": 4}
+    broker.drop_session("/a", sessions[0].key)
+    await returns_to(Counter(logs=3, ids=3), kept)
+    broker.save_session(sessions[1], connected=False)
+    now += 0.3
+    await returns_to(Counter(logs=2, ids=2), kept)
+    # Its key is another client's by now.
+    successor = Session("/a", sessions[2].key, new_id(), set(), {}, broker.head("/a"))
+    broker.save_session(successor, connected=True)
+    await returns_to(Counter(logs=1, ids=2), kept)
+    broker.drop_sessions("Ada")
+    await returns_to(Counter(ids=1), kept)
+    # Taken by somebody who never saved it again.
+    assert await broker.take_session("/a", successor.key) is successor
+    send(successor.sid)
+    assert kept() == {"logs": 1, "ids": 1}
+    now += memory.LONGEST_TAKE
     await returns_to(Counter(), kept)
     assert broker._sweeping is None
     await broker.stop()

@@ -21,7 +21,7 @@ KEY = "k" * 20
 
 @pytest.fixture
 async def broker() -> MemoryBroker:
-    return MemoryBroker()
+    return MemoryBroker(history_size=1_000)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ async def test_failing_broker_loses_no_session(hub: BaseHub, broker: MemoryBroke
     first = await join(hub, link(hub), resume=Resume(KEY))
     hub.leave(first, "transport close")
 
-    async def history(namespace: str, after: str) -> list[object]:
+    async def history(namespace: str, after: str, sid: str | None = None) -> list[object]:
         raise OSError("the log is away")
 
     cursor = broker.head("/")

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from crossband.names import is_socket_id
 from crossband.protocol.payload import Payload
 
 
-class Publication(msgspec.Struct, frozen=True):
+class Publication(msgspec.Struct, frozen=True, gc=False):
     """One published event, as it is recorded and carried."""
 
     namespace: str
@@ -34,8 +35,13 @@ class Publication(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """Count the bytes of its data, as a history does."""
-        text, attachments = self.payload
-        return len(text) + sum(map(len, attachments)) if attachments else len(text)
+        json, attachments = self.payload.json, self.payload.attachments
+        return len(json) + sum(map(len, attachments)) if attachments else len(json)
+
+    @property
+    def private(self) -> bool:
+        """Whether its rooms are socket ids: it is for one client, or for some, by name."""
+        return bool(self.rooms) and all(map(is_socket_id, self.rooms))
 
     def at(self, cursor: str) -> Publication:
         """Return the recorded form of this publication."""

@@ -6,91 +6,36 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from itertools import islice
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 
 from crossband.broker import Broker, Deliver, Publication, Session
-from crossband.errors import Gap
+from crossband.broker.log import Log
+from crossband.names import is_socket_id
 
 # Namespaces made by pattern are named by clients: past this many that something was published
 # in, the log that was idle longest is forgotten, and its cursors become unknown.
 MAX_LOGS = 10_000
 # Seconds between two looks for what is too old: half the history's age, within these.
 SHORTEST_SWEEP, LONGEST_SWEEP = 0.1, 60.0
-
-
-class Log:
-    """The history of one namespace: contiguous, bounded by count, bytes and age."""
-
-    __slots__ = ("_age", "_bytes", "_entries", "_epoch", "_last", "_limit", "_size")
-
-    def __init__(self, *, size: int, limit: int, age: float, epoch: str) -> None:
-        self._size = size
-        # Of the bytes, and how many there are.
-        self._limit = limit
-        self._bytes = 0
-        self._age = age
-        self._epoch = epoch
-        # (time recorded, publication), oldest first; numbered up to _last without holes.
-        self._entries: deque[tuple[float, Publication]] = deque()
-        self._last = 0
-
-    @property
-    def empty(self) -> bool:
-        return not self._entries
-
-    @property
-    def head(self) -> str:
-        return f"{self._epoch}-{self._last}"
-
-    def append(self, publication: Publication, now: float) -> Publication:
-        """Record a publication under the next cursor."""
-        self._last += 1
-        recorded = publication.at(f"{self._epoch}-{self._last}")
-        self._entries.append((now, recorded))
-        self._bytes += recorded.size
-        self.evict(now)
-        return recorded
-
-    def evict(self, now: float) -> None:
-        """Drop what is over the size or the limit, or older than the age."""
-        entries = self._entries
-        oldest = now - self._age
-        while entries and (
-            len(entries) > self._size or self._bytes > self._limit or entries[0][0] < oldest
-        ):
-            self._bytes -= entries.popleft()[1].size
-
-    def after(self, cursor: str, now: float) -> list[Publication]:
-        """Return the publications after a cursor. Raises Gap."""
-        epoch, _, number = cursor.rpartition("-")
-        # 19 digits hold any count; int() of more is slow, and refused past 4,300.
-        if epoch != self._epoch or not number.isascii() or not number.isdigit() or len(number) > 19:
-            raise Gap("unknown")
-        position = int(number)
-        # One cursor, one spelling: "01" was never handed out.
-        if position > self._last or str(position) != number:
-            raise Gap("unknown")
-        self.evict(now)
-        missed = self._last - position
-        if missed > len(self._entries):
-            raise Gap("expired")
-        start = len(self._entries) - missed
-        return [publication for _, publication in islice(self._entries, start, None)]
+# Seconds that a session may be out of the store until nobody can bring it back: longer than any
+# client is let in for.
+LONGEST_TAKE = 3_600.0
 
 
 class MemoryBroker(Broker):
     """Order, record and deliver within one process.
 
     `history_size` counts publications per namespace, `history_bytes` the bytes of their data;
-    `history_age` is in seconds and also how long a disconnected session is kept.
+    `history_age` is in seconds and also how long a disconnected session is kept. What is sent to
+    single clients is kept beside, within the same bounds: the size for each client, the bytes
+    for all of a namespace together.
     """
 
     def __init__(
         self,
         *,
-        history_size: int = 1_000,
+        history_size: int = 100_000,
         history_bytes: int = 67_108_864,
         history_age: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
@@ -109,6 +54,14 @@ class MemoryBroker(Broker):
         # Connected sessions never expire; the others are in order of their expiry.
         self._connected: dict[tuple[str, str], Session] = {}
         self._waiting: OrderedDict[tuple[str, str], tuple[float, Session]] = OrderedDict()
+        # (namespace, socket id) of all sessions, those that were taken included, and of which
+        # other ids each is in the room.
+        self._ids: dict[tuple[str, str], frozenset[str]] = {}
+        # How many sessions are in the room of an id that is not their own.
+        self._visitors: Counter[tuple[str, str]] = Counter()
+        # Of sessions that are not in the store: taken ones, which may be saved again, and
+        # dropped ones. In order of taking; each with the time at which its id is forgotten.
+        self._absent: OrderedDict[tuple[str, str], float] = OrderedDict()
         # None until started.
         self._loop: asyncio.AbstractEventLoop | None = None
         # Drops what is too old where nothing else happens. None while there is nothing.
@@ -127,12 +80,22 @@ class MemoryBroker(Broker):
 
     def publish(self, publication: Publication, *, record: bool = True) -> str | None:
         if record:
-            publication = self._log(publication.namespace).append(publication, self._clock())
+            publication = self._record(publication)
             if self._sweeping is None:
                 self._sweep_later()
         if self._deliver is not None:
             self._deliver(publication)
         return publication.cursor
+
+    def _record(self, publication: Publication) -> Publication:
+        log = self._log(publication.namespace)
+        if publication.private:
+            places = [(publication.namespace, sid) for sid in publication.rooms]
+            if self._visitors.keys().isdisjoint(places):
+                # Without a session nobody can come back for it.
+                sids = [place[1] for place in places if place in self._ids]
+                return log.append_private(publication, sids, self._clock())
+        return log.append(publication, self._clock())
 
     def head(self, namespace: str) -> str:
         log = self._logs.get(namespace)
@@ -145,16 +108,17 @@ class MemoryBroker(Broker):
         self, namespace: str, after: str, sid: str | None = None
     ) -> list[Publication]:
         log = self._logs.get(namespace) or self._new_log(namespace)
-        return log.after(after, self._clock())
+        return log.after(after, sid, self._clock())
 
     def save_session(self, session: Session, *, connected: bool) -> None:
         key = (session.namespace, session.key)
+        before = self._pop(key)
+        if before is not None and before.sid != session.sid:
+            self._miss(before, 0.0)
+        self._know(session)
         if connected:
-            self._waiting.pop(key, None)
             self._connected[key] = session
         else:
-            self._connected.pop(key, None)
-            self._waiting.pop(key, None)
             self._waiting[key] = (self._clock() + self._age, session)
             self._expire()
             if self._sweeping is None:
@@ -162,21 +126,62 @@ class MemoryBroker(Broker):
 
     async def take_session(self, namespace: str, key: str) -> Session | None:
         self._expire()
-        session = self._connected.pop((namespace, key), None)
+        session = self._pop((namespace, key))
         if session is not None:
-            return session
-        waiting = self._waiting.pop((namespace, key), None)
-        return None if waiting is None else waiting[1]
+            self._miss(session, LONGEST_TAKE)
+        return session
 
     def drop_session(self, namespace: str, key: str) -> None:
-        self._connected.pop((namespace, key), None)
-        self._waiting.pop((namespace, key), None)
+        self._drop((namespace, key))
 
     def drop_sessions(self, user: str) -> None:
         for key in [key for key, session in self._connected.items() if session.user == user]:
-            del self._connected[key]
+            self._drop(key)
         for key in [key for key, (_, session) in self._waiting.items() if session.user == user]:
-            del self._waiting[key]
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        session = self._pop(key)
+        if session is not None:
+            # Not at once: a client that comes back twice drops and saves in one go.
+            self._miss(session, 0.0)
+
+    def _pop(self, key: tuple[str, str]) -> Session | None:
+        session = self._connected.pop(key, None)
+        if session is None and (waiting := self._waiting.pop(key, None)) is not None:
+            session = waiting[1]
+        return session
+
+    # Socket ids: whose events are private, and for how long somebody may come back for them.
+
+    def _know(self, session: Session) -> None:
+        place = (session.namespace, session.sid)
+        self._absent.pop(place, None)
+        visits = frozenset(filter(is_socket_id, session.rooms))
+        before = self._ids.get(place)
+        if before != visits:
+            self._ids[place] = visits
+            self._count_visits(session.namespace, visits - (before or frozenset()), 1)
+            self._count_visits(session.namespace, (before or frozenset()) - visits, -1)
+
+    def _miss(self, session: Session, patience: float) -> None:
+        place = (session.namespace, session.sid)
+        self._absent.pop(place, None)
+        self._absent[place] = self._clock() + patience
+        if self._sweeping is None:
+            self._sweep_later()
+
+    def _forget(self, namespace: str, sid: str) -> None:
+        self._count_visits(namespace, self._ids.pop((namespace, sid), ()), -1)
+        log = self._logs.get(namespace)
+        if log is not None:
+            log.private.forget(sid)
+
+    def _count_visits(self, namespace: str, sids: Iterable[str], change: int) -> None:
+        for sid in sids:
+            self._visitors[namespace, sid] += change
+            if not self._visitors[namespace, sid]:
+                del self._visitors[namespace, sid]
 
     def _log(self, namespace: str) -> Log:
         log = self._logs.get(namespace)
@@ -210,15 +215,19 @@ class MemoryBroker(Broker):
         self._sweeping = None
         self._expire()
         now = self._clock()
+        for place in [place for place, until in self._absent.items() if until <= now]:
+            del self._absent[place]
+            self._forget(*place)
         for log in self._logs.values():
             log.evict(now)
-        if self._waiting or not all(log.empty for log in self._logs.values()):
+        if self._waiting or self._absent or not all(log.empty for log in self._logs.values()):
             self._sweep_later()
 
     def _expire(self) -> None:
         now = self._clock()
         while self._waiting:
-            key, (expiry, _) = next(iter(self._waiting.items()))
+            key, (expiry, session) = next(iter(self._waiting.items()))
             if expiry > now:
                 return
             del self._waiting[key]
+            self._forget(session.namespace, session.sid)

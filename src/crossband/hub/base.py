@@ -35,7 +35,7 @@ from crossband.errors import (
     RateLimited,
 )
 from crossband.hub.callables import check_callable, check_outcome
-from crossband.hub.catchup import CatchUp
+from crossband.hub.catchup import CatchUp, Turns
 from crossband.hub.events import Handler, check_name
 from crossband.hub.guard import Authenticate, Authorize, Guard
 from crossband.hub.namespace import Namespace, NamespacePattern, call
@@ -105,6 +105,7 @@ class BaseHub(Namespace):
 
     # Set by `start`.
     reserve: Reserve
+    turns: Turns
 
     def __init__(
         self,
@@ -273,6 +274,7 @@ class BaseHub(Namespace):
         self._thread = threading.get_ident()
         self._ticker = Ticker(loop)
         self.reserve = Reserve(loop, self.spawn, self._tasks)
+        self.turns = Turns(loop)
         self.guard.start(loop)
         self._started_at = time.monotonic()
         self.stopping = self.out_of_time = self.last_polls = False
@@ -666,16 +668,17 @@ class BaseHub(Namespace):
                 if cursor is None and (resume.returning or resume.unreceived):
                     cursor = taken.cursor
         if cursor is not None:
-            hold = namespace.hold(connection)
+            hold = namespace.hold(connection, () if taken is None else (taken.sid, *rooms))
+            sid = None if taken is None else taken.sid
             try:
                 try:
-                    missed = await self.broker.history(namespace.name, cursor)
+                    missed = await self.broker.history(namespace.name, cursor, sid)
                 except Gap as error:
                     if taken is None or not resume.returning or error.reason != "unknown":
                         raise
                     # A known pid with a cursor from before it: nothing came since it started.
                     cursor = taken.cursor
-                    missed = await self.broker.history(namespace.name, cursor)
+                    missed = await self.broker.history(namespace.name, cursor, sid)
                 if gap is None:
                     catch_up = CatchUp(missed, hold, cursor)
             except Gap as error:
@@ -719,6 +722,9 @@ class BaseHub(Namespace):
             recovered=taken is not None and catch_up is not None,
             identity=identity,
         )
+        if catch_up is not None:
+            # Its middlewares know its id from here on.
+            catch_up.hold.ids = socket.rooms
         return Admission(socket, cursor, gap, catch_up, taken, rooms, revocations)
 
     def withdraw(self, admission: Admission) -> None:

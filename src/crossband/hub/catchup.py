@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
 
 from crossband.broker import Publication
 from crossband.codecs import tag_of
@@ -15,30 +17,89 @@ if TYPE_CHECKING:
     from crossband.session import Connection
 
 
+# Publications that are looked at for one client in one go: some 5 ms where all are for it. The
+# loop does other things before the next go.
+TURN = 1_000
+
+
+class Turns:
+    """Lets those who have much to catch up go on one after another, one in each tick."""
+
+    __slots__ = ("_loop", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def add(self, go_on: Callable[[], None]) -> None:
+        """Call back in a later tick, after those that were added before."""
+        if not self._waiting:
+            self._loop.call_soon(self._run)
+        self._waiting.append(go_on)
+
+    def _run(self) -> None:
+        go_on = self._waiting.popleft()
+        if self._waiting:
+            self._loop.call_soon(self._run)
+        go_on()
+
+
 class Hold(deque[Publication]):
     """All that a namespace records from before a client's history was read.
 
-    Also what it does not record but queues for clients that are behind.
+    Also what it does not record but queues for clients that are behind. Without what is for
+    other clients alone: nobody fills a hold but those whose events its client may have to get.
     """
 
-    def __init__(self, connection: Connection, limit: int) -> None:
+    def __init__(self, connection: Connection, *, count: int, size: int) -> None:
         super().__init__()
         self.connection = connection
-        # Publications; a client that is further behind than this is disconnected.
-        self.limit = limit
+        # The client's own socket id, once it is known, and those whose rooms it is in.
+        self.ids: frozenset[str] = frozenset()
+        # Publications, and bytes of their data; a client further behind is disconnected.
+        self._most = count
+        self._largest = size
+        self.size = 0
 
     def take(self, publication: Publication) -> None:
         """Keep a publication until the client has what is before it."""
         if self.connection.closed:
             return
+        if publication.private and self.ids.isdisjoint(publication.rooms):
+            return
         self.append(publication)
-        if len(self) > self.limit:
-            kept, freed = shed(self, tag_of, lambda _: 1, len(self) - self.limit // 2)
-            if freed:
-                self.clear()
-                self.extend(kept)
-            if len(self) > self.limit * 3 // 4:
+        self.size += publication.size
+        if len(self) > self._most:
+            self._shed(_one, len(self) - self._most // 2)
+            if len(self) > self._most * 3 // 4:
                 self.connection.overflow()
+        elif self.size > self._largest:
+            self._shed(_size, self.size - self._largest // 2)
+            # As an outbox: a single one may be larger than all of it.
+            if self.size > self._largest * 3 // 4 and len(self) > 1:
+                self.connection.overflow()
+
+    def next(self) -> Publication | None:
+        """Remove and return the oldest."""
+        if not self:
+            return None
+        publication = self.popleft()
+        self.size -= publication.size
+        return publication
+
+    def _shed(self, measure: Callable[[Publication], int], excess: int) -> None:
+        kept, freed = shed(self, tag_of, measure, excess)
+        if freed:
+            self.clear()
+            self.extend(kept)
+            self.size = sum(map(_size, kept))
+
+
+_size: Final[Callable[[Publication], int]] = attrgetter("size")
+
+
+def _one(_: Publication) -> int:
+    return 1
 
 
 class CatchUp:
@@ -48,11 +109,19 @@ class CatchUp:
     moment both are empty.
     """
 
-    __slots__ = ("_missed", "_seen", "begun", "cursor", "hold", "pausing", "socket")
+    __slots__ = ("_missed", "_overlap", "begun", "cursor", "hold", "pausing", "socket")
 
     def __init__(self, missed: Iterable[Publication], hold: Hold, cursor: str) -> None:
         self._missed = deque(missed)
-        self._seen = {publication.cursor for publication in self._missed}
+        # The cursor up to which the hold has what the history had too. None: they share none,
+        # or the hold is past it.
+        self._overlap: str | None = None
+        # Both are in order and all of the history was delivered: what they share ends with
+        # the last of it.
+        if self._missed:
+            last = self._missed[-1].cursor
+            if any(publication.cursor == last for publication in hold):
+                self._overlap = last
         self.hold = hold
         # Where the client is: nothing before it is still to come.
         self.cursor = cursor
@@ -60,7 +129,7 @@ class CatchUp:
         self.socket: Socket | None = None
         # Some of it was sent, or could have been.
         self.begun = False
-        # Its outbox is full: somebody waits to go on.
+        # Its outbox is full, or others have their turn: it will go on by itself.
         self.pausing = False
 
     def next(self) -> Publication | None:
@@ -69,11 +138,14 @@ class CatchUp:
             publication = self._missed.popleft()
             self.cursor = publication.cursor or self.cursor
             return publication
-        while self.hold:
-            publication = self.hold.popleft()
-            if publication.cursor not in self._seen:
-                self.cursor = publication.cursor or self.cursor
-                return publication
+        while (held := self.hold.next()) is not None:
+            if held.cursor is None:
+                return held
+            if self._overlap is None:
+                self.cursor = held.cursor
+                return held
+            if held.cursor == self._overlap:
+                self._overlap = None
         return None
 
 

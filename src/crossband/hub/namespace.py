@@ -13,7 +13,7 @@ from crossband.broker import Publication
 from crossband.codecs import PLAIN, Codec, Wire, tag_of
 from crossband.errors import AckTimeout, CrossbandError, EncodeError, EventError, InvalidMessage
 from crossband.hub.callables import check_callable, check_outcome
-from crossband.hub.catchup import CatchUp, Hold, concerns
+from crossband.hub.catchup import TURN, CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.events import (
     RECEIVED_RESERVED,
@@ -489,9 +489,18 @@ class Namespace(Handlers):
         """The number of clients that are being caught up."""
         return len(self._holds)
 
-    def hold(self, connection: Connection) -> Hold:
-        """Collect all that is recorded here from now on, until released."""
-        held = Hold(connection, max(2 * self.hub.settings.history_size, FEWEST_HELD))
+    def hold(self, connection: Connection, rooms: Iterable[str] = ()) -> Hold:
+        """Collect all that is recorded here from now on, until released.
+
+        What is for single clients only if its room is one of these.
+        """
+        settings = self.hub.settings
+        held = Hold(
+            connection,
+            count=max(2 * settings.history_size, FEWEST_HELD),
+            size=max(2 * settings.history_bytes, settings.limits.outbox),
+        )
+        held.ids = frozenset(rooms)
         self._holds.append(held)
         return held
 
@@ -505,8 +514,8 @@ class Namespace(Handlers):
     def advance(self, socket: Socket) -> None:
         """Send a returning client the next of what it missed; at the end it is live.
 
-        Half an outbox at a time, so that even a long history fits; and without a pause in
-        between when all of it fits, so that nothing can come in between.
+        Half an outbox at a time, so that even a long history fits, and so many publications
+        that the loop is not held up; without a pause where there are fewer.
         """
         catch_up = socket.catching
         if catch_up is None or catch_up.pausing or not socket.connected:
@@ -516,7 +525,11 @@ class Namespace(Handlers):
             return
         catch_up.begun = True
         rooms = socket.rooms
-        while connection.queued <= connection.limit // 2:
+        for _ in range(TURN):
+            if connection.queued > connection.limit // 2:
+                catch_up.pausing = True
+                self.hub.spawn(self._advance_later(socket, catch_up))
+                return
             publication = catch_up.next()
             if publication is None:
                 socket.catching = None
@@ -527,12 +540,16 @@ class Namespace(Handlers):
                 if wire is not None:
                     connection.push(wire)
         catch_up.pausing = True
-        self.hub.spawn(self._advance_later(socket, catch_up))
+        self.hub.turns.add(lambda: self._go_on(socket, catch_up))
 
     async def _advance_later(self, socket: Socket, catch_up: CatchUp) -> None:
         await socket.connection.drained()
+        self._go_on(socket, catch_up)
+
+    def _go_on(self, socket: Socket, catch_up: CatchUp) -> None:
         catch_up.pausing = False
-        self.advance(socket)
+        if socket.catching is catch_up:
+            self.advance(socket)
 
     # Dispatch.
 

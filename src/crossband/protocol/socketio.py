@@ -367,7 +367,7 @@ def encode_event(
     Raises EncodeError when a name is not valid on the wire.
     """
     # Hot: once per publication and namespace. `payload.json` is copied, never parsed.
-    json, attachments = payload
+    json, attachments = payload.json, payload.attachments
     head = b"5%d-" % len(attachments) if attachments else b"2"
     number = b"" if id is None else b"%d" % id
     items = json[1:-1]
@@ -380,7 +380,7 @@ def encode_event(
 
 def encode_ack(namespace: str, id: int, payload: Payload) -> str:
     """Encode an acknowledgement; its attachments are sent after it."""
-    json, attachments = payload
+    json, attachments = payload.json, payload.attachments
     head = b"6%d-" % len(attachments) if attachments else b"3"
     return _text(head + _namespace(namespace) + b"%d" % id + json)
 

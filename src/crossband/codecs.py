@@ -10,8 +10,6 @@ from abc import ABC, abstractmethod
 from base64 import b64encode
 from typing import Any
 
-import msgspec
-
 from crossband.broker import Publication
 from crossband.policies import Tag
 from crossband.protocol import envelope, payload, socketio, sse, websocket
@@ -283,7 +281,7 @@ class SSECodec(Codec):
 
     @staticmethod
     def _control(event: str, data: dict[str, Any], *, id: str | None = None) -> Wire:
-        return Wire(sse.encode_event(msgspec.json.encode(data).decode(), event=event, id=id))
+        return Wire(sse.encode_event(payload.to_json(data).decode(), event=event, id=id))
 
 
 class PlainCodec(Codec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import datetime as dt
@@ -27,8 +28,16 @@ import pydantic
 import pytest
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from crossband import EncodeError, EventSchema, Hub, InvalidMessage, Socket
-from tests.clients import EventFailed, NewClient, PythonSocketIOClient, WebSocketClient
+from crossband import (
+    ConnectionRefused,
+    EncodeError,
+    EventError,
+    EventSchema,
+    Hub,
+    InvalidMessage,
+    Socket,
+)
+from tests.clients import EventFailed, NewClient, PythonSocketIOClient, Refused, WebSocketClient
 from tests.conftest import Serve
 
 if TYPE_CHECKING:
@@ -627,6 +636,115 @@ def test_handler_that_cannot_be_served_is_refused_at_registration(
         hub.on("event", handler)
     assert "\n" not in str(caught.value)
     assert "event" not in hub.events
+
+
+# What a hub sends: `tests/protocol/test_values.py` has the list of it.
+
+
+class Markup(str):
+    __slots__ = ()
+
+
+class Topic(enum.StrEnum):
+    NEWS = "news"
+
+
+SENT = {
+    Markup("html"): Markup("<b>"),
+    True: collections.Counter("aab"),
+    3: [Topic.NEWS, decimal.Decimal("1.5"), Address(street="Elm"), Pair(1, "a")],
+}
+ARRIVES = {
+    "html": "<b>",
+    "true": {"a": 2, "b": 1},
+    "3": ["news", "1.5", {"street": "Elm", "number": 1}, [1, "a"]],
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["socket.io-client websocket", "python-socketio", "websocket", "sse"]
+)
+async def test_values_are_taken_by_events_answers_and_errors_alike(
+    kind: str, serve: Serve, new_client: NewClient
+) -> None:
+    hub = Hub()
+
+    @hub.on("answer")
+    def answer(socket: Socket) -> Any:
+        return SENT
+
+    @hub.on("row")
+    async def row(socket: Socket) -> Any:
+        return Pair(1, "a")
+
+    @hub.on("fail")
+    def fail(socket: Socket) -> None:
+        raise EventError(Markup("No"), code=Topic.NEWS, sent=SENT)
+
+    @hub.on("ask")
+    async def ask(socket: Socket) -> Any:
+        return await socket.emit_with_ack(Topic.NEWS, SENT)
+
+    client = new_client(kind)
+    client.answer("news", lambda data: data)
+    await client.connect((await serve(hub)).url)
+    hub.emit("x", SENT)
+    assert (await client.next_event("x")).data == ARRIVES
+    assert await client.call("answer") == ARRIVES
+    assert await client.call("row") == [1, "a"]
+    with pytest.raises(EventFailed, match="No") as failed:
+        await client.call("fail")
+    assert failed.value.code == "news"
+    assert failed.value.error["sent"] == ARRIVES
+    if kind != "sse":
+        # The stream's client answers by a POST of its own, one at a time.
+        assert await client.call("ask") == ARRIVES
+    await client.emit("fail")
+    if kind != "sse":
+        assert (await client.next_error())["sent"] == ARRIVES
+
+
+@pytest.mark.parametrize(
+    "kind", ["socket.io-client websocket", "python-socketio", "websocket", "sse"]
+)
+async def test_values_are_taken_by_refusals(kind: str, serve: Serve, new_client: NewClient) -> None:
+    hub = Hub()
+
+    @hub.use
+    def refuse(socket: Socket) -> None:
+        raise ConnectionRefused(Markup("No"), data=SENT, code=Topic.NEWS)
+
+    with pytest.raises(Refused) as refused:
+        await new_client(kind).connect((await serve(hub)).url)
+    data = refused.value.data
+    assert data == ARRIVES or data["data"] == ARRIVES
+
+
+@pytest.mark.parametrize("kind", ["socket.io-client websocket", "websocket", "sse"])
+async def test_names_may_be_members_of_an_enum(
+    kind: str, serve: Serve, new_client: NewClient
+) -> None:
+    class Event(str, enum.Enum):  # noqa: UP042 - what was written before StrEnum
+        SAID = "said"
+
+    hub = Hub()
+
+    @hub.on(Event.SAID)
+    async def said(socket: Socket, text: str) -> frozenset[str]:
+        await socket.join(Topic.NEWS)
+        hub.to(Topic.NEWS).emit(Event.SAID, text)
+        hub.except_(Markup(socket.id)).emit(Topic.NEWS)
+        hub.emit(Topic.NEWS, "last")
+        return socket.rooms - {socket.id}
+
+    assert list(hub.events) == ["said"]
+    client = new_client(kind)
+    await client.connect((await serve(hub)).url)
+    assert await client.call("said", "a") == ["news"]
+    assert (await client.next_event("said")).data == "a"
+    assert (await client.next_event("news")).data == "last"
+    assert hub.rooms.keys() == {"news", client.sid}
+    assert all(type(name) is str for name in (*hub.events, *hub.rooms))
 
 
 # The registry.

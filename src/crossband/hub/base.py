@@ -216,7 +216,7 @@ class BaseHub(Namespace):
             name = "/" + name
         namespace = self.find(name)
         if namespace is None:
-            check_name(name, "a namespace name")
+            name = check_name(name, "a namespace name")
             namespace = self.namespaces[name] = Namespace(self, name, plain=plain)
         elif plain:
             namespace.plain = True

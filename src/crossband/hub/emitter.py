@@ -89,18 +89,16 @@ class Emitter:
         """
         if not rooms:
             raise ValueError("to() needs at least one room; emit() alone reaches everybody")
-        for room in rooms:
-            check_name(room, "a room name")
-        chosen = tuple(dict.fromkeys((*self._rooms, *rooms)))
+        names = [check_name(room, "a room name") for room in rooms]
+        chosen = tuple(dict.fromkeys((*self._rooms, *names)))
         return Emitter(self._namespace, chosen, self._except, self._volatile, self._timeout)
 
     in_ = to
 
     def except_(self, *rooms: str) -> Emitter:
         """Leave out the sockets in any of these rooms (a socket's id is a room)."""
-        for room in rooms:
-            check_name(room, "a room name")
-        left_out = tuple(dict.fromkeys((*self._except, *rooms)))
+        names = [check_name(room, "a room name") for room in rooms]
+        left_out = tuple(dict.fromkeys((*self._except, *names)))
         return Emitter(self._namespace, self._rooms, left_out, self._volatile, self._timeout)
 
     @property

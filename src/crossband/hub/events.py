@@ -50,9 +50,10 @@ _CONTROL: Final = frozenset(map(chr, [*range(32), 127]))
 
 
 def check_name(value: object, what: str) -> str:
-    """Return a usable event, room or namespace name.
+    """Return a usable event, room or namespace name, as a plain `str`.
 
-    Raises InvalidName: 1 to 256 characters, encodable, none of them a control character.
+    A member of an enum of strings, or another subclass, is taken for its value. Raises
+    InvalidName: 1 to 256 characters, encodable, none of them a control character.
     """
     if not isinstance(value, str):
         raise InvalidName(f"{what} must be a string, not {type(value).__name__}")
@@ -66,7 +67,7 @@ def check_name(value: object, what: str) -> str:
             raise InvalidName(f"{what} must be valid Unicode") from None
     if not _CONTROL.isdisjoint(value):
         raise InvalidName(f"{what} must not contain control characters: {value!r}")
-    return value
+    return value if type(value) is str else str.__str__(value)
 
 
 def check_event(event: object) -> str:

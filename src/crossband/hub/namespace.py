@@ -117,7 +117,7 @@ class Handlers:
             check_callable(handler, 'on("disconnect")', "socket", "reason")
             self.registry.disconnect.append(handler)
         else:
-            check_name(event, "an event name")
+            event = check_name(event, "an event name")
             if event in RECEIVED_RESERVED:
                 raise ValueError(f"{event!r} is a reserved event name")
             if event in self.registry.events:
@@ -150,7 +150,7 @@ class Handlers:
         event with a policy that drops is not recorded and carries no cursor.
         Raises ValueError, TypeError, or EncodeError for an unusable name.
         """
-        check_event(event)
+        event = check_event(event)
         if event in self.registry.policies:
             raise ValueError(f"{event!r} has a policy already")
         self.registry.policies[event] = Policy(event, policy, key)
@@ -294,7 +294,7 @@ class Namespace(Handlers):
         except_: tuple[str, ...],
         volatile: bool,
     ) -> Emission:
-        check_event(event)
+        event = check_event(event)
         data = payload.encode(args)
         policy = self.registry.policies.get(event)
         if policy is None or policy.dropping is None or volatile:
@@ -405,7 +405,7 @@ class Namespace(Handlers):
         *,
         timeout: float,
     ) -> list[Any]:
-        check_event(event)
+        event = check_event(event)
         publication = Publication(self.name, event, payload.encode(args), rooms, except_)
         # One id for all, so that the packet is encoded once.
         ack_id = self.hub.next_ack_id()

@@ -181,7 +181,7 @@ class Socket:
         """Join rooms. Raises EventError past the limit, EncodeError for an unusable name."""
         own = self.record.rooms
         for room in rooms:
-            check_name(room, "a room name")
+            room = check_name(room, "a room name")
             if room == self.id or room in own:
                 continue
             limit = self.namespace.hub.settings.limits.rooms
@@ -238,7 +238,7 @@ class Socket:
         """
         if not self.connected:
             raise Disconnected("the client has left")
-        check_event(event)
+        event = check_event(event)
         hub = self.namespace.hub
         ack_id = hub.next_ack_id()
         publication = Publication(self.namespace.name, event, payload.encode(args))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from crossband.errors import EncodeError, InvalidMessage
+from crossband.protocol import payload
 from crossband.protocol.depth import FLAT, MESSAGE_DEPTH, is_deeper
 
 # 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
@@ -100,7 +101,7 @@ def encode_error(error: dict[str, Any], id: int | None = None) -> str:
     wire = {"type": "error"} | {key: error[key] for key in error if key != "type"}
     if id is not None:
         wire["id"] = id
-    return _text(_json(wire))
+    return _text(payload.to_json(wire))
 
 
 def encode_welcome(*, sid: str, session: str | None, recovered: bool, offset: str | None) -> str:

@@ -14,6 +14,7 @@ import msgspec
 
 from crossband.errors import EncodeError, ProtocolError
 from crossband.protocol.depth import FLAT_SENT, MAX_DEPTH_SENT, MESSAGE_DEPTH_SENT, is_deeper
+from crossband.protocol.values import SCALARS, plain
 
 
 # Bytes and strings refer to nothing: a history of 100,000 is not walked by the garbage collector,
@@ -30,33 +31,39 @@ EMPTY: Final = Payload(b"[]")
 # The official clients' parser refuses a packet with more, and closes the connection.
 MAX_ATTACHMENTS: Final = 10
 
-_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _CONTAINERS: Final = frozenset({dict, list, tuple})
-_BINARY: Final = (bytes, bytearray, memoryview)
 # As it is encoded. Nothing else can be these bytes: in a string the quotes are escaped.
 _PLACEHOLDER: Final = b'{"_placeholder":true,"num":%d}'
-_TOO_DEEP: Final = "cannot encode the event's data: nested too deeply"
+_TOO_DEEP: Final = "cannot encode the event's data: nested too deeply, or within itself"
 _raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def encode(args: Sequence[Any]) -> Payload:
     """Encode arguments to JSON with the binary values set apart.
 
-    Takes what msgspec takes (builtins, `Struct`, dataclasses, datetime, UUID, enums) and
-    pydantic models. Raises EncodeError for anything else, for more than 10 binary values, and
-    for more than 128 arrays and objects within each other.
+    Takes what `json.dumps`, msgspec and pydantic take, subclasses of builtins included; NaN
+    and the infinities become null. Raises EncodeError for anything else, for more than 10
+    binary values, and for more than 128 arrays and objects within each other.
     """
     attachments: list[bytes] = []
     try:
         if _is_plain(args):
             text = _encode_json(args)
         else:
-            built = msgspec.to_builtins(
-                list(args), builtin_types=_BINARY, str_keys=True, enc_hook=_encode_model
-            )
-            text = _encode_json(_deconstruct(built, attachments))
+
+            def attach(value: bytes) -> dict[str, Any]:
+                attachments.append(value)
+                return {"_placeholder": True, "num": len(attachments) - 1}
+
+            text = _encode_json(plain(list(args), attach))
     except RecursionError:
         raise EncodeError(_TOO_DEEP) from None
+    except UnicodeEncodeError as error:
+        found = error.object[error.start]
+        raise EncodeError(
+            f"cannot encode the event's data: a string in it holds {found!a}, half of a "
+            "surrogate pair, which UTF-8 cannot carry"
+        ) from error
     except (TypeError, ValueError, OverflowError) as error:
         raise EncodeError(f"cannot encode the event's data: {error}") from error
     if len(text) > FLAT_SENT and is_deeper(text, MESSAGE_DEPTH_SENT):
@@ -85,10 +92,18 @@ def encode_value(value: Any) -> bytes | None:
 
 
 def encode_answer(result: Any) -> Payload:
-    """Encode what a handler returned: nothing, one value, or a tuple of several."""
+    """Encode what a handler returned: nothing, one value, or a tuple of several.
+
+    A named tuple is one value, an array.
+    """
     if result is None:
         return EMPTY
-    return encode(result if isinstance(result, tuple) else (result,))
+    return encode(result if type(result) is tuple else (result,))
+
+
+def to_json(value: Any) -> bytes:
+    """Encode one value to JSON, as `encode` does, with binary values as base64 text."""
+    return to_data(encode((value,)))
 
 
 def decode(payload: Payload) -> list[Any]:
@@ -158,41 +173,15 @@ def _is_plain(value: Any) -> bool:
                 return False
         value = value.values()
     elif kind is not list and kind is not tuple:
-        return kind in _SCALARS
+        return kind in SCALARS
     for item in value:
         # Without a call for what holds nothing: most values, and in a flood all.
         kind = type(item)
-        if kind in _SCALARS:
+        if kind in SCALARS:
             continue
         if kind not in _CONTAINERS or (item and not _is_plain(item)):
             return False
     return True
-
-
-def _deconstruct(value: Any, attachments: list[bytes]) -> Any:
-    """Set the binary values of a tree apart; its lists and dicts are changed themselves."""
-    if isinstance(value, _BINARY):
-        attachments.append(bytes(value))
-        return {"_placeholder": True, "num": len(attachments) - 1}
-    kind = type(value)
-    if kind is tuple:
-        value = list(value)
-    for key, item in value.items() if kind is dict else enumerate(value):
-        kind = type(item)
-        if kind in _SCALARS or (kind in _CONTAINERS and not item):
-            continue
-        value[key] = _deconstruct(item, attachments)
-    return value
-
-
-def _encode_model(value: Any) -> Any:
-    # pydantic is optional: its models are known by their method, not by an import.
-    dump = getattr(value, "model_dump", None)
-    if callable(dump):
-        return dump(mode="python")
-    if isinstance(value, (set, frozenset)):
-        return list(value)
-    raise TypeError(f"{type(value).__name__} is not JSON serialisable")
 
 
 _encode_json: Final = msgspec.json.Encoder().encode

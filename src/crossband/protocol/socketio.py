@@ -21,6 +21,7 @@ from crossband.errors import (
     ProtocolError,
 )
 from crossband.protocol.depth import FLAT, MAX_DEPTH, MESSAGE_DEPTH, is_deeper
+from crossband.protocol.payload import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -404,7 +405,7 @@ def encode_connect_error(namespace: str, message: str, data: Any = None) -> str:
     refusal: dict[str, Any] = {"message": message}
     if data is not None:
         refusal["data"] = data
-    return _text(b"4" + _namespace(namespace) + _json(refusal, "data"))
+    return _text(b"4" + _namespace(namespace) + to_json(refusal))
 
 
 def encode_disconnect(namespace: str) -> str:

@@ -17,11 +17,13 @@ from crossband.auth import SUBPROTOCOL
 from crossband.errors import (
     CloseCode,
     ConnectionRefused,
+    EncodeError,
     EventError,
     MessageTooLarge,
     RateLimited,
 )
 from crossband.hub.traffic import Traffic
+from crossband.protocol.payload import to_json
 from crossband.session import Handshake
 
 logger = logging.getLogger("crossband")
@@ -317,7 +319,7 @@ def host_of(scope: Scope) -> str:
 
 def _body(error: EventError) -> bytes:
     try:
-        return msgspec.json.encode({"type": "error", **error.to_dict()})
-    except (TypeError, ValueError):
+        return to_json({"type": "error", **error.to_dict()})
+    except EncodeError:
         logger.exception("the details of a refusal have no JSON form")
-        return msgspec.json.encode({"type": "error", "code": error.code, "error": error.message})
+        return to_json({"type": "error", "code": error.code, "error": error.message})

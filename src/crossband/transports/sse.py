@@ -404,10 +404,9 @@ class StreamDoor:
         settled = answer_envelope(socket, message, settle)
         answer = payload.EMPTY if settled else await outcome
         if isinstance(answer, EventError):
-            error = {"type": "error", **answer.to_dict()}
             if message.id is not None:
-                error["id"] = message.id
-            await request.respond_json(answer.status, error, cors)
+                answer.details["id"] = message.id
+            await request.refuse(answer, cors)
             return
         result: dict[str, Any] = {"type": "ack"}
         if message.id is not None:

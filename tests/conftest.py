@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -15,6 +16,11 @@ from tests.clients import CLIENTS, Client, NewClient, NodeRunner, OfficialClient
 
 Serve = Callable[..., Awaitable[Server]]
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+# Shells start background jobs with SIGINT ignored, and children inherit that: none could be
+# interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Other than asyncio's own, by test file: what shows the whole server runs on uvloop, as
 # `crossband serve` does.

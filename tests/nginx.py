@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
+import signal
 import socket
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.children import Child
+
 ROOT: Final = Path(__file__).parents[1]
 # Debian has it where only root looks.
 NGINX: Final = shutil.which("nginx", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
-# Seconds until it listens; it takes milliseconds.
-WAIT: Final = 10.0
 
 
 def documented() -> str:
@@ -41,7 +41,8 @@ class Nginx:
         self._http = documented() if http is None else http
         self._server = server
         self.port = 0
-        self._process: asyncio.subprocess.Process | None = None
+        # None until it is started.
+        self._child: Child | None = None
 
     @property
     def url(self) -> str:
@@ -49,25 +50,20 @@ class Nginx:
 
     async def __aenter__(self) -> Self:
         assert NGINX is not None, "scripts/setup nginx installs it"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        configuration = self._directory / "nginx.conf"
-        configuration.write_text(self._configuration(), encoding="utf-8")
-        (self._directory / "logs").mkdir()
-        self._process = await asyncio.create_subprocess_exec(
-            NGINX, "-p", str(self._directory), "-c", str(configuration), "-e", "logs/error.log"
-        )
-        async with asyncio.timeout(WAIT):
-            while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                except OSError:
-                    assert self._process.returncode is None, self.errors()
-                    await asyncio.sleep(0.02)
-                else:
-                    writer.close()
-                    return self
+        # It inherits a socket that listens, as it does when it replaces itself: no moment at which
+        # the port is free, and none at which a connection is refused.
+        with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+            self.port = listening.getsockname()[1]
+            configuration = self._directory / "nginx.conf"
+            configuration.write_text(self._configuration(), encoding="utf-8")
+            (self._directory / "logs").mkdir()
+            arguments = ("-p", str(self._directory), "-c", str(configuration))
+            self._child = Child(
+                *(NGINX, *arguments, "-e", "logs/error.log"),
+                env={"NGINX": f"{listening.fileno()};"},
+                pass_fds=[listening.fileno()],
+            )
+        return self
 
     async def __aexit__(
         self,
@@ -75,10 +71,11 @@ class Nginx:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._process is not None
-        if self._process.returncode is None:
-            self._process.terminate()
-        await self._process.wait()
+        assert self._child is not None
+        async with self._child:
+            self._child.send_signal(signal.SIGTERM)
+            code = await self._child.exit_code()
+        assert code == 0, self._child.output + self.errors()
 
     def errors(self) -> str:
         """Return what nginx wrote into its error log."""

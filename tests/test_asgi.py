@@ -6,14 +6,11 @@ import asyncio
 import contextlib
 import importlib.util
 import itertools
-import os
-import re
 import secrets
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +23,7 @@ from starlette.routing import Mount
 
 from crossband import Handshake, Hub, MemoryBroker
 from crossband.broker import Deliver
+from tests.children import Child
 from tests.clients import (
     Client,
     EventFailed,
@@ -51,8 +49,6 @@ LIFESPANS = {
     "fastapi_app": ("FastAPI(lifespan=hub.lifespan)", "FastAPI()"),
     "starlette_app": ("    lifespan=lifespan,\n", ""),
 }
-# Seconds from SIGTERM to the end of the process, whatever is open.
-EXIT_TIME = 5.0
 
 
 class MountedSocketIOClient(PythonSocketIOClient):
@@ -91,49 +87,17 @@ class UpgradingClient(MountedSocketIOClient):
     transports = ("polling", "websocket")
 
 
-@dataclass
-class Running:
-    """A server in a process of its own."""
-
-    process: asyncio.subprocess.Process
-    url: str
-    # Everything it printed.
-    output: list[str]
-
-
 @contextlib.asynccontextmanager
-async def running(server: str, app: str, directory: Path) -> AsyncIterator[Running]:
-    """Run an application of a directory on a server; it is killed if it is still there."""
+async def running(server: str, app: str, directory: Path) -> AsyncIterator[tuple[Child, str]]:
+    """Run an application of a directory on a server; yield it with its URL."""
     module, *options = SERVERS[server]
-    process = await asyncio.create_subprocess_exec(
+    async with Child(
         *(sys.executable, "-m", module, *options, f"{app}:app"),
-        cwd=directory,
         # hypercorn puts the application's folder on the path, uvicorn the current one.
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output: list[str] = []
-    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def read() -> None:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            output.append(line.decode())
-            found = re.search(r"[Rr]unning on (http://127\.0\.0\.1:\d+)", output[-1])
-            if found is not None:
-                address.set_result(found[1])
-        if not address.done():
-            address.set_exception(RuntimeError("".join(output)))
-
-    reader = asyncio.create_task(read())
-    try:
-        yield Running(process, await asyncio.wait_for(address, 30), output)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        await reader
+        cwd=directory,
+    ) as child:
+        found = await child.says(r"[Rr]unning on (http://127\.0\.0\.1:\d+)")
+        yield child, found[1]
 
 
 def application(app: str, lifespan: str, directory: Path) -> Path:
@@ -164,16 +128,16 @@ async def test_mounted_hub_from_first_client_to_sigterm(
         pytest.skip("wsproto is not installed")
     directory = application(app, lifespan, tmp_path)
     async with (
-        running(server, app, directory) as program,
+        running(server, app, directory) as (program, address),
         contextlib.AsyncExitStack() as stack,
-        httpx.AsyncClient(base_url=program.url, trust_env=False) as http,
+        httpx.AsyncClient(base_url=address, trust_env=False) as http,
     ):
-        realtime = f"{program.url}/realtime"
+        realtime = f"{address}/realtime"
         clients: list[Client] = []
         for driver in (WebSocketClient, UpgradingClient, PollingClient, EventStreamClient):
             client: Client = driver()
             stack.push_async_callback(client.close)
-            url = program.url if isinstance(client, MountedSocketIOClient) else realtime
+            url = address if isinstance(client, MountedSocketIOClient) else realtime
             await client.connect(url)
             clients.append(client)
 
@@ -209,9 +173,8 @@ async def test_mounted_hub_from_first_client_to_sigterm(
         status = (await http.get("/realtime/api/status")).json()
         assert status["clients"] == {"total": 4, "websocket": 2, "polling": 1, "sse": 1}
 
-        program.process.terminate()
-        async with asyncio.timeout(EXIT_TIME):
-            code = await program.process.wait()
+        program.send_signal(signal.SIGTERM)
+        code = await program.exit_code()
         # uvicorn, once it has stopped gracefully, dies of the signal it was sent (since 0.29).
         assert code in ({0, -signal.SIGTERM} if "uvicorn" in server else {0})
         for client in clients:
@@ -222,7 +185,8 @@ async def test_mounted_hub_from_first_client_to_sigterm(
         assert isinstance(websocket, WebSocketClient)
         assert websocket.connection is not None
         assert websocket.connection.close_code == 1001
-    assert "Traceback" not in "".join(program.output)
+    for bad in ("Traceback", "did not end in time"):
+        assert bad not in program.output, program.output
 
 
 # Start.

@@ -34,13 +34,12 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import struct
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -62,6 +61,8 @@ from crossband.limits import Limits
 from crossband.server import Server
 from crossband.settings import Settings
 from crossband.standalone import create_hub
+from tests.children import Child
+from tests.clients.base import WAIT
 
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"
@@ -72,8 +73,6 @@ PAGES: Final = [
     *sorted(DOCS.rglob("*.md")),
     *sorted((ROOT / "src/crossband").rglob("*.md")),
 ]
-# Seconds; a healthy wait takes milliseconds.
-WAIT: Final = 15.0
 # As scripts/setup looks for it.
 BROWSERS: Final = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
 # Of every process that a page starts.
@@ -295,7 +294,6 @@ class Page:
         # What stands in the page, and what it stands for.
         self._known: dict[str, str] = {}
         self._proxies: dict[str, Proxy] = {}
-        self._readers: set[asyncio.Task[None]] = set()
 
     async def follow(self, step: Step) -> None:
         """Do what a step says."""
@@ -394,67 +392,21 @@ class Page:
     # Processes.
 
     async def _start(
-        self, words: list[str], *, directory: Path | None = None, code: str | None = None
-    ) -> asyncio.subprocess.Process:
-        environ = {**os.environ, **ENVIRON}
+        self,
+        words: list[str],
+        *,
+        directory: Path | None = None,
+        code: str = "",
+        take: Callable[[str], None] | None = None,
+    ) -> Child:
+        environ = dict(ENVIRON)
         while "=" in words[0]:
             name, _, environ[name] = words.pop(0).partition("=")
         if words[0] == "crossband" or words[0] == "uvicorn":
             words = [sys.executable, "-m", *words]
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            cwd=directory or self._directory,
-            env=environ,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stdin is not None
-        if code is not None:
-            process.stdin.write(code.encode())
-        process.stdin.close()
-        self._stack.push_async_callback(end, process)
-        return process
-
-    def _read(self, stream: asyncio.StreamReader | None, name: str | None) -> None:
-        async def read() -> None:
-            assert stream is not None
-            async for line in stream:
-                if name is not None:
-                    self._stream(name).put_nowait(line.decode().rstrip("\n"))
-
-        task = asyncio.create_task(read())
-        self._readers.add(task)
-        task.add_done_callback(self._readers.discard)
-
-    async def _until(self, process: asyncio.subprocess.Process, pattern: str) -> re.Match[str]:
-        """Read either output until a line matches."""
-        seen: list[str] = []
-
-        async def read(stream: asyncio.StreamReader | None) -> re.Match[str] | None:
-            assert stream is not None
-            async for line in stream:
-                seen.append(line.decode())
-                if match := re.search(pattern, seen[-1]):
-                    return match
-            return None
-
-        readers = [asyncio.create_task(read(each)) for each in (process.stdout, process.stderr)]
-        try:
-            for reader in asyncio.as_completed(readers, timeout=WAIT):
-                if match := await reader:
-                    return match
-        except TimeoutError:
-            pass
-        finally:
-            for task in readers:
-                task.cancel()
-            await asyncio.wait(readers)
-            # Nobody is to wait for room in a pipe.
-            for stream in (process.stdout, process.stderr):
-                self._read(stream, None)
-        status = process.returncode
-        raise AssertionError(f"no {pattern!r} in the output (exit {status}): {''.join(seen)}")
+        directory = directory or self._directory
+        child = Child(*words, cwd=directory, env=environ, stdin=code, take=take)
+        return await self._stack.enter_async_context(child)
 
     async def _serve(self, name: str, code: str) -> None:
         (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
@@ -469,9 +421,8 @@ class Page:
         elif words == ["crossband", "serve", "--api-keys", "secret"]:
             target = await self._start_server(name, create_hub(api_keys=["secret"]))
         else:
-            process = await self._start([*words, "--port", "0"])
-            match = await self._until(process, r"http://127\.0\.0\.1:(\d+)")
-            target = int(match[1])
+            child = await self._start([*words, "--port", "0"])
+            target = int((await child.says(r"http://127\.0\.0\.1:(\d+)"))[1])
         proxy = self._proxies[name] = Proxy(target)
         await proxy.start()
         self._stack.push_async_callback(proxy.stop)
@@ -497,8 +448,8 @@ class Page:
 
     async def _listen(self, code: str) -> None:
         (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
-        process = await self._start(shlex.split(command))
-        await self._until(process, "connected to")
+        child = await self._start(shlex.split(command))
+        await child.says("connected to")
 
     async def _commands(self, code: str) -> None:
         for block in re.split(r"^\$ crossband ", code, flags=re.MULTILINE)[1:]:
@@ -512,11 +463,12 @@ class Page:
 
     async def _node(self, name: str, code: str) -> None:
         # Where socket.io-client is installed. The process ends with the test.
-        process = await self._start(
-            ["node", "--input-type=module", "-"], directory=ROOT / "tests/node", code=code
+        await self._start(
+            ["node", "--input-type=module", "-"],
+            directory=ROOT / "tests/node",
+            code=code,
+            take=self._stream(name).put_nowait,
         )
-        self._read(process.stdout, name)
-        self._read(process.stderr, name)
 
     async def _python(self, name: str, code: str) -> None:
         stream = self._stream(name)
@@ -635,17 +587,6 @@ class Proxy:
         assert self._server is not None
         self._server.close()
         self.cut()
-
-
-async def end(process: asyncio.subprocess.Process) -> None:
-    """Stop a process as Ctrl-C does, and at last for good."""
-    if process.returncode is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            await asyncio.wait_for(process.wait(), WAIT)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
 
 
 RUNNABLE: Final = {

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.children import START, Child
 from tests.crowd import Member, connect, crowd
 
 ROOT = Path(__file__).parents[1]
@@ -43,18 +44,10 @@ Server(hub).run(begin)
 """
 
 
-async def start(*command: str) -> tuple[asyncio.subprocess.Process, str]:
-    """Start Python; return the process and its first line."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    line = await asyncio.wait_for(process.stdout.readline(), 30)
-    return process, line.decode().strip()
+def python(*arguments: str) -> Child:
+    """Run Python, with the package and the tests to import."""
+    path = os.pathsep.join(["src", ".", *sys.path])
+    return Child(sys.executable, *arguments, cwd=ROOT, env={"PYTHONPATH": path})
 
 
 def p99(times: list[float]) -> float:
@@ -72,10 +65,10 @@ async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
     seed = int(os.environ.get("CROSSBAND_SEED") or secrets.randbits(31))
     seconds = float(os.environ.get("CROSSBAND_FLOOD_TIME") or 6)
     print(f"CROSSBAND_SEED={seed}")  # noqa: T201
-    server, url = await start("-c", SERVER)
     heard: dict[Member, list[int]] = {}
     times: list[float] = []
-    try:
+    async with python("-c", SERVER) as server:
+        url = (await server.says(r"http://\S+\n"))[0].rstrip()
         members = crowd(url, HONEST)
         for member in members:
             numbers = heard[member] = []
@@ -90,16 +83,15 @@ async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
         times.clear()
         await asyncio.sleep(seconds / 3)
         quiet = p99(times)
-        times.clear()
-        flood, begun = await start("-m", "tests.flood", url, str(seed), str(seconds))
-        assert begun == "begun"
-        assert flood.stdout is not None
-        said = await asyncio.wait_for(flood.stdout.read(), seconds + 30)
-        await flood.wait()
-        flooded = p99(times)
+        async with python("-m", "tests.flood", url, str(seed), str(seconds)) as flood:
+            await flood.says("begun\n")
+            times.clear()
+            said = await flood.says(r"{.*}\n", within=seconds + START)
+            flooded = p99(times)
+            assert await flood.exit_code() == 0
         print(  # noqa: T201
             f"p99 quiet {quiet * 1000:.1f} ms, flooded {flooded * 1000:.1f} ms "
-            f"({flooded / quiet:.1f} x), {len(times)} numbers; connections: {said.decode().strip()}"
+            f"({flooded / quiet:.1f} x), {len(times)} numbers; connections: {said[0].rstrip()}"
         )
         for task in talks:
             assert not task.done(), task
@@ -112,6 +104,3 @@ async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
             await member.close()
         assert flooded < 5 * quiet
-    finally:
-        server.kill()
-        await server.wait()

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-# Seconds any single wait may take; a healthy one takes milliseconds.
-WAIT = 10.0
+# Seconds any single wait may take: a guard against hanging, which no busy machine may reach. A
+# healthy wait takes milliseconds.
+WAIT = 30.0
 
 
 @dataclass(frozen=True, slots=True)

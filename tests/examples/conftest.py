@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
 import re
 import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.children import Child
 from tests.clients.base import WAIT
 
 CLASSIC = Path(__file__).parents[2] / "examples" / "classic"
 
 
-@dataclass
-class Program:
+class Program(Child):
     """An example in a process of its own."""
 
-    process: asyncio.subprocess.Process
-    url: str
-    # What it printed.
-    output: list[str]
-    reader: asyncio.Task[None]
+    # Set once it has told it.
+    url = ""
 
     async def stop(self) -> None:
         """Send SIGTERM, and see it leave with its clients told and nothing gone wrong."""
-        if self.process.returncode is None:
-            self.process.terminate()
-        async with asyncio.timeout(WAIT):
-            await self.reader
-            code = await self.process.wait()
-        printed = "".join(self.output)
+        self.send_signal(signal.SIGTERM)
         # uvicorn, once it has stopped gracefully, dies of the signal it was sent.
-        assert code in (0, -signal.SIGTERM), printed
-        assert "Traceback" not in printed, printed
+        assert await self.exit_code() in (0, -signal.SIGTERM), self.output
+        assert "Traceback" not in self.output, self.output
 
 
 Run = Callable[[str], Awaitable[Program]]
@@ -66,36 +55,9 @@ async def run() -> AsyncIterator[Run]:
 
         async def start(name: str) -> Program:
             arguments, settings = command(name)
-            process = await asyncio.create_subprocess_exec(
-                *arguments,
-                cwd=CLASSIC,
-                env={**os.environ, **settings, "PYTHONUNBUFFERED": "1"},
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-            )
-            output: list[str] = []
-            address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-            async def read() -> None:
-                assert process.stdout is not None
-                async for line in process.stdout:
-                    output.append(line.decode())
-                    found = re.search(r"//127\.0\.0\.1:\d+", output[-1])
-                    if found is not None and not address.done():
-                        address.set_result(f"http:{found[0]}")
-                if not address.done():
-                    address.set_exception(RuntimeError("".join(output)))
-
-            reader = asyncio.create_task(read())
-            try:
-                async with asyncio.timeout(WAIT):
-                    program = Program(process, await address, output, reader)
-            except BaseException:
-                if process.returncode is None:
-                    process.kill()
-                await reader
-                await process.wait()
-                raise
+            program = Program(*arguments, cwd=CLASSIC, env={**settings})
+            await stack.enter_async_context(program)
+            program.url = "http:" + (await program.says(r"//127\.0\.0\.1:\d+"))[0]
             stack.push_async_callback(program.stop)
             return program
 

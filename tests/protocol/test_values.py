@@ -215,9 +215,9 @@ UTC = dt.UTC
 
 
 def json_of(value: Any) -> Any:
-    text, attachments = payload.encode([value])
-    assert attachments == ()
-    (found,) = json.loads(text)
+    encoded = payload.encode([value])
+    assert encoded.attachments == ()
+    (found,) = json.loads(encoded.json)
     return found
 
 
@@ -392,10 +392,10 @@ def test_scalars_and_arrays_of_numpy_are_what_they_hold(value: Any, expected: An
 def test_binary_values_are_set_apart(
     within: Callable[[Any], Any], blob: Callable[[bytes], Any]
 ) -> None:
-    text, attachments = payload.encode([within(blob(b"\x00\xff"))])
-    assert attachments == (b"\x00\xff",)
-    assert type(attachments[0]) is bytes
-    assert b'{"_placeholder":true,"num":0}' in text
+    encoded = payload.encode([within(blob(b"\x00\xff"))])
+    assert encoded.attachments == (b"\x00\xff",)
+    assert type(encoded.attachments[0]) is bytes
+    assert b'{"_placeholder":true,"num":0}' in encoded.json
 
 
 def test_binary_values_are_numbered_in_their_order() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,12 +9,14 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
-from crossband.demo import create_demo
+from crossband import Socket
+from crossband.demo import Demo, create_demo
+from crossband.demo.chat import Registration, RoomRef
 from crossband.demo.pages import PAGES
 from crossband.server import Server
 from tests.clients import PythonSocketIOClient
-from tests.clients.raw import TEXT, Tcp, frame, read_frame, upgrade
 from tests.e2e.conftest import PATIENCE, has_no_serious_barrier, picture
+from tests.link import Link, join
 
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
 
@@ -224,32 +224,28 @@ async def test_name_that_is_taken_is_told(
     await expect(page.get_by_role("alert")).to_contain_text("Choose another")
 
 
-async def guest(url: str, name: str) -> Tcp:
-    """Join the chat, and from then on throw away what is said there: half a million lines."""
-    tcp = await Tcp.open(url)
-    tcp.send(upgrade("/ws/chat"))
-    await tcp.answer()
-    for event, data in (("user:register", {"name": name}), ("room:join", {"room": "general"})):
-        tcp.send(frame(TEXT, json.dumps({"type": event, "data": data, "id": 1}).encode()))
-        while b'"type":"ack"' not in (await read_frame(tcp.reader))[1]:
-            pass
-    tcp.writer.transport.set_protocol(asyncio.Protocol())
-    return tcp
+async def guest(demo: Demo, number: int) -> Socket:
+    """Join the chat without a wire: a thousand connections would hear half a million lines."""
+    socket = await join(demo.hub, Link(demo.hub.ticker, stalled=False), "/chat")
+    await demo.chat.register(socket, Registration(f"Guest {number}"))
+    await demo.chat.join(socket, RoomRef("general"))
+    return socket
 
 
-async def test_thousand_users_are_listed(server: Server, page: Page) -> None:
+async def test_thousand_users_are_listed(demo: Demo, server: Server, page: Page) -> None:
     ada = Visitor(page)
+    # Most are there when she comes, the others follow.
+    guests = [await guest(demo, number) for number in range(900)]
     await ada.enter(server.url, "Ada")
-    crowd = [await guest(server.url, f"Guest {number}") for number in range(1_000)]
-    try:
-        await expect(ada.total).to_have_text("1,001")
-        await expect(ada.people.get_by_role("listitem")).to_have_count(1_001)
-        await page.get_by_label("Find somebody").fill("guest 777")
-        await expect(ada.people.get_by_role("listitem")).to_have_text("GGuest 777")
-        await picture(page, "chat-thousand")
-    finally:
-        for tcp in crowd:
-            tcp.writer.transport.abort()
+    guests += [await guest(demo, number) for number in range(900, 1_000)]
+    await expect(ada.total).to_have_text("1,001")
+    await expect(ada.people.get_by_role("listitem")).to_have_count(1_001)
+    for name in ("777", "977"):
+        await page.get_by_label("Find somebody").fill(f"guest {name}")
+        await expect(ada.people.get_by_role("listitem")).to_have_text(f"GGuest {name}")
+    await picture(page, "chat-thousand")
+    for socket in guests:
+        demo.hub.leave(socket, "transport close")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -123,6 +123,8 @@ async def test_room_of_another_client_cannot_be_joined(clients: tuple[Client, Cl
         ("room:message", {"room": "a\n", "data": 1}, "$.room"),
         ("chat:message", "hi", "$"),
         ("chat:message", {"content": 5}, "$.content"),
+        # Ignored, it would reach everybody.
+        ("chat:message", {"content": "for hr", "rooms": "hr"}, "$"),
         ("chat:message", {"content": "hi", "room": 5}, "$.room"),
     ],
 )

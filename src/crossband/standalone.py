@@ -31,8 +31,11 @@ class RoomMessage(msgspec.Struct):
     data: Any
 
 
-class ChatMessage(msgspec.Struct):
-    """A line of chat, for a room or for everybody."""
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
+    """A line of chat, for a room or for everybody.
+
+    A field that is not known is refused: where it was to be `room`, everybody would hear.
+    """
 
     content: str
     room: Name | None = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hmac
+import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -15,9 +18,29 @@ from crossband.hub.events import check_event, check_name
 from crossband.protocol.depth import MESSAGE_DEPTH, is_deeper
 from crossband.transports.http import ClientGone, HeaderList, Request
 
+# The fields of a broadcast as other servers of this field call them.
+_ELSEWHERE: Final = {
+    "args": "data",
+    "channel": "room",
+    "in": "room",
+    "message": "data",
+    "name": "event",
+    "nsp": "namespace",
+    "payload": "data",
+    "to": "room",
+    "topic": "room",
+    "type": "event",
+}
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+# Characters of an unknown field's name that its refusal repeats.
+_NAMED: Final = 64
 
-class Broadcast(msgspec.Struct):
-    """The body of `POST /api/broadcast`."""
+
+class Broadcast(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/broadcast`.
+
+    A field that is not known is refused: where it was to be `room`, everybody would hear.
+    """
 
     event: str
     data: Any = msgspec.UNSET
@@ -27,6 +50,22 @@ class Broadcast(msgspec.Struct):
 
 _WANTED: Final = "Show an API key: Authorization: Bearer <key>, or X-API-Key"
 _broadcast = msgspec.json.Decoder(Broadcast)
+
+
+def _unknown_field(name: str) -> InvalidMessage:
+    fields = Broadcast.__struct_fields__
+    meant = _ELSEWHERE.get(name.lower())
+    if meant is None:
+        meant = next(iter(difflib.get_close_matches(name.lower(), fields, n=1)), None)
+    hint = f"did you mean `{meant}`?" if meant else f"expected {', '.join(fields)}"
+    return InvalidMessage(f"Unknown field `{name[:_NAMED]}`; {hint}", path=f"$.{name[:_NAMED]}")
+
+
+def _check_query(query: Iterable[str]) -> None:
+    """Refuse what was to be in the body: ignored, it would let everybody hear."""
+    for name in query:
+        if name in Broadcast.__struct_fields__ or name == "rooms" or name in _ELSEWHERE:
+            raise InvalidMessage(f"`{name}` belongs in the body, not in the query")
 
 
 def _check_names(message: Broadcast) -> None:
@@ -125,10 +164,13 @@ class Api:
         try:
             message = _broadcast.decode(body)
         except msgspec.ValidationError as error:
+            if unknown := _UNKNOWN.fullmatch(str(error)):
+                raise _unknown_field(unknown[1]) from None
             reason, _, path = str(error).partition(" - at `")
             raise InvalidMessage(reason, path=path.rstrip("`") or "$") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidMessage(f"Not JSON: {error}") from None
+        _check_query(request.query)
         _check_names(message)
         namespace = self._hub.find(message.namespace)
         if namespace is None:

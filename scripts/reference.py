@@ -64,7 +64,8 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         Entry(
             "Hub",
             (
-                *("of", "configure", "lifespan", "start", "stop", "uptime", "status"),
+                *("of", "on_start", "on_stop", "spawn", "configure", "lifespan", "start", "stop"),
+                *("uptime", "status"),
                 *("sockets_of", "revoke"),
             ),
             (

@@ -8,12 +8,7 @@ Try: curl -N http://127.0.0.1:8000/events
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
-from collections.abc import AsyncIterator
-
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from crossband import Hub
 
@@ -33,12 +28,9 @@ async def tick() -> None:
         await hub.volatile.emit("tick", {"number": number, "time": now, "heard": len(hub.sockets)})
 
 
-@contextlib.asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with hub.lifespan(app):
-        ticking = asyncio.create_task(tick())
-        yield
-        ticking.cancel()
+@hub.on_start
+def start() -> None:
+    hub.spawn(tick())
 
 
-app = Starlette(routes=[Mount("/", hub)], lifespan=lifespan)
+app = hub

@@ -17,7 +17,7 @@ from typing import Any, Final, Unpack
 from crossband.addresses import TrustedProxies
 from crossband.auth import redaction
 from crossband.broker import Broker
-from crossband.errors import CloseCode, EventError
+from crossband.errors import CloseCode, EventError, StartError
 from crossband.hub.base import BaseHub
 from crossband.hub.guard import Authenticate, Authorize
 from crossband.settings import HubSettings
@@ -246,7 +246,7 @@ class Hub(BaseHub):
 
     async def _begin_serving(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start with the first request where there was no lifespan."""
-        if self._loop is not loop:
+        if self._loop is not loop or self._starting is not None:
             if self._starting is None or self._starting.get_loop() is not loop:
                 self._starting = loop.create_task(self.start())
             starting = self._starting
@@ -265,7 +265,8 @@ class Hub(BaseHub):
         try:
             await self.start()
         except Exception as error:
-            logger.exception("the hub could not start")
+            if not isinstance(error, StartError):
+                logger.exception("the hub could not start")
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
@@ -337,7 +338,7 @@ class Hub(BaseHub):
         self._spawn(self.stop())
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        # Not `spawn`: stop() waits for those.
+        # Not one of those that stop() waits for, or cancels: they wait for stop().
         task = asyncio.get_running_loop().create_task(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

@@ -211,6 +211,10 @@ class Disconnected(CrossbandError, ConnectionError):
     """The socket left before it acknowledged."""
 
 
+class StartError(CrossbandError):
+    """The server or its hub could not start; the message says why and what to do."""
+
+
 class Gap(CrossbandError):
     """A cursor can no longer be caught up from.
 

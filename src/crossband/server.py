@@ -27,7 +27,7 @@ from typing import Any, Final, Literal, Protocol, Self, get_args
 
 import uvicorn
 
-from crossband.errors import CrossbandError
+from crossband.errors import StartError
 from crossband.hub.callables import check_runs
 from crossband.hub.runner import places
 from crossband.lane import HTTPProtocol, WebSocketProtocol
@@ -76,10 +76,6 @@ _ARGUMENTS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
 }
 
 logger = logging.getLogger("crossband")
-
-
-class StartError(CrossbandError):
-    """The server could not start; the message says why and what to do."""
 
 
 class _Hub(Protocol):
@@ -647,3 +643,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     import uvloop
 
     return uvloop.new_event_loop
+
+
+__all__ = ["ASGIApp", "LogLevel", "Server", "StartError"]

@@ -305,7 +305,7 @@ async def test_failed_task_of_the_hub_is_logged(
     async def fail() -> None:
         raise RuntimeError("boom")
 
-    await asyncio.wait({hub.spawn(fail())})
+    await asyncio.wait({hub.run_to_end(fail())})
     assert "a task of the hub failed" in caplog.text
 
 

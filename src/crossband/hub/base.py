@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -38,6 +38,7 @@ from crossband.hub.callables import check_callable, check_outcome
 from crossband.hub.catchup import CatchUp, Turns
 from crossband.hub.events import Handler, check_name
 from crossband.hub.guard import Authenticate, Authorize, Guard
+from crossband.hub.life import Life, LifeFunction
 from crossband.hub.namespace import Namespace, NamespacePattern, call
 from crossband.hub.runner import Reserve, places
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
@@ -51,6 +52,8 @@ from crossband.session import Connection, Handshake, Ticker
 from crossband.settings import HubSettings, Settings
 
 logger = logging.getLogger("crossband")
+
+T = TypeVar("T")
 
 _SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
 # Seconds a client without a session, coming back with a cursor, waits for its connect
@@ -140,6 +143,7 @@ class BaseHub(Namespace):
         self._patterns: list[NamespacePattern] = []
         self._ack_ids = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._life = Life()
         # None until started; emits from other threads are sent to it.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
@@ -262,8 +266,28 @@ class BaseHub(Namespace):
         assert self._ticker is not None, "the hub is not started"
         return self._ticker
 
+    def on_start(self, function: LifeFunction) -> LifeFunction:
+        """Call a function, plain or async, when the hub has started: `@hub.on_start`.
+
+        It takes no argument, and runs on the event loop before the first client is let in;
+        several run one after another. If one fails, the hub does not start: StartError.
+        """
+        return self._life.on_start(function)
+
+    def on_stop(self, function: LifeFunction) -> LifeFunction:
+        """Call a function, plain or async, when the hub begins to stop: `@hub.on_stop`.
+
+        It takes no argument, and runs on the event loop before the clients are sent away;
+        several run one after another, the last one first. A failure is logged. They have half
+        of `shutdown_timeout` together.
+        """
+        return self._life.on_stop(function)
+
     async def start(self) -> None:
-        """Start on the running event loop. Does nothing when started there."""
+        """Start on the running event loop. Does nothing when started there.
+
+        Raises StartError when an `on_start` function fails.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
@@ -273,7 +297,7 @@ class BaseHub(Namespace):
         self._loop = loop
         self._thread = threading.get_ident()
         self._ticker = Ticker(loop)
-        self.reserve = Reserve(loop, self.spawn, self._tasks)
+        self.reserve = Reserve(loop, self.run_to_end, self._tasks)
         self.turns = Turns(loop)
         self.guard.start(loop)
         self._started_at = time.monotonic()
@@ -288,6 +312,11 @@ class BaseHub(Namespace):
         self._publish_rates = self._buckets(limits.publish_rate)
         self._start_doors(loop)
         watch(loop)
+        try:
+            await self._life.begin()
+        except BaseException:
+            await self._end(loop)
+            raise
 
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.
@@ -301,15 +330,24 @@ class BaseHub(Namespace):
         if self.stopping:
             await self._stopped.wait()
             return
+        await self._end(self._loop, self._life)
+
+    async def _end(self, loop: asyncio.AbstractEventLoop, life: Life | None = None) -> None:
+        """Stop; without the `on_stop` functions where not all of `on_start` were called."""
         self.stopping = True
         self._stopped = asyncio.Event()
-        deadline = self._loop.time() + self.settings.shutdown_timeout
+        deadline = loop.time() + self.settings.shutdown_timeout
         try:
-            await self._drain(self._loop)
+            if life is not None:
+                await life.end(self.settings.shutdown_timeout / 2)
+            await self._life.end_tasks()
+            await self._drain(loop)
             await self._stop_doors()
             await self._finish_tasks(deadline)
+            # Those of disconnect handlers.
+            await self._life.end_tasks()
         finally:
-            unwatch(self._loop)
+            unwatch(loop)
             self.guard.stop()
             try:
                 await self.broker.stop()
@@ -383,8 +421,19 @@ class BaseHub(Namespace):
     async def _stop_doors(self) -> None:
         """End all connections."""
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a task that `stop` waits for."""
+    def spawn(
+        self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None
+    ) -> asyncio.Task[T]:
+        """Run a coroutine in the background, for as long as the hub runs.
+
+        For what goes on beside the clients, such as a ticker: the hub holds the task, logs its
+        failure, and cancels it when it stops. Call it in a handler or an `on_start` function.
+        Raises RuntimeError while the hub does not run, TypeError for what is no coroutine.
+        """
+        return self._life.spawn(self._loop, coroutine, name)
+
+    def run_to_end(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a task that `stop` waits for: what is being handled."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -429,7 +478,7 @@ class BaseHub(Namespace):
             if cursor is None or isinstance(cursor, str):
                 outcome.set_result(cursor)
             else:
-                self.spawn(settle(cursor))
+                self.run_to_end(settle(cursor))
 
         loop.call_soon_threadsafe(publish)
         return outcome

@@ -17,7 +17,7 @@ def check_callable(function: Any, what: str, *arguments: str, plain: bool = Fals
     takes = f"{what} takes a function ({', '.join(arguments)}), {kinds}"
     check_runs(function, takes)
     if plain and is_async(function):
-        raise TypeError(f"{takes}; {_name(function)} is async")
+        raise TypeError(f"{takes}; {name_of(function)} is async")
     try:
         # What is called is the outermost wrapper, whatever it wraps.
         signature = inspect.signature(function, follow_wrapped=False)
@@ -26,7 +26,7 @@ def check_callable(function: Any, what: str, *arguments: str, plain: bool = Fals
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise TypeError(f"{takes}; {_name(function)} takes {signature}: {error}") from None
+        raise TypeError(f"{takes}; {name_of(function)} takes {signature}: {error}") from None
 
 
 def check_runs(function: Any, takes: str) -> None:
@@ -37,7 +37,7 @@ def check_runs(function: Any, takes: str) -> None:
     """
     if not callable(function):
         raise TypeError(f"{takes}, not {type(function).__name__}")
-    name = _name(function)
+    name = name_of(function)
     if isinstance(function, type) and any("__call__" in base.__dict__ for base in function.__mro__):
         raise TypeError(f"{takes}; {name} is a class: pass an instance, {name}(…)")
     inner = function
@@ -59,10 +59,10 @@ def check_outcome(middleware: Any, outcome: object) -> None:
     where `use(only)` was written.
     """
     if outcome is False:
-        raise TypeError(f"{_name(middleware)} returned False: a middleware refuses by raising")
+        raise TypeError(f"{name_of(middleware)} returned False: a middleware refuses by raising")
     if inspect.isroutine(outcome):
         raise TypeError(
-            f"{_name(middleware)} returned {_name(outcome)}, which nobody called: is it to be "
+            f"{name_of(middleware)} returned {name_of(outcome)}, which nobody called: is it to be "
             "called where it is registered?"
         )
 
@@ -85,7 +85,8 @@ def _is_generator_function(function: Any) -> bool:
     return code is None or not code.co_flags & inspect.CO_ITERABLE_COROUTINE
 
 
-def _name(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """Return what a function is called in its module, through partials."""
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__qualname__", type(function).__qualname__)

@@ -528,7 +528,7 @@ class Namespace(Handlers):
         for _ in range(TURN):
             if connection.queued > connection.limit // 2:
                 catch_up.pausing = True
-                self.hub.spawn(self._advance_later(socket, catch_up))
+                self.hub.run_to_end(self._advance_later(socket, catch_up))
                 return
             publication = catch_up.next()
             if publication is None:

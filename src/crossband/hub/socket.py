@@ -377,7 +377,7 @@ class Socket:
         self._busy = False
         if self._inbox:
             self._busy = True
-            self.namespace.hub.spawn(self._work())
+            self.namespace.hub.run_to_end(self._work())
 
     async def _finish(self, message: Incoming, result: Awaitable[Any]) -> None:
         try:
@@ -394,7 +394,7 @@ class Socket:
             self._inbox_size += job.size
         if not self._busy:
             self._busy = True
-            self.namespace.hub.spawn(self._work())
+            self.namespace.hub.run_to_end(self._work())
 
     @property
     def owed(self) -> int:

@@ -472,7 +472,7 @@ class EngineConnection(Connection):
     def _pause(self) -> None:
         if self._lane is not None:
             self._lane.pause_reading()
-            self._door.hub.spawn(self._read_on(self._lane))
+            self._door.hub.run_to_end(self._read_on(self._lane))
 
     async def _read_on(self, lane: Lane) -> None:
         await self._caught_up()
@@ -628,7 +628,7 @@ class EngineConnection(Connection):
             self._refuse(name, EventError(code="too_many_namespaces"))
             return
         self.connecting.add(name)
-        self._door.hub.spawn(self._admit(name, auth))
+        self._door.hub.run_to_end(self._admit(name, auth))
 
     async def _admit(self, name: str, auth: dict[str, Any]) -> None:
         hub = self._door.hub

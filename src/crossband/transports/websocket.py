@@ -182,7 +182,7 @@ class WebSocketConnection(Connection):
         read(self, socket, frame)
         if socket.crowded and self._lane is not None:
             self._lane.pause_reading()
-            self._door.hub.spawn(self._read_on(socket, self._lane))
+            self._door.hub.run_to_end(self._read_on(socket, self._lane))
 
     async def _read_on(self, socket: Socket, lane: Lane) -> None:
         await socket.caught_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import enum
 import gzip
 import hashlib
 import hmac
@@ -26,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from crossband import ConnectionRefused, Handshake, Identity, JWTAuth, Rights, Unauthorized
+from crossband import ConnectionRefused, Handshake, Hub, Identity, JWTAuth, Rights, Unauthorized
 from crossband.auth import MAX_TOKEN, bearer_token, keys, matches, redaction
 from crossband.server import Server
 
@@ -498,6 +499,64 @@ async def test_user_may_be_another_claim() -> None:
     assert await reason(auth, token()) == "claim"
 
 
+@pytest.mark.parametrize("number", [5, 0, -7, 2**63, 10**255])
+async def test_user_may_be_a_whole_number(number: int) -> None:
+    # As Django's SimpleJWT makes them.
+    auth = JWTAuth(SECRET, user_claim="user_id")
+    identity = await auth.verify(token({"sub": None, "user_id": number}))
+    assert identity.user == str(number)
+    assert identity.claims["user_id"] == number
+
+
+@pytest.mark.parametrize(
+    ("claim", "found"),
+    [
+        (5.0, "it is a fraction"),
+        (True, "it is true"),
+        (None, "it is null"),
+        ("", "it is empty"),
+        (["alice"], "it is a list"),
+        ({"id": 5}, "it is an object"),
+        (10**256, "it is a whole number"),
+    ],
+)
+async def test_user_that_is_nothing_of_the_kind_is_told_so(claim: Any, found: str) -> None:
+    shown = forged({"alg": "HS256"}, claims_now(user_id=claim), SECRET.encode())
+    with pytest.raises(Unauthorized) as refusal:
+        await JWTAuth(SECRET, user_claim="user_id").verify(shown)
+    assert refusal.value.reason == "claim"
+    assert refusal.value.message.endswith(
+        f": `user_id` must say who it is, a string or a whole number; {found}"
+    )
+
+
+async def test_user_that_is_missing_is_told_so() -> None:
+    with pytest.raises(Unauthorized, match=r"`user_id` must say who it is, .*; there is none$"):
+        await JWTAuth(SECRET, user_claim="user_id").verify(token())
+
+
+@pytest.mark.parametrize(
+    ("claim", "complaint"),
+    [
+        ("news", 'expected a list of room patterns, such as ["news"], not a string'),
+        (5, "not a whole number"),
+        (True, "not true"),
+        ({"publish": "news"}, 'such as ["news"], not a string'),
+        ([7], "expected room patterns that are strings, not a whole number"),
+        ({"subscribe": [["a"]]}, "strings, not a list"),
+        ({"listen": ["news"]}, "expected subscribe and publish, not ['listen']"),
+    ],
+)
+async def test_rooms_that_cannot_be_read_are_told_why(claim: Any, complaint: str) -> None:
+    with pytest.raises(Unauthorized, match=f": `rooms`: .*{re.escape(complaint)}"):
+        await JWTAuth(SECRET).verify(token({"rooms": claim}))
+
+
+async def test_date_as_text_of_a_number_counts() -> None:
+    shown = forged({"alg": "HS256"}, claims_now(exp=str(2**33)), SECRET.encode())
+    assert (await JWTAuth(SECRET).verify(shown)).expires == 2**33
+
+
 # Where it is shown.
 
 
@@ -602,6 +661,23 @@ def test_rights_take_no_single_string(patterns: Any) -> None:
 def test_rights_take_lists_and_sets() -> None:
     rights: Any = {"subscribe": ["team-*"], "publish": {"news"}}
     assert Rights(**rights) == Rights(("team-*",), ("news",))
+
+
+def test_identity_is_named_by_a_string() -> None:
+    with pytest.raises(ValueError, match=r"1 to 256 characters, not int: Identity\('5'\)"):
+        Identity(5)  # type: ignore[arg-type]
+    named = Identity(enum.StrEnum("Users", ["ALICE"])("alice"))
+    assert type(named.user) is str
+
+
+async def test_user_to_revoke_is_named_by_a_string() -> None:
+    hub = Hub()
+    number: Any = 5
+    complaint = "a user is named by a string, not int: write '5'"
+    with pytest.raises(TypeError, match=complaint):
+        hub.sockets_of(number)
+    with pytest.raises(TypeError, match=complaint):
+        await hub.revoke(number)
 
 
 @pytest.mark.parametrize(

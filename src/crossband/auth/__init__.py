@@ -119,9 +119,30 @@ class Rights(msgspec.Struct, frozen=True):
 def _patterns(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
-    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise ValueError("expected a list of room patterns")
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(
+            f'expected a list of room patterns, such as ["news"], not {kind_of(value)}'
+        )
+    for item in value:
+        if not isinstance(item, str):
+            raise ValueError(f"expected room patterns that are strings, not {kind_of(item)}")
     return tuple(value)
+
+
+def kind_of(value: object) -> str:
+    """Return what JSON calls a value, for those who read of a claim."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    for kinds, name in (
+        (str, "a string"),
+        (int, "a whole number"),
+        (float, "a fraction"),
+        (list, "a list"),
+        (Mapping, "an object"),
+    ):
+        if isinstance(value, kinds):
+            return name
+    return type(value).__name__
 
 
 def matches(pattern: str, room: str) -> bool:
@@ -161,8 +182,17 @@ class Identity(msgspec.Struct, frozen=True):
     claims: Mapping[str, Any] = {}
 
     def __post_init__(self) -> None:
-        if type(self.user) is not str or not 0 < len(self.user) <= MAX_USER:
-            raise ValueError(f"a user's name is a string of 1 to {MAX_USER} characters")
+        if not isinstance(self.user, str):
+            raise ValueError(
+                f"a user's name is a string of 1 to {MAX_USER} characters, not "
+                f"{type(self.user).__name__}: Identity({str(self.user)[:MAX_USER]!r})"
+            )
+        if type(self.user) is not str:
+            msgspec.structs.force_setattr(self, "user", str.__str__(self.user))
+        if not 0 < len(self.user) <= MAX_USER:
+            raise ValueError(
+                f"a user's name is a string of 1 to {MAX_USER} characters, not {len(self.user)}"
+            )
         if not _CONTROL.isdisjoint(self.user):
             raise ValueError("a user's name must not contain control characters")
         for name in ("expires", "issued"):
@@ -171,7 +201,7 @@ class Identity(msgspec.Struct, frozen=True):
                 continue
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not -math.inf < value < math.inf:
-                raise ValueError(f"{name} must be a number of seconds, not {value!r}")
+                raise ValueError(f"{name} must be a number of seconds since 1970, not {value!r}")
         if not isinstance(self.rights, Rights):
             raise TypeError(f"rights must be Rights(…), not {self.rights!r}")
         if not isinstance(self.claims, Mapping):

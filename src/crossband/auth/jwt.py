@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from crossband.auth import MAX_TOKEN, Handshake, Identity, Rights, bearer_token
+from crossband.auth import MAX_TOKEN, MAX_USER, Handshake, Identity, Rights, bearer_token, kind_of
 from crossband.auth.keys import (
     KeySource,
     KeysUnavailable,
@@ -63,7 +63,8 @@ class JWTAuth:
     audience is refused where none is set. `leeway` is how many seconds clocks may differ.
     `require_exp=False` lets in tokens without `exp`, which are good for ever.
     `anonymous=True` lets in clients without a token, with no identity. `cookie` names the
-    cookie that may hold it; `user_claim` the claim that says who it is.
+    cookie that may hold it; `user_claim` the claim that says who it is: a string, or a whole
+    number, of which the digits are the user's name (`sub` is a string, RFC 7519 §4.1.2).
     """
 
     def __init__(
@@ -185,9 +186,7 @@ class JWTAuth:
         return self._identity(claims)
 
     def _identity(self, claims: dict[str, Any]) -> Identity:
-        user = claims.get(self.user_claim)
-        if not isinstance(user, str) or not user:
-            raise _refused("claim", f"`{self.user_claim}` must say who it is")
+        user = _user(claims, self.user_claim)
         try:
             rights = Rights.from_claim(claims.get("rooms"))
         except ValueError as error:
@@ -237,6 +236,22 @@ def _header(token: str) -> dict[str, Any]:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (ValueError, RecursionError, msgspec.MsgspecError):
         raise _refused("malformed") from None
+
+
+def _user(claims: Mapping[str, Any], name: str) -> str:
+    """Return the claim that says who it is; a whole number, as a database's, by its digits.
+
+    In `sub` a number was refused before: RFC 7519 §4.1.2.
+    """
+    user = claims.get(name)
+    if type(user) is int and abs(user) < 10**MAX_USER:
+        return str(user)
+    if isinstance(user, str) and user:
+        return user
+    found = "it is empty" if user == "" else f"it is {kind_of(user)}"
+    if name not in claims:
+        found = "there is none"
+    raise _refused("claim", f"`{name}` must say who it is, a string or a whole number; {found}")
 
 
 def _seconds(claims: Mapping[str, Any], name: str) -> float | None:

@@ -181,6 +181,7 @@ class Guard:
 
     def sockets_of(self, user: str) -> list[Socket]:
         """Return a user's connected sockets, in all namespaces."""
+        _check_user(user)
         return list(self._sockets.get(user, ()))
 
     def _watch(self, socket: Socket, identity: Identity) -> None:
@@ -248,6 +249,7 @@ class Guard:
 
     async def revoke(self, user: str) -> int:
         """End all connections of a user; see `BaseHub.revoke`."""
+        _check_user(user)
         self._revoked.pop(user, None)
         self.revocations += 1
         self._revoked[user] = (self._clock(), self.revocations)
@@ -260,6 +262,14 @@ class Guard:
             self._hub.dismiss(socket, REVOKED, CloseCode.REVOKED, _revoked())
         self._hub.broker.drop_sessions(user)
         return len(connections)
+
+
+def _check_user(user: object) -> None:
+    """Raise TypeError for what is nobody's name, such as the number a claim gave it by."""
+    if not isinstance(user, str):
+        raise TypeError(
+            f"a user is named by a string, not {type(user).__name__}: write {str(user)!r}"
+        )
 
 
 def _revoked() -> Unauthorized:

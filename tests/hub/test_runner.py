@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import functools
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 import pytest
 
+from crossband.errors import EventError
 from crossband.hub.base import BaseHub
 from crossband.hub.runner import SPARE
 from crossband.hub.socket import Incoming, Socket
@@ -281,20 +285,267 @@ async def test_events_of_a_socket_are_in_order_whether_they_wait_or_not(hub: Bas
     assert answers == [0, 1, 2, 3, 4, 5]
 
 
-async def test_many_that_wait_at_once_leave_a_bounded_reserve(hub: BaseHub) -> None:
+async def test_handlers_that_begin_others_leave_a_bounded_reserve(hub: BaseHub) -> None:
+    made = [await welcomed(hub) for _ in range(2 * SPARE)]
+
+    @hub.on("pass on")
+    async def pass_on(socket: Socket, to: int) -> int:
+        if to < len(made):
+            made[to][1].receive(event("pass on", to + 1, ack_id=to))
+        return to
+
+    made[0][1].receive(event("pass on", 1, ack_id=0))
+    for number, (link, _) in enumerate(made):
+        assert (await link.messages(2))[1] == {"type": "ack", "id": number, "data": number + 1}
+    assert 1 <= len(hub.reserve.tasks) <= SPARE
+
+
+async def test_handlers_that_wait_leave_nothing_in_reserve(hub: BaseHub) -> None:
     release = asyncio.Event()
 
     @hub.on("wait")
     async def wait(socket: Socket) -> None:
         await release.wait()
 
-    made = [await welcomed(hub) for _ in range(2 * SPARE)]
+    made = [await welcomed(hub) for _ in range(10)]
     for _, socket in made:
         socket.receive(event("wait", ack_id=1))
     release.set()
     for link, _ in made:
         await link.messages(2)
-    assert len(hub.reserve.tasks) <= SPARE
+    assert hub.reserve.tasks == set()
+
+
+# What a handler does beside keeping its task, by name.
+ENDS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
+
+
+def _ends(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    ENDS[function.__name__.replace("_", " ").strip()] = function
+
+
+@_ends
+async def _at_once() -> None:
+    pass
+
+
+@_ends
+async def _after_a_wait() -> None:
+    await asyncio.sleep(0)
+
+
+@_ends
+async def _with_an_error() -> None:
+    raise EventError(code="no")
+
+
+@_ends
+async def _with_a_failure() -> None:
+    raise KeyError("no")
+
+
+@_ends
+async def _with_an_error_after_a_wait() -> None:
+    await asyncio.sleep(0)
+    raise EventError(code="no")
+
+
+@_ends
+async def _within_scopes() -> None:
+    async with asyncio.timeout(60), asyncio.TaskGroup():
+        pass
+
+
+@_ends
+async def _within_scopes_after_a_wait() -> None:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(asyncio.sleep(0))
+
+
+@pytest.mark.parametrize("what", ["event", "event middleware", "listener", "connect"])
+@pytest.mark.parametrize("how", ENDS)
+async def test_task_of_a_handler_that_ended_is_nobody_elses(
+    how: str, what: str, hub: BaseHub
+) -> None:
+    kept: list[asyncio.Task[Any]] = []
+    ended: list[asyncio.Task[Any]] = []
+
+    async def keep(*_: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if not kept:
+            kept.append(task)
+            task.add_done_callback(ended.append)
+            task.set_name("mine")
+            await ENDS[how]()
+
+    @hub.on("keep")
+    async def handle(socket: Socket) -> None:
+        if what == "event":
+            await keep()
+
+    if what == "event middleware":
+        hub.use_event(keep)
+    elif what == "listener":
+        hub.on_any(keep)
+    elif what == "connect":
+        hub.on("connect")(keep)
+    release = asyncio.Event()
+    names: list[str] = []
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        names.append(task.get_name())
+        await release.wait()
+        return "waited"
+
+    _, socket = await welcomed(hub)
+    socket.receive(event("keep", ack_id=1))
+    (task,) = kept
+    others = [await welcomed(hub) for _ in range(3)]
+    for _, other in others:
+        with outside_tasks():
+            other.receive(event("wait", ack_id=1))
+    async with asyncio.timeout(5):
+        assert await task is None
+    # The first to wait for it: callbacks come in the same tick.
+    assert ended == [task]
+    assert task.done()
+    assert not task.cancelled()
+    assert not task.cancel()
+    release.set()
+    for link, _ in others:
+        assert (await link.messages(2))[1]["data"] == "waited"
+    assert "mine" not in names
+    assert ended == [task]
+
+
+async def test_cancelling_a_handler_that_just_ended_does_nothing(hub: BaseHub) -> None:
+    kept: list[asyncio.Task[Any]] = []
+
+    @hub.on("keep")
+    async def keep(socket: Socket) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        kept.append(task)
+        return "kept"
+
+    hub.on("fine", _fine)
+    link, socket = await welcomed(hub)
+    socket.receive(event("fine"))
+    # Its runner's task begins, and waits in reserve.
+    await asyncio.sleep(0)
+    for number in (1, 2):
+        with outside_tasks():
+            socket.receive(event("keep", ack_id=number))
+            # In the same tick, as another client's handler may.
+            kept[0].cancel()
+    assert kept[0] is not kept[1]
+    async with asyncio.timeout(5):
+        assert await kept[0] is None
+    assert not kept[0].cancelled()
+    assert len(await link.messages(3)) == 3
+
+
+# Ways to keep something by a task without keeping the task.
+TRACES: dict[str, Callable[[asyncio.Task[Any]], Any]] = {
+    "a dictionary by task": lambda task: WeakKeyDictionary({task: "mine"}),
+    "a weak reference": weakref.ref,
+    "a name": lambda task: task.set_name("mine"),
+    "a callback": lambda task: task.add_done_callback(lambda _: None),
+    "an attribute of something kept": lambda task: functools.partial(print, task),
+    "a cancellation that was taken back": lambda task: (task.cancel(), task.uncancel()),
+}
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["a fresh runner", "a used runner"])
+@pytest.mark.parametrize("trace", TRACES)
+async def test_what_a_handler_leaves_on_its_task_finds_no_other(
+    trace: str, begun: bool, hub: BaseHub
+) -> None:
+    left: list[Any] = []
+    seen: list[tuple[str, Any]] = []
+    identities: list[int] = []
+
+    @hub.on("leave")
+    async def leave(socket: Socket) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        identities.append(id(task))
+        left.append(TRACES[trace](task))
+        return "left"
+
+    @hub.on("look")
+    async def look(socket: Socket) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        # While the other is not gone, so that none has its place in memory.
+        identities.append(id(task))
+        seen.append((task.get_name(), task._callbacks))
+        if isinstance(left[0], WeakKeyDictionary):
+            assert task not in left[0]
+        await asyncio.sleep(0)
+        return "looked"
+
+    hub.on("fine", _fine)
+    link, socket = await welcomed(hub)
+    if begun:
+        socket.receive(event("fine"))
+        await asyncio.sleep(0)
+    with outside_tasks():
+        socket.receive(event("leave", ack_id=1))
+        socket.receive(event("look", ack_id=2))
+    assert len(set(identities)) == 2
+    ((name, callbacks),) = seen
+    assert name != "mine"
+    assert not callbacks
+    answers = [message["data"] for message in (await link.messages(3))[1:]]
+    assert answers == ["left", "looked"]
+
+
+async def test_handler_that_failed_leaves_its_task_to_whoever_keeps_the_error(
+    hub: BaseHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks: set[int] = set()
+
+    @hub.on("fail")
+    async def fail(socket: Socket) -> None:
+        task = asyncio.current_task()
+        tasks.add(id(task))
+        raise KeyError("no")
+
+    _, socket = await welcomed(hub)
+    with outside_tasks():
+        socket.receive(event("fail"))
+        socket.receive(event("fail"))
+    # The tracebacks in the log refer to both.
+    assert len(caplog.records) == 2
+    assert len(tasks) == 2
+
+
+async def test_who_cancels_all_tasks_of_the_loop_ends_no_later_handler(hub: BaseHub) -> None:
+    hub.on("fine", _fine)
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> str:
+        await asyncio.sleep(0)
+        return "waited"
+
+    link, socket = await welcomed(hub)
+    socket.receive(event("fine", ack_id=1))
+    (spare,) = hub.reserve.tasks
+    for ticks in (0, 1, 3):
+        for task in hub.reserve.tasks:
+            task.cancel()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        with outside_tasks():
+            socket.receive(event("wait", ack_id=2))
+        assert (await link.messages(3 + 2 * (ticks > 0) + 2 * (ticks > 1)))[-1]["data"] == "waited"
+        socket.receive(event("fine", ack_id=3))
+    assert spare.cancelled()
 
 
 async def test_stop_waits_for_a_handler_and_no_longer(hub: BaseHub) -> None:

@@ -666,8 +666,11 @@ def test_rights_take_lists_and_sets() -> None:
 def test_identity_is_named_by_a_string() -> None:
     with pytest.raises(ValueError, match=r"1 to 256 characters, not int: Identity\('5'\)"):
         Identity(5)  # type: ignore[arg-type]
-    named = Identity(enum.StrEnum("Users", ["ALICE"])("alice"))
-    assert type(named.user) is str
+
+    class User(enum.StrEnum):
+        ALICE = "alice"
+
+    assert type(Identity(User.ALICE).user) is str
 
 
 async def test_user_to_revoke_is_named_by_a_string() -> None:

@@ -12,6 +12,7 @@ from crossband import Hub, Socket
 from crossband.server import Server
 from tests.clients import CLIENTS, NewClient, OfficialClient
 from tests.conftest import Serve
+from tests.lanes import PlainASGI
 
 # (the door left, the door come back by); both with the session, hence the same socket.
 CROSSINGS = [
@@ -20,13 +21,15 @@ CROSSINGS = [
     ("socket.io-client polling", "sse"),
     ("socket.io-client upgrading", "websocket"),
 ]
+# Those that start no process of their own: one for each kind of door.
+PYTHON_CLIENTS = ["websocket", "sse", "python-socketio"]
 # Why a restarted server cannot resume: a new epoch, or the session gone with the old one.
 RESTARTED = {"unknown", "session"}
 
 
-def numbers_hub(**settings: Any) -> Hub:
+def numbers_hub(kind: type[Hub] = Hub, **settings: Any) -> Hub:
     """Return a hub whose clients join the room `numbers`; events are sent from the test."""
-    hub = Hub(**settings)
+    hub = kind(**settings)
 
     @hub.on("connect")
     async def connect(socket: Socket) -> None:
@@ -246,6 +249,63 @@ async def test_evicted_history_is_told_as_a_gap(
     await hub.emit("number", 11)
     assert (await client.next_event("number")).data == 11
     assert client.data_of("number") == [0, 11]
+
+
+@pytest.mark.node
+@pytest.mark.parametrize(
+    ("door", "kind"),
+    [*((door, Hub) for door in CLIENTS), *((door, PlainASGI) for door in PYTHON_CLIENTS)],
+)
+async def test_own_events_come_back_in_their_places_whatever_others_are_sent(
+    door: str, kind: type[Hub], serve: Serve, new_client: NewClient
+) -> None:
+    hub = numbers_hub(kind, history_size=5)
+    server = await serve(hub)
+    client, neighbour = new_client(door), new_client("websocket")
+    await client.connect(server.url)
+    await neighbour.connect(server.url)
+    await hub.to(client.sid).emit("number", 0)
+    assert (await client.next_event("number")).data == 0
+    await client.cut()
+    for number in range(1, 6, 2):
+        await hub.emit("number", number)
+        # As `socket.emit` does, and `socket.to(sid)`, which leaves its own client out.
+        await hub.to(client.sid).except_(neighbour.sid).emit("number", number + 1)
+        for _ in range(10):
+            await hub.to(neighbour.sid).emit("row", "for the neighbour")
+    await client.resume()
+    for number in range(1, 7):
+        assert (await client.next_event("number")).data == number
+    await hub.to(client.sid).emit("number", 7)
+    assert (await client.next_event("number")).data == 7
+    assert client.data_of("number") == list(range(8))
+    assert client.data_of("row") == []
+    assert client.recovered or not client.tells_recovered
+    assert not client.gaps
+
+
+@pytest.mark.parametrize("kind", PYTHON_CLIENTS)
+async def test_too_many_events_of_its_own_are_a_gap_for_that_client_alone(
+    kind: str, serve: Serve, new_client: NewClient
+) -> None:
+    hub = numbers_hub(history_size=5)
+    server = await serve(hub)
+    client, other = new_client(kind), new_client("websocket")
+    for each in (client, other):
+        await each.connect(server.url)
+        await hub.to(each.sid).emit("number", 0)
+        assert (await each.next_event("number")).data == 0
+        await each.cut()
+    for number in range(1, 7):
+        await hub.to(client.sid).emit("number", number)
+    await hub.emit("number", 7)
+    await client.resume()
+    assert (await client.next_gap())["reason"] == "expired"
+    assert not client.recovered
+    await other.resume()
+    assert (await other.next_event("number")).data == 7
+    assert other.recovered
+    assert client.data_of("number") == [0]
 
 
 @pytest.mark.node

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from crossband.broker import Publication
+from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE, SOCKETIO, EnvelopeCodec, Wire
 from crossband.errors import CloseCode
 from crossband.hub.base import BaseHub, Resume
+from crossband.hub.catchup import TURN
 from crossband.hub.socket import Socket
 from tests.link import Link, handshake, join
 
@@ -131,6 +133,173 @@ async def test_unrecorded_event_in_a_replay_moves_a_cursor_no_further_than_it_is
     link.take()
     (status,) = (str(message) for message in link.taken if "status" in str(message))
     assert json.loads(status[2:]) == ["status", "busy", cursors[4]]
+
+
+async def test_own_events_and_those_for_all_come_back_in_one_order(hub: BaseHub) -> None:
+    away = await join(hub, Link(hub.ticker), resume=Resume("k" * 20))
+    other = await join(hub, Link(hub.ticker))
+    cursor = await start_of(hub)
+    hub.leave(away, "transport close")
+    for n in range(0, 12, 3):
+        hub.emit("n", n)
+        hub.to(away.id).emit("n", n + 1)
+        hub.to(other.id, away.id).emit("n", n + 2)
+        for _ in range(SIZE):
+            hub.to(other.id).emit("n", -1)
+    link = Link(hub.ticker, stalled=False)
+    socket = await join(hub, link, resume=Resume(away.session, cursor))
+    assert socket.recovered
+    await link.messages(13)
+    hub.to(socket.id).emit("n", 12)
+    await link.messages(14)
+    assert numbers(link) == list(range(13))
+    # Who shows a cursor and no session has another id, and gets what was for all.
+    anew = Link(hub.ticker, stalled=False)
+    await join(hub, anew, resume=Resume(None, cursor))
+    await anew.messages(5)
+    assert numbers(anew) == [0, 3, 6, 9]
+
+
+class Slow(MemoryBroker):
+    """A broker whose history is read some time after it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def history(
+        self, namespace: str, after: str, sid: str | None = None
+    ) -> list[Publication]:
+        self.asked.set()
+        await self.gate.wait()
+        return await super().history(namespace, after, sid)
+
+
+@pytest.mark.parametrize("last", ["for all", "its own", "for another"])
+async def test_what_both_history_and_hold_have_is_sent_once(last: str) -> None:
+    broker = Slow()
+    hub = BaseHub(broker)
+    hub.policy("status", "latest")
+    await hub.start()
+    away = await join(hub, Link(hub.ticker), resume=Resume("k" * 20))
+    other = await join(hub, Link(hub.ticker))
+    cursor = await start_of(hub)
+    hub.leave(away, "transport close")
+    hub.emit("n", 0)
+    link = Link(hub.ticker, stalled=False)
+    joining = asyncio.create_task(join(hub, link, resume=Resume(away.session, cursor)))
+    await broker.asked.wait()
+    hub.emit("n", 1)
+    hub.emit("status", "busy")
+    hub.to(away.id).emit("n", 2)
+    hub.to(other.id).emit("n", -1)
+    count = 3
+    if last == "for all":
+        hub.emit("n", 3)
+    elif last == "its own":
+        hub.to(away.id).emit("n", 3)
+    if last != "for another":
+        count = 4
+    broker.gate.set()
+    await joining
+    hub.emit("n", count)
+    await link.messages(count + 3)
+    assert numbers(link) == list(range(count + 1))
+    assert [json.loads(message)["type"] for message in link.taken].count("status") == 1
+    assert hub.holds == 0
+    await hub.stop()
+
+
+async def test_long_history_is_looked_through_between_other_work() -> None:
+    hub = BaseHub()
+    await hub.start()
+    cursor = await start_of(hub)
+    for _ in range(5 * TURN):
+        hub.to("elsewhere").emit("n", -1)
+    hub.emit("n", 0)
+    ticks = 0
+    links = [Link(hub.ticker, stalled=False) for _ in range(3)]
+    sockets = [await join(hub, link, resume=Resume(None, cursor)) for link in links]
+    async with asyncio.timeout(5):
+        while any(socket.catching is not None for socket in sockets):
+            ticks += 1
+            if ticks < 5:
+                hub.emit("n", ticks)
+            await asyncio.sleep(0)
+    # One of them at a time.
+    assert ticks >= 3 * 5
+    hub.emit("n", 5)
+    for link in links:
+        await link.messages(7)
+        assert numbers(link) == list(range(6))
+    assert hub.holds == 0
+    await hub.stop()
+
+
+async def test_client_that_leaves_between_two_turns_leaves_nothing_behind() -> None:
+    hub = BaseHub()
+    await hub.start()
+    cursor = await start_of(hub)
+    for _ in range(3 * TURN):
+        hub.to("elsewhere").emit("n", -1)
+    sockets = [
+        await join(hub, Link(hub.ticker, stalled=False), resume=Resume(None, cursor))
+        for _ in range(2)
+    ]
+    hub.leave(sockets[0], "transport close")
+    async with asyncio.timeout(5):
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert sockets[1].catching is None
+    assert hub.holds == 0
+    await hub.stop()
+
+
+async def test_what_is_for_others_alone_fills_no_hold(hub: BaseHub) -> None:
+    away = await join(hub, Link(hub.ticker), resume=Resume("k" * 20))
+    other = await join(hub, Link(hub.ticker))
+    cursor = await start_of(hub)
+    hub.leave(away, "transport close")
+    waiting, gate = asyncio.Event(), asyncio.Event()
+
+    @hub.use
+    async def hang(socket: Socket) -> None:
+        waiting.set()
+        await gate.wait()
+
+    link = Link(hub.ticker, stalled=False)
+    joining = asyncio.create_task(join(hub, link, resume=Resume(away.session, cursor)))
+    await waiting.wait()
+    for n in range(10):
+        hub.to(away.id).emit("n", n)
+        for _ in range(SIZE):
+            hub.to(other.id).emit("n", -1)
+    gate.set()
+    await joining
+    await link.messages(11)
+    assert numbers(link) == list(range(10))
+
+
+async def test_hold_is_bounded_by_bytes() -> None:
+    hub = BaseHub(history_bytes=10_000, limits={"outbox": 10_000})
+    hub.policy("status", "drop_oldest")
+    await hub.start()
+    cursor = await start_of(hub)
+    for _ in range(9):
+        hub.emit("n", "x" * 1_000)
+    link = Link(hub.ticker, limit=4_000)
+    socket = await join(hub, link, resume=Resume(None, cursor))
+    assert socket.catching is not None
+    hold = socket.catching.hold
+    for _ in range(100):
+        hub.emit("status", "x" * 1_000)
+        assert sum(publication.size for publication in hold) <= 20_000
+    assert not link.closed
+    for _ in range(21):
+        hub.emit("n", "x" * 1_000)
+    assert link.code is CloseCode.SLOW_CLIENT
+    hub.leave(socket, "transport close")
+    await hub.stop()
 
 
 async def test_hold_of_a_long_admission_is_bounded(hub: BaseHub) -> None:

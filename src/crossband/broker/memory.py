@@ -90,10 +90,10 @@ class MemoryBroker(Broker):
     def _record(self, publication: Publication) -> Publication:
         log = self._log(publication.namespace)
         if publication.private:
-            places = [(publication.namespace, sid) for sid in publication.rooms]
-            if self._visitors.keys().isdisjoint(places):
+            name, visitors = publication.namespace, self._visitors
+            if not visitors or not any((name, room) in visitors for room in publication.rooms):
                 # Without a session nobody can come back for it.
-                sids = [place[1] for place in places if place in self._ids]
+                sids = [room for room in publication.rooms if (name, room) in self._ids]
                 return log.append_private(publication, sids, self._clock())
         return log.append(publication, self._clock())
 

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -62,12 +63,23 @@ class Handshake:
 class Ticker:
     """Flushes every connection that was written to, once per event-loop tick."""
 
-    __slots__ = ("_loop", "dirty")
+    __slots__ = ("_loop", "dirty", "pressed")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        # In this tick some outbox was over its limit: who publishes on lets it be flushed first.
+        self.pressed = False
         # Those to be flushed. Who appends to it calls `schedule` first.
         self.dirty: list[Connection] = []
+
+    @property
+    def roomy(self) -> bool:
+        """Whether who publishes to several may go on within this tick."""
+        return not self.pressed
+
+    async def room(self) -> None:
+        """Wait for the flush."""
+        await asyncio.sleep(0)
 
     def schedule(self) -> list[Connection]:
         """See to it that there is a flush, and return the list it will flush."""
@@ -77,6 +89,7 @@ class Ticker:
 
     def _flush(self) -> None:
         dirty, self.dirty = self.dirty, []
+        self.pressed = False
         for connection in dirty:
             connection.dirty = False
             try:
@@ -247,7 +260,10 @@ class Connection(ABC):
 
     __slots__ = (
         "_drained",
+        "_largest",
         "_ticker",
+        "_waiting",
+        "_writers",
         "closed",
         "dirty",
         "evicted",
@@ -269,8 +285,15 @@ class Connection(ABC):
         # In the ticker's list.
         self.dirty = False
         self.closed = False
+        # Bytes of the largest message that was found in a queue over its limit: one of any size
+        # may wait beside `limit` of others.
+        self._largest = 0
+        # Somebody waits in `drained` or `room`.
+        self._waiting = False
         # None unless a replay waits for the outbox to empty.
         self._drained: asyncio.Future[None] | None = None
+        # Who waits to write on, in the order in which they came.
+        self._writers: deque[asyncio.Future[None]] = deque()
         # What the client may send; None: as fast as it likes.
         self.meter: Meter | None = None
         # Its place among the connections that are counted; None before it has one.
@@ -296,12 +319,22 @@ class Connection(ABC):
             # Much at once is not slowness: what the transport takes now is not behind, and
             # where that is known at the next tick only, there is room for a burst.
             self.flush()
+            self._ticker.pressed = True
             room = self.limit if self.behind else BURST * self.limit
             if self.queued > room and len(self.queue) > 1:
-                self.drop(self.queued - self.limit // 2)
-                # A quarter of the outbox to the next time: looking through it is not free.
-                if self.queued > self.limit * 3 // 4 and len(self.queue) > 1:
-                    self.overflow()
+                self._shorten()
+
+    def _shorten(self) -> None:
+        """Drop what may go for a client that is behind; disconnect it if that is too little."""
+        # A queue has thousands of messages, and looking through it is not free: only where it
+        # may help, and with a quarter of the outbox to the next time.
+        if self.queue[-1].tag is None and self.queued <= self.limit + self._largest:
+            return
+        self.drop(self.queued - self.limit // 2)
+        if self.queued > self.limit * 3 // 4 and len(self.queue) > 1:
+            self._largest = max(map(_size, self.queue))
+            if self.queued - self._largest > self.limit * 3 // 4:
+                self.overflow()
 
     def drop(self, excess: int = 0) -> None:
         """Drop what newer events make worthless, and older ones that may go for `excess` bytes."""
@@ -335,15 +368,15 @@ class Connection(ABC):
     def wrote(self, size: int) -> None:
         """Account for written bytes."""
         self.queued -= size
-        if self._drained is not None and not self.queue and self.queued <= 0:
-            self._release()
+        if self._waiting:
+            self._progress()
 
     def taken_all(self) -> None:
         """Empty the queue: the transport has all of it."""
         self.queue.clear()
         self.queued = 0
-        if self._drained is not None:
-            self._release()
+        if self._waiting:
+            self._progress()
 
     async def drained(self) -> None:
         """Wait until everything queued was written, or the connection closed."""
@@ -351,7 +384,27 @@ class Connection(ABC):
             return
         if self._drained is None:
             self._drained = asyncio.get_running_loop().create_future()
+            self._waiting = True
         await asyncio.shield(self._drained)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether who writes to this client alone may go on: half of its outbox is free."""
+        return self.closed or self.queued <= self.limit // 2
+
+    async def room(self) -> None:
+        """Wait until half of the outbox is free, or the connection closed."""
+        while not self.roomy:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._writers.append(turn)
+            self._waiting = True
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    # Its turn had come: it is the next one's.
+                    self._progress()
+                raise
 
     def discard_queue(self) -> None:
         """Drop what waits, at the end of the connection."""
@@ -359,11 +412,35 @@ class Connection(ABC):
         self.queued = 0
         self._release()
 
-    def _release(self) -> None:
+    def _progress(self) -> None:
+        """Let those go on who wait for room: writers one by one, as each may fill it again."""
+        if not self.queue and self.queued <= 0:
+            self._empty()
+        writers = self._writers
+        while writers and self.roomy:
+            turn = writers.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                if writers:
+                    # Behind its next write.
+                    asyncio.get_running_loop().call_soon(self._progress)
+                break
+        self._waiting = self._drained is not None or bool(writers)
+
+    def _empty(self) -> None:
         if self._drained is not None:
             if not self._drained.done():
                 self._drained.set_result(None)
             self._drained = None
+
+    def _release(self) -> None:
+        """Let all go on who wait for room: the connection has ended."""
+        self._empty()
+        for turn in self._writers:
+            if not turn.done():
+                turn.set_result(None)
+        self._writers.clear()
+        self._waiting = False
 
     def leave_seat(self) -> None:
         """Give the place back: the connection has ended, or was refused."""

@@ -265,7 +265,7 @@ async def test_handler_the_application_cancels_holds_up_nobody(
     (posted,) = outcome
     assert isinstance(posted, EventError)
     assert posted.code == "internal_error"
-    assert caplog.messages == ["the handler of 'hang' in namespace '/' was cancelled"] * 3
+    assert caplog.messages == [f"the handler of 'hang' was cancelled for {socket}"] * 3
     socket.receive(event("count", data="4", ack_id=4))
     assert (await link.messages(5))[-1]["data"] == 4
 

@@ -118,6 +118,10 @@ class Broker(ABC):
         """Keep a session: while connected, or from now for the history's age."""
 
     @abstractmethod
+    async def find_session(self, namespace: str, key: str) -> Session | None:
+        """Return a session and leave it where it is."""
+
+    @abstractmethod
     async def take_session(self, namespace: str, key: str) -> Session | None:
         """Remove and return a session; of several callers, one gets it."""
 

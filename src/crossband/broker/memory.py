@@ -124,6 +124,14 @@ class MemoryBroker(Broker):
             if self._sweeping is None:
                 self._sweep_later()
 
+    async def find_session(self, namespace: str, key: str) -> Session | None:
+        self._expire()
+        session = self._connected.get((namespace, key))
+        if session is not None:
+            return session
+        waiting = self._waiting.get((namespace, key))
+        return None if waiting is None else waiting[1]
+
     async def take_session(self, namespace: str, key: str) -> Session | None:
         self._expire()
         session = self._pop((namespace, key))

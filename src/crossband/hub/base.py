@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import difflib
+import functools
 import itertools
 import logging
 import math
@@ -42,6 +43,7 @@ from crossband.hub.life import Life, LifeFunction
 from crossband.hub.namespace import Namespace, NamespacePattern, call
 from crossband.hub.runner import Reserve, places
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
+from crossband.hub.states import State
 from crossband.hub.traffic import Traffic
 from crossband.hub.watchdog import unwatch, watch
 from crossband.limits import Limits
@@ -59,6 +61,10 @@ _SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
 # Seconds a client without a session, coming back with a cursor, waits for its connect
 # handlers to join its rooms. Its events are held meanwhile; past it, it is told of a gap.
 CONNECT_HANDLER_TIME = 5.0
+# Seconds that the connect handlers of a client that is back wait for the disconnect handlers
+# of its earlier connection, and these for their connect handlers. One that hangs must not keep
+# the client from being served.
+DEPARTURE_TIME = 5.0
 # Seconds between two log lines about refused connections.
 REFUSAL_LOG_TIME = 10.0
 # Clients a second that a stopping hub sends away at least: so many at once are no rush
@@ -85,7 +91,7 @@ class Resume:
     unreceived: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Admission:
     """A client that was let in and is not welcomed yet: exactly one of `open`, `withdraw`."""
 
@@ -95,12 +101,15 @@ class Admission:
     # Why it could not continue; None when it could, or did not ask to.
     gap: str | None
     catch_up: CatchUp | None
-    # The session that was taken from the broker, to be put back if the client goes away.
-    taken: Session | None
-    # The rooms of that session, as it was taken.
+    # The session it shows. The broker has it until all have agreed: a client that gives up
+    # while it is examined takes nothing from its next attempt.
+    session: Session | None
+    # The rooms of that session, as it was seen last.
     rooms: frozenset[str]
     # How many there had been when it was asked who it is.
     revocations: int
+    # The session was taken from the broker, to be put back if the client goes away.
+    taken: bool = False
 
 
 class BaseHub(Namespace):
@@ -141,6 +150,11 @@ class BaseHub(Namespace):
         # Those of patterns: clients name them, so none outlives its clients.
         self._matched: WeakValueDictionary[str, Namespace] = WeakValueDictionary()
         self._patterns: list[NamespacePattern] = []
+        # Admissions that have taken their session and are being answered, by namespace and key.
+        self._opening: dict[tuple[str, str], Admission] = {}
+        # The departures that are under way, by namespace and session: who comes back meanwhile
+        # is greeted after them.
+        self._departures: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._ack_ids = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._life = Life()
@@ -260,6 +274,11 @@ class BaseHub(Namespace):
     def uptime(self) -> float:
         """Seconds since the hub started; 0 before."""
         return time.monotonic() - self._started_at if self.started else 0.0
+
+    @property
+    def pace(self) -> Ticker | None:
+        """What who publishes to several waits for: that full outboxes are written."""
+        return self._ticker
 
     @property
     def ticker(self) -> Ticker:
@@ -640,8 +659,12 @@ class BaseHub(Namespace):
                 await socket.subscribe(*rooms)
             if namespace.registry.uses:
                 await self._examine(socket, namespace.registry.uses)
+            if socket.refused:
+                raise ConnectionRefused("Disconnected by the application")
             if self.stopping:
                 raise ConnectionRefused(code="shutting_down", status=503)
+            await self._take(admission)
+            socket.stage = State.ADMITTED
         except BaseException as error:
             self.withdraw(admission)
             if isinstance(error, ConnectionRefused):
@@ -698,127 +721,186 @@ class BaseHub(Namespace):
         revocations: int,
     ) -> Admission:
         user = None if identity is None else identity.user
-        taken: Session | None = None
+        session: Session | None = None
         # The session is another user's.
         foreign = False
-        rooms: frozenset[str] = frozenset()
         gap: str | None = None
         catch_up: CatchUp | None = None
         cursor = resume.cursor
         if resume.key is not None:
-            taken = await self.broker.take_session(namespace.name, resume.key)
-            if taken is not None and taken.user != user:
-                self._put_back(namespace, taken, revocations)
-                taken, foreign = None, True
-            if taken is None and (cursor is not None or resume.returning):
+            session = await self._find_session(namespace, resume.key)
+            if session is not None and session.user != user:
+                session, foreign = None, True
+            if session is None and (cursor is not None or resume.returning):
                 gap = "session"
-            elif taken is not None:
-                rooms = frozenset(taken.rooms)
-                if cursor is None and (resume.returning or resume.unreceived):
-                    cursor = taken.cursor
+            elif session is not None and cursor is None and (resume.returning or resume.unreceived):
+                cursor = session.cursor
+        rooms = frozenset[str]() if session is None else frozenset(session.rooms)
         if cursor is not None:
-            hold = namespace.hold(connection, () if taken is None else (taken.sid, *rooms))
-            sid = None if taken is None else taken.sid
+            hold = namespace.hold(connection, () if session is None else (session.sid, *rooms))
+            sid = None if session is None else session.sid
             try:
                 try:
                     missed = await self.broker.history(namespace.name, cursor, sid)
                 except Gap as error:
-                    if taken is None or not resume.returning or error.reason != "unknown":
+                    if session is None or not resume.returning or error.reason != "unknown":
                         raise
                     # A known pid with a cursor from before it: nothing came since it started.
-                    cursor = taken.cursor
+                    cursor = session.cursor
                     missed = await self.broker.history(namespace.name, cursor, sid)
                 if gap is None:
                     catch_up = CatchUp(missed, hold, cursor)
             except Gap as error:
                 gap = error.reason
-            except BaseException:
-                self._put_back(namespace, taken, revocations)
-                raise
             finally:
                 if catch_up is None:
                     namespace.unhold(hold)
-        if taken is not None and catch_up is not None:
+        if session is not None and catch_up is not None:
             record = Session(
-                taken.namespace,
-                taken.key,
-                taken.sid,
+                session.namespace,
+                session.key,
+                session.sid,
                 set(rooms),
-                taken.data,
-                taken.cursor,
+                session.data,
+                session.cursor,
                 user,
-                taken.asked,
+                session.asked,
             )
         else:
             # A new pid tells a Socket.IO client that it was not recovered; a key the client
             # chose itself it will show again, whatever is answered.
             key = None if resume.returning or foreign else resume.key
-            record = Session(
-                namespace.name,
-                key if key is not None else secrets.token_urlsafe(24),
-                new_id(),
-                set(),
-                {},
-                self.broker.head(namespace.name),
-                user,
-            )
+            record = self._new_session(namespace, key, user)
         socket = Socket(
             namespace,
             connection,
             codec,
             handshake,
             record,
-            recovered=taken is not None and catch_up is not None,
+            recovered=session is not None and catch_up is not None,
             identity=identity,
         )
         if catch_up is not None:
             # Its middlewares know its id from here on.
             catch_up.hold.ids = socket.rooms
-        return Admission(socket, cursor, gap, catch_up, taken, rooms, revocations)
+        return Admission(socket, cursor, gap, catch_up, session, rooms, revocations)
+
+    def _new_session(self, namespace: Namespace, key: str | None, user: str | None) -> Session:
+        key = key if key is not None else secrets.token_urlsafe(24)
+        return Session(
+            namespace.name, key, new_id(), set(), {}, self.broker.head(namespace.name), user
+        )
+
+    async def _find_session(self, namespace: Namespace, key: str) -> Session | None:
+        """Return a session that is kept, or that a client is being answered with just now."""
+        opening = self._opening.get((namespace.name, key))
+        if opening is not None:
+            return opening.session
+        return await self.broker.find_session(namespace.name, key)
+
+    async def _take(self, admission: Admission) -> None:
+        """Take the session that a client shows: of several attempts, the last one has it."""
+        session = admission.session
+        if session is None:
+            return
+        place = (session.namespace, session.key)
+        earlier = self._opening.pop(place, None)
+        if earlier is not None:
+            # Its client is not answered yet, and starts anew if it is there to be.
+            taken = earlier.session
+            self._start_anew(earlier)
+        else:
+            taken = await self.broker.take_session(*place)
+        if taken is None or taken.sid != session.sid:
+            # Ended or revoked while this client was examined, or started anew by another.
+            if taken is not None:
+                live = admission.socket.namespace.live(taken.key)
+                self.broker.save_session(taken, connected=live is not None)
+            self._start_anew(admission)
+            return
+        self._follow(admission, taken)
+        admission.session, admission.taken = taken, True
+        self._opening[place] = admission
+
+    def _follow(self, admission: Admission, session: Session) -> None:
+        """Take over what rooms a session has joined and left since it was looked at."""
+        socket = admission.socket
+        if socket.recovered:
+            seen, now = admission.rooms, session.rooms
+            socket.record.rooms.difference_update(seen - now)
+            socket.record.rooms.update(now - seen)
+            socket.record.asked |= session.asked & (now - seen)
+        admission.rooms = frozenset(session.rooms)
+
+    def _start_anew(self, admission: Admission) -> None:
+        """Let a client in without the session it showed, which is no longer its own."""
+        socket = admission.socket
+        namespace = socket.namespace
+        if admission.catch_up is not None:
+            namespace.release(admission.catch_up)
+        record = socket.record
+        socket.record = self._new_session(namespace, None, record.user)
+        if socket.recovered:
+            # Those it joined while it was examined.
+            socket.record.rooms = record.rooms - admission.rooms
+            socket.record.asked = record.asked & socket.record.rooms
+        else:
+            socket.record.rooms = record.rooms
+            socket.record.asked = record.asked
+        socket.recovered = False
+        admission.gap = "session"
+        admission.catch_up = admission.session = None
+        admission.taken = False
 
     def withdraw(self, admission: Admission) -> None:
         """Undo an admission: the client was refused, or left before its welcome."""
-        self.traffic.cut(admission.socket)
-        namespace = admission.socket.namespace
+        socket = admission.socket
+        self.traffic.cut(socket)
+        socket.stage = State.GONE
+        namespace = socket.namespace
         if admission.catch_up is not None:
             namespace.release(admission.catch_up)
-        self._put_back(namespace, admission.taken, admission.revocations)
-
-    def _put_back(self, namespace: Namespace, taken: Session | None, revocations: int) -> None:
-        if taken is None:
+        session = admission.session
+        if session is None or not admission.taken:
             return
-        live = namespace.live(taken.key)
+        self._opening.pop((session.namespace, session.key), None)
+        live = namespace.live(session.key)
         if live is not None:
             # Its old connection, or somebody else who has taken up the key since.
             self.broker.save_session(live.record, connected=True)
-        elif not self.guard.revoked_since(taken.user, revocations):
-            self.broker.save_session(taken, connected=False)
+        elif not self.guard.revoked_since(session.user, admission.revocations):
+            self.broker.save_session(session, connected=False)
 
     def open(self, admission: Admission) -> None:
         """Welcome an admitted client: from here on it receives, in order, all it should."""
         socket = admission.socket
         namespace = socket.namespace
-        catch_up = admission.catch_up
+        session = admission.session
+        if session is not None:
+            self._opening.pop((session.namespace, session.key), None)
+        # Whose departure the connect handlers wait for.
+        earlier: list[asyncio.Task[None]] = []
         # The same client again, before its old connection was found dead.
-        for key in {socket.session, *([admission.taken.key] if admission.taken else [])}:
+        for key in {socket.session, *([session.key] if session is not None else [])}:
             live = namespace.live(key)
             if live is not None and live.record.user != socket.record.user:
                 # Another user took up the key while it was out of the broker.
                 socket.record.key = secrets.token_urlsafe(24)
-            elif live is not None:
-                if socket.recovered:
-                    # It may have joined and left rooms since the session was taken.
-                    now = live.record.rooms
-                    socket.record.rooms.difference_update(admission.rooms - now)
-                    socket.record.rooms.update(now - admission.rooms)
-                    socket.record.asked |= live.record.asked & (now - admission.rooms)
+                continue
+            if live is not None:
+                self._follow(admission, live.record)
                 self.leave(live, "transport close", keep_session=False)
                 live.connection.end_socket(
                     namespace.name, CloseCode.SESSION_TAKEN, "resumed elsewhere"
                 )
+            departure = self._departures.get((namespace.name, key))
+            if departure is not None:
+                earlier.append(departure)
+        catch_up = admission.catch_up
         # A pattern's namespace may have emptied meanwhile, also just now.
         self.namespaces[namespace.name] = namespace
         socket.connected = True
+        socket.stage = State.LIVE
         namespace.add(socket)
         if socket.identity is not None:
             self.guard.entered(socket)
@@ -845,30 +927,51 @@ class BaseHub(Namespace):
             notice = codec.gap(namespace.name, reason=admission.gap, offset=head)
             if notice is not None:
                 socket.connection.push(notice)
+        # Without a session, its rooms are those that the connect handlers will join.
+        unknown = catch_up is not None and session is None and bool(namespace.registry.connect)
         if catch_up is not None:
             catch_up.socket = socket
             socket.catching = catch_up
-            if admission.taken is not None or not namespace.registry.connect:
+            if not unknown:
                 namespace.advance(socket)
-            else:
-                # Without a session its rooms are those the connect handler will join.
-                timer = asyncio.get_running_loop().call_later(
-                    CONNECT_HANDLER_TIME, self._connect_is_late, socket, catch_up
-                )
-                socket.begin(self._connect_then_advance(socket, timer))
-        if namespace.registry.connect and (catch_up is None or admission.taken is not None):
-            socket.begin(namespace.connected(socket))
+        socket.welcomed()
+        if namespace.registry.connect:
+            socket.greeting = asyncio.get_running_loop().create_future()
+            socket.begin(self._greet(socket, earlier, catch_up if unknown else None))
         self.guard.check_admitted(socket, admission.revocations)
+        if socket.refused:
+            self.part(socket, close=False)
         if self.stopping:
             # Let in before the hub stopped, and answered since: nobody else closes it.
             self._dismiss(socket.connection, [socket])
 
-    async def _connect_then_advance(self, socket: Socket, timer: asyncio.TimerHandle) -> None:
+    async def _greet(
+        self,
+        socket: Socket,
+        earlier: Sequence[asyncio.Task[None]],
+        catch_up: CatchUp | None,
+    ) -> None:
+        """Run the connect handlers; then `catch_up`, if any, may begin."""
+        timer = None
+        if catch_up is not None:
+            timer = asyncio.get_running_loop().call_later(
+                CONNECT_HANDLER_TIME, self._connect_is_late, socket, catch_up
+            )
         try:
+            if earlier:
+                _, late = await asyncio.wait(earlier, timeout=DEPARTURE_TIME)
+                if late:
+                    logger.warning(
+                        "a disconnect handler takes more than %g s: %s is greeted before its end",
+                        DEPARTURE_TIME,
+                        socket,
+                    )
             await socket.namespace.connected(socket)
         finally:
-            timer.cancel()
-            socket.namespace.advance(socket)
+            socket.greeted()
+            if timer is not None:
+                timer.cancel()
+                socket.namespace.advance(socket)
 
     def _connect_is_late(self, socket: Socket, catch_up: CatchUp) -> None:
         # After a stall of the loop timers come first: whoever was ready all along goes before.
@@ -908,20 +1011,64 @@ class BaseHub(Namespace):
         else:
             self.broker.drop_session(namespace.name, socket.session)
         socket.left()
+        socket.stage = State.GONE
         if namespace.registry.disconnect:
-            socket.enqueue(lambda: namespace.disconnected(socket, reason))
+            socket.stage = State.LEAVING
+            place = (namespace.name, socket.session)
+            departure = self.run_to_end(self._depart(socket, reason, self._departures.get(place)))
+            self._departures[place] = departure
+            departure.add_done_callback(functools.partial(self._departed, place))
         if not namespace.sockets and self._matched.get(namespace.name) is namespace:
             self.namespaces.pop(namespace.name, None)
 
+    async def _depart(
+        self, socket: Socket, reason: str, earlier: asyncio.Task[None] | None
+    ) -> None:
+        """Run the disconnect handlers, not before the connect handlers have ended."""
+        try:
+            waits_for = [each for each in (earlier, socket.greeting) if each is not None]
+            if waits_for:
+                _, late = await asyncio.wait(waits_for, timeout=DEPARTURE_TIME)
+                if late:
+                    logger.warning(
+                        "a connect handler takes more than %g s: the disconnect handlers run "
+                        "before its end for %s",
+                        DEPARTURE_TIME,
+                        socket,
+                    )
+            await socket.namespace.disconnected(socket, reason)
+        finally:
+            socket.stage = State.GONE
+
+    def _departed(self, place: tuple[str, str], departure: asyncio.Task[None]) -> None:
+        if self._departures.get(place) is departure:
+            del self._departures[place]
+
     def part(self, socket: Socket, *, close: bool) -> None:
         """Disconnect a socket from the server's side, for good."""
+        if socket.stage in (State.CONNECTING, State.ADMITTED):
+            socket.refused = True
+            return
+        name = socket.namespace.name
+        if not socket.connected:
+            # It was cut, and is to start anew if it comes back; not if it is back already.
+            if socket.namespace.live(socket.session) is None:
+                self.broker.drop_session(name, socket.session)
+            return
         self.leave(socket, "server namespace disconnect")
         socket.connection.end_socket(
-            socket.namespace.name,
-            CloseCode.DISCONNECTED,
-            "server namespace disconnect",
-            close=close,
+            name, CloseCode.DISCONNECTED, "server namespace disconnect", close=close
         )
+
+    def refuse(self, socket: Socket, refusal: ConnectionRefused) -> None:
+        """End a client that a connect handler refused, with the error it raised."""
+        if not socket.connected:
+            return
+        if refusal.status >= 500:
+            # What passes: it may come back as itself.
+            self.dismiss(socket, "forced close", CloseCode.TRY_AGAIN_LATER, refusal)
+        else:
+            self.dismiss(socket, "server namespace disconnect", CloseCode.DISCONNECTED, refusal)
 
     def dismiss(self, socket: Socket, reason: str, code: CloseCode, error: EventError) -> None:
         """Tell a client why it must go, and end it."""

@@ -9,8 +9,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from crossband.broker import Publication
-from crossband.codecs import tag_of
-from crossband.policies import shed
+from crossband.codecs import Wire, tag_of
+from crossband.policies import Tag, shed
 
 if TYPE_CHECKING:
     from crossband.hub.socket import Socket
@@ -44,11 +44,12 @@ class Turns:
         go_on()
 
 
-class Hold(deque[Publication]):
+class Hold(deque["Publication | Wire"]):
     """All that a namespace records from before a client's history was read.
 
-    Also what it does not record but queues for clients that are behind. Without what is for
-    other clients alone: nobody fills a hold but those whose events its client may have to get.
+    Also what it does not record but queues for clients that are behind, and what is sent to
+    this client alone, as answers are. Without what is for other clients alone: nobody fills a
+    hold but those whose events its client may have to get.
     """
 
     def __init__(self, connection: Connection, *, count: int, size: int) -> None:
@@ -56,19 +57,23 @@ class Hold(deque[Publication]):
         self.connection = connection
         # The client's own socket id, once it is known, and those whose rooms it is in.
         self.ids: frozenset[str] = frozenset()
-        # Publications, and bytes of their data; a client further behind is disconnected.
+        # Messages, and bytes of their data; a client further behind is disconnected.
         self._most = count
         self._largest = size
         self.size = 0
 
     def take(self, publication: Publication) -> None:
         """Keep a publication until the client has what is before it."""
-        if self.connection.closed:
-            return
         if publication.private and self.ids.isdisjoint(publication.rooms):
             return
-        self.append(publication)
-        self.size += publication.size
+        self.keep(publication)
+
+    def keep(self, item: Publication | Wire) -> None:
+        """Keep a message, in its place."""
+        if self.connection.closed:
+            return
+        self.append(item)
+        self.size += item.size
         if len(self) > self._most:
             self._shed(_one, len(self) - self._most // 2)
             if len(self) > self._most * 3 // 4:
@@ -79,27 +84,31 @@ class Hold(deque[Publication]):
             if self.size > self._largest * 3 // 4 and len(self) > 1:
                 self.connection.overflow()
 
-    def next(self) -> Publication | None:
+    def next(self) -> Publication | Wire | None:
         """Remove and return the oldest."""
         if not self:
             return None
-        publication = self.popleft()
-        self.size -= publication.size
-        return publication
+        item = self.popleft()
+        self.size -= item.size
+        return item
 
-    def _shed(self, measure: Callable[[Publication], int], excess: int) -> None:
-        kept, freed = shed(self, tag_of, measure, excess)
+    def _shed(self, measure: Callable[[Publication | Wire], int], excess: int) -> None:
+        kept, freed = shed(self, _tag, measure, excess)
         if freed:
             self.clear()
             self.extend(kept)
             self.size = sum(map(_size, kept))
 
 
-_size: Final[Callable[[Publication], int]] = attrgetter("size")
+_size: Final[Callable[[Publication | Wire], int]] = attrgetter("size")
 
 
-def _one(_: Publication) -> int:
+def _one(_: Publication | Wire) -> int:
     return 1
+
+
+def _tag(item: Publication | Wire) -> Tag | None:
+    return item.tag if isinstance(item, Wire) else tag_of(item)
 
 
 class CatchUp:
@@ -109,7 +118,7 @@ class CatchUp:
     moment both are empty.
     """
 
-    __slots__ = ("_missed", "_overlap", "begun", "cursor", "hold", "pausing", "socket")
+    __slots__ = ("_ended", "_missed", "_overlap", "begun", "cursor", "hold", "pausing", "socket")
 
     def __init__(self, missed: Iterable[Publication], hold: Hold, cursor: str) -> None:
         self._missed = deque(missed)
@@ -120,7 +129,7 @@ class CatchUp:
         # the last of it.
         if self._missed:
             last = self._missed[-1].cursor
-            if any(publication.cursor == last for publication in hold):
+            if any(isinstance(item, Publication) and item.cursor == last for item in hold):
                 self._overlap = last
         self.hold = hold
         # Where the client is: nothing before it is still to come.
@@ -131,15 +140,28 @@ class CatchUp:
         self.begun = False
         # Its outbox is full, or others have their turn: it will go on by itself.
         self.pausing = False
+        # None unless somebody waits for the end.
+        self._ended: asyncio.Future[None] | None = None
 
-    def next(self) -> Publication | None:
-        """Return the next publication of the namespace; None when live."""
+    async def ended(self) -> None:
+        """Wait until the client is live, or has left."""
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._ended)
+
+    def end(self) -> None:
+        """Let those go on who wait for the end."""
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def next(self) -> Publication | Wire | None:
+        """Return the next publication of the namespace, or message; None when live."""
         if self._missed:
             publication = self._missed.popleft()
             self.cursor = publication.cursor or self.cursor
             return publication
         while (held := self.hold.next()) is not None:
-            if held.cursor is None:
+            if isinstance(held, Wire) or held.cursor is None:
                 return held
             if self._overlap is None:
                 self.cursor = held.cursor

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import math
 from collections.abc import Awaitable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from crossband.hub.events import check_name
 
@@ -18,27 +18,46 @@ if TYPE_CHECKING:
 ACK_TIMEOUT = 60.0
 
 
+class Writable(Protocol):
+    """What may be full: the way to one client, or to all of a hub."""
+
+    @property
+    def roomy(self) -> bool:
+        """Whether there is nothing to wait for."""
+
+    def room(self) -> Awaitable[None]:
+        """Wait until there is room again, or nobody is left to write to."""
+
+
 class Emission(Awaitable["str | None"]):
     """An event on its way: await it for its cursor, or leave it be.
 
-    From another thread, `result()` blocks until the event is published.
+    Awaited, an event for one client also waits for room in that client's outbox, as `drain`
+    does on a stream: who writes a file in chunks is never too fast. From another thread,
+    `result()` blocks until the event is published.
     """
 
-    __slots__ = ("_outcome",)
+    __slots__ = ("_outcome", "_way")
 
     def __init__(
         self,
         outcome: str | Awaitable[str | None] | concurrent.futures.Future[str | None] | None,
+        way: Writable | None = None,
     ) -> None:
         self._outcome = outcome
+        # What awaiting waits for besides. None: nothing.
+        self._way = way
 
     def __await__(self) -> Generator[Any, None, str | None]:
         outcome = self._outcome
-        if outcome is None or isinstance(outcome, str):
-            return outcome
         if isinstance(outcome, concurrent.futures.Future):
             return (yield from asyncio.wrap_future(outcome).__await__())
-        return (yield from outcome.__await__())
+        if outcome is not None and not isinstance(outcome, str):
+            outcome = yield from outcome.__await__()
+        way = self._way
+        if way is not None and not way.roomy:
+            yield from way.room().__await__()
+        return outcome
 
     def result(self, timeout: float | None = None) -> str | None:
         """Return the cursor; in another thread, wait for it up to `timeout` seconds.
@@ -115,7 +134,8 @@ class Emitter:
         """Publish an event to the chosen sockets, on every transport.
 
         It is encoded, ordered and recorded at once; awaiting the result gives its cursor
-        (None if volatile). Safe from any thread. Raises EncodeError.
+        (None if volatile), and waits for room in the outbox of an event's only recipient.
+        Safe from any thread. Raises EncodeError.
         """
         return self._namespace.publish(event, args, self._rooms, self._except, self._volatile)
 

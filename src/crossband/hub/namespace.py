@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -11,8 +12,15 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, TypeVar, overload
 
 from crossband.broker import Publication
 from crossband.codecs import PLAIN, Codec, Wire, tag_of
-from crossband.errors import AckTimeout, CrossbandError, EncodeError, EventError, InvalidMessage
-from crossband.hub.callables import check_callable, check_outcome
+from crossband.errors import (
+    AckTimeout,
+    ConnectionRefused,
+    CrossbandError,
+    EncodeError,
+    EventError,
+    InvalidMessage,
+)
+from crossband.hub.callables import check_callable, check_outcome, is_async
 from crossband.hub.catchup import TURN, CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.events import (
@@ -54,6 +62,7 @@ class Registry:
 
     __slots__ = (
         "any",
+        "concurrent",
         "connect",
         "direct",
         "disconnect",
@@ -67,6 +76,8 @@ class Registry:
         self.events: dict[str, EventSchema] = {}
         # The events that nothing stands before: all, or none of them.
         self.direct = self.events
+        # The events that do not wait for those before them.
+        self.concurrent: set[str] = {REFRESH}
         self.connect: list[Handler] = []
         self.disconnect: list[Handler] = []
         self.any: list[Handler] = []
@@ -94,22 +105,51 @@ class Handlers:
         self, event: Literal["disconnect"]
     ) -> Callable[[DisconnectHandler], DisconnectHandler]: ...
     @overload
-    def on(self, event: str) -> Callable[[EventHandler], EventHandler]: ...
+    def on(
+        self, event: str, *, concurrent: bool = False, cancel_on_disconnect: bool = False
+    ) -> Callable[[EventHandler], EventHandler]: ...
     @overload
-    def on(self, event: str, handler: EventHandler) -> EventHandler: ...
-    def on(self, event: str, handler: Any = None) -> Any:
+    def on(
+        self,
+        event: str,
+        handler: EventHandler,
+        *,
+        concurrent: bool = False,
+        cancel_on_disconnect: bool = False,
+    ) -> EventHandler: ...
+    def on(
+        self,
+        event: str,
+        handler: Any = None,
+        *,
+        concurrent: bool = False,
+        cancel_on_disconnect: bool = False,
+    ) -> Any:
         """Handle an event: `handler(socket, *payload)`, plain or async.
 
         The annotations of the payload arguments are the event's schema; what the handler
         returns is the acknowledgement. `connect` handlers get the socket, once its client has
-        been welcomed; `disconnect` handlers the socket and the reason. Plain functions run on
-        the event loop and must not block. Raises ValueError when the event has a handler,
-        TypeError for what cannot be called so.
+        been welcomed, and may raise ConnectionRefused to end it; `disconnect` handlers get the
+        socket and the reason, at once when it leaves. Plain functions run on the event loop and
+        must not block.
+
+        A client's events are handled one after another; while a handler waits for an
+        acknowledgement of its own client, the next begins. A `concurrent` event waits for no
+        other, and none waits for it. With `cancel_on_disconnect` an async handler is cancelled
+        when its client leaves. Raises ValueError when the event has a handler, TypeError for
+        what cannot be called so.
         """
         if not isinstance(event, str):
             raise TypeError('on() takes the event\'s name first: @hub.on("chat:message")')
         if handler is None:
-            return lambda function: self.on(event, function)
+            return lambda function: self.on(
+                event,
+                function,
+                concurrent=concurrent,
+                cancel_on_disconnect=cancel_on_disconnect,
+            )
+        if event in ("connect", "disconnect") and (concurrent or cancel_on_disconnect):
+            raise ValueError(f"{event!r} is no event of a client: it takes a handler only")
         if event == "connect":
             check_callable(handler, 'on("connect")', "socket")
             self.registry.connect.append(handler)
@@ -122,7 +162,15 @@ class Handlers:
                 raise ValueError(f"{event!r} is a reserved event name")
             if event in self.registry.events:
                 raise ValueError(f"{event!r} has a handler already")
-            self.registry.events[event] = EventSchema(event, handler)
+            if cancel_on_disconnect and not is_async(handler):
+                raise TypeError(
+                    f"the handler of {event!r} is not async: it cannot be cancelled when its "
+                    "client leaves (cancel_on_disconnect)"
+                )
+            schema = EventSchema(event, _bound(handler) if cancel_on_disconnect else handler)
+            self.registry.events[event] = schema
+            if concurrent:
+                self.registry.concurrent.add(event)
         return handler
 
     def on_any(self, handler: Listener) -> Listener:
@@ -176,6 +224,14 @@ class Handlers:
         self.registry.event_uses.append(middleware)
         self.registry.direct = {}
         return middleware
+
+
+def _bound(handler: Handler) -> Handler:
+    @functools.wraps(handler)
+    async def run(socket: Socket, *args: Any) -> Any:
+        return await socket.bind(handler(socket, *args))
+
+    return run
 
 
 async def call(function: Handler, *args: Any) -> Any:
@@ -306,7 +362,10 @@ class Namespace(Handlers):
                 self.name, event, data, rooms, except_, None, policy.dropping, policy.key(args)
             )
         self.traffic.published += 1
-        return Emission(self.hub.post(publication, record=record))
+        outcome = self.hub.post(publication, record=record)
+        # Of all, the slowest does not decide how fast is written: that would stop the others.
+        only = self._sockets.get(rooms[0]) if len(rooms) == 1 else None
+        return Emission(outcome, self.hub.pace if only is None else only)
 
     def deliver(self, publication: Publication) -> None:
         """Give a publication to its recipients. Hot: the loop is once per recipient.
@@ -428,7 +487,7 @@ class Namespace(Handlers):
                 continue
             asked.append((socket, wire))
         for socket, wire in asked:
-            socket.connection.push(wire)
+            socket.ask(wire)
         if not answers:
             return []
         try:
@@ -469,8 +528,7 @@ class Namespace(Handlers):
         for room in socket.record.rooms:
             self.exit(socket, room)
         if socket.catching is not None:
-            self.release(socket.catching)
-            socket.catching = None
+            self.end_catching(socket, socket.catching)
 
     def enter(self, socket: Socket, room: str) -> None:
         self._rooms.setdefault(room, {})[socket] = None
@@ -506,6 +564,12 @@ class Namespace(Handlers):
 
     def release(self, catch_up: CatchUp) -> None:
         self.unhold(catch_up.hold)
+        catch_up.end()
+
+    def end_catching(self, socket: Socket, catch_up: CatchUp) -> None:
+        """Note that a client has nothing more to catch up with."""
+        socket.catching = None
+        self.release(catch_up)
 
     def unhold(self, held: Hold) -> None:
         # By identity: two empty deques are equal.
@@ -526,17 +590,18 @@ class Namespace(Handlers):
         catch_up.begun = True
         rooms = socket.rooms
         for _ in range(TURN):
-            if connection.queued > connection.limit // 2:
+            if not connection.roomy:
                 catch_up.pausing = True
                 self.hub.run_to_end(self._advance_later(socket, catch_up))
                 return
-            publication = catch_up.next()
-            if publication is None:
-                socket.catching = None
-                self.release(catch_up)
+            item = catch_up.next()
+            if item is None:
+                self.end_catching(socket, catch_up)
                 return
-            if concerns(publication, rooms):
-                wire = self._encode(socket.codec, publication, catch_up.cursor)
+            if isinstance(item, Wire):
+                connection.push(item)
+            elif concerns(item, rooms):
+                wire = self._encode(socket.codec, item, catch_up.cursor)
                 if wire is not None:
                     connection.push(wire)
         catch_up.pausing = True
@@ -600,9 +665,13 @@ class Namespace(Handlers):
             ) from None
 
     async def connected(self, socket: Socket) -> None:
-        """Run the connect handlers."""
+        """Run the connect handlers; one that raises ConnectionRefused ends the client."""
         for function in self.registry.connect:
-            await self._notify(socket, "connect", function, socket)
+            try:
+                await self._notify(socket, "connect", function, socket)
+            except ConnectionRefused as refusal:
+                self.hub.refuse(socket, refusal)
+                return
 
     async def disconnected(self, socket: Socket, reason: str) -> None:
         """Run the disconnect handlers."""
@@ -615,9 +684,11 @@ class Namespace(Handlers):
         except EventError as error:
             # At a disconnect there is nobody left to tell.
             if what == "connect":
+                if isinstance(error, ConnectionRefused):
+                    raise
                 socket.tell(error, what)
         except Exception:
-            logger.exception("a %s handler of namespace %r failed", what, self.name)
+            logger.exception("a %s handler failed for %s", what, socket)
             if what == "connect":
                 socket.tell(EventError(code="internal_error"), what)
 

@@ -8,6 +8,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ import msgspec
 
 from crossband.auth import Action, Identity
 from crossband.broker import Publication, Session
-from crossband.codecs import PLAIN, Codec
+from crossband.codecs import PLAIN, Codec, Wire
 from crossband.errors import (
     AckTimeout,
     CrossbandError,
@@ -28,6 +29,7 @@ from crossband.errors import (
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter, check_seconds
 from crossband.hub.events import NAME_LENGTH, check_event, check_name
 from crossband.hub.runner import Started
+from crossband.hub.states import State
 from crossband.protocol import payload
 from crossband.protocol.payload import Payload
 from crossband.session import Acks, Connection, Handshake
@@ -91,6 +93,11 @@ class Incoming:
         return args
 
 
+# In the context of a handler, and of the tasks it starts: which turn of its socket it has. An
+# object of its own for each, which only its identity tells apart.
+_own_turn: Final[ContextVar[object]] = ContextVar("crossband.turn", default=None)
+
+
 class Socket:
     """A client in a namespace, on whatever transport.
 
@@ -101,19 +108,25 @@ class Socket:
     __slots__ = (
         "__weakref__",
         "_acks",
-        "_busy",
+        "_beside",
+        "_early",
+        "_ending",
         "_inbox",
         "_inbox_size",
         "_space",
+        "_turn",
         "catching",
         "codec",
         "connected",
         "connection",
+        "greeting",
         "handshake",
         "identity",
         "namespace",
         "record",
         "recovered",
+        "refused",
+        "stage",
     )
 
     def __init__(
@@ -138,7 +151,13 @@ class Socket:
         # Who it is, by the last token it showed. None where nobody asked, and for anonymous
         # clients.
         self.identity = identity
+        # LIVE from the welcome until it leaves: `state` tells more.
+        self.stage = State.CONNECTING
         self.connected = False
+        # The application disconnected it before it was let in.
+        self.refused = False
+        # Resolved when its connect handlers have ended. None where none runs or waits to.
+        self.greeting: asyncio.Future[None] | None = None
         # None unless the client still has recorded events coming before live ones.
         self.catching: CatchUp | None = None
         # None until the first emit_with_ack.
@@ -147,13 +166,33 @@ class Socket:
         self._inbox: deque[Incoming | Callable[[], Awaitable[None]]] | None = None
         # Bytes of the events in it.
         self._inbox_size = 0
-        # Something of this socket is being handled: what comes goes into the inbox.
-        self._busy = False
+        # Whose turn it is: what comes meanwhile goes into the inbox. None: nobody's.
+        self._turn: object = None
+        # The number of handlers that run beside the one whose turn it is.
+        self._beside = 0
+        # Tasks that end with the client. None until the first of them.
+        self._ending: set[asyncio.Task[Any]] | None = None
+        # What is emitted to it before its welcome. None after that, and if nothing is.
+        self._early: list[tuple[str, tuple[Any, ...]]] | None = None
         # None unless the transport waits for the inbox to empty.
         self._space: asyncio.Event | None = None
 
     def __repr__(self) -> str:
         return f"<Socket {self.id} in {self.namespace.name!r} over {self.transport}>"
+
+    def __str__(self) -> str:
+        who = "" if self.identity is None else f" of user {self.identity.user!r}"
+        address = self.handshake.address or "a unix socket"
+        return f"{self.id}{who} in {self.namespace.name!r} over {self.transport} from {address}"
+
+    @property
+    def state(self) -> State:
+        """Where this client is between its first byte and its last."""
+        if self.stage is not State.LIVE:
+            return self.stage
+        if self.catching is not None and self.catching.begun:
+            return State.CATCHING_UP
+        return State.LIVE if self.greeting is None else State.WELCOMED
 
     @property
     def id(self) -> str:
@@ -227,8 +266,36 @@ class Socket:
             self.namespace.hub.broker.save_session(self.record, connected=True)
 
     def emit(self, event: str, *args: Any) -> Emission:
-        """Send an event to this client. As `Emitter.emit`; recorded, so that it is resumable."""
+        """Send an event to this client. As `Emitter.emit`; recorded, so that it is resumable.
+
+        Awaited, it waits for room in the client's outbox. What is emitted before the welcome
+        (in a connect middleware) follows it, and has no cursor yet: None.
+        """
+        if self.stage in (State.CONNECTING, State.ADMITTED):
+            check_event(event)
+            # Encoded now, to fail where it was called.
+            payload.encode(args)
+            if self._early is None:
+                self._early = []
+            self._early.append((event, args))
+            return Emission(None)
         return self.namespace.publish(event, args, (self.id,), (), False)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether who writes to this client alone need not wait."""
+        return self.connection.roomy and (self.catching is None or not self.catching.begun)
+
+    async def room(self) -> None:
+        """Wait for room in the outbox, or until the client has left.
+
+        Behind what the client still has to catch up with there is none.
+        """
+        catching = self.catching
+        if catching is not None and catching.begun:
+            await catching.ended()
+        if self.connected:
+            await self.connection.room()
 
     async def emit_with_ack(self, event: str, *args: Any, timeout: float = ACK_TIMEOUT) -> Any:
         """Send an event to this client and return its acknowledgement.
@@ -244,7 +311,7 @@ class Socket:
         publication = Publication(self.namespace.name, event, payload.encode(args))
         wire = self.codec.event(publication, ack_id=ack_id)
         answer = self.expect_ack(ack_id)
-        self.connection.push(wire)
+        self.ask(wire)
         try:
             async with asyncio.timeout(timeout):
                 return await answer
@@ -281,10 +348,10 @@ class Socket:
     async def disconnect(self, close: bool = False) -> None:
         """Disconnect this client for good; with `close`, its whole connection.
 
-        Official clients and Crossband's do not come back by themselves after this.
+        Official clients and Crossband's do not come back by themselves after this. Before its
+        welcome the client is refused; one that was cut starts anew if it comes back.
         """
-        if self.connected:
-            self.namespace.hub.part(self, close=close)
+        self.namespace.hub.part(self, close=close)
 
     # What follows is for the transports.
 
@@ -311,17 +378,44 @@ class Socket:
         """Settle an acknowledgement the client sent; False when none was asked for."""
         return self._acks is not None and self._acks.resolve(ack_id, answer)
 
+    def send(self, wire: Wire) -> None:
+        """Send a message that is not published, behind all that was sent before it."""
+        if self.catching is None:
+            self.connection.push(wire)
+        else:
+            self.catching.hold.keep(wire)
+
+    def ask(self, wire: Wire) -> None:
+        """Send what asks for an acknowledgement; a handler that waits for it steps aside.
+
+        The client may answer only after it has been answered itself, so its events go on.
+        """
+        turn = self._turn
+        if turn is not None and _own_turn.get() is turn:
+            self._beside += 1
+            self._end_turn()
+        if self.catching is None or self.catching.begun:
+            self.send(wire)
+        else:
+            # What it missed waits for its connect handlers, which may wait for the answer.
+            self.connection.push(wire)
+
     def receive(self, message: Incoming) -> None:
         """Handle an event after those this client sent before it. Hot: once per event.
 
         Alone, its handler begins here and now: a task costs more than most handlers.
         """
         namespace = self.namespace
+        registry = namespace.registry
         namespace.traffic.received += 1
-        if self._busy:
+        if message.event in registry.concurrent:
+            self._beside += 1
+            namespace.hub.run_to_end(self._handle_beside(message))
+            return
+        if self._turn is not None:
             self.enqueue(message)
             return
-        schema = namespace.registry.direct.get(message.event)
+        schema = registry.direct.get(message.event)
         try:
             if schema is None:
                 result = namespace.dispatch(self, message)
@@ -341,9 +435,21 @@ class Socket:
             # Not inside a task of ours: a handler can only have raised it.
             self._fail(message, error, in_task=False)
 
+    async def _handle_beside(self, message: Incoming) -> None:
+        try:
+            await self._handle(message)
+        finally:
+            self._come_back()
+
+    def _come_back(self) -> None:
+        """Note the end of a handler that ran beside the others."""
+        self._beside -= 1
+        if self._space is not None and not self.crowded:
+            self._space.set()
+
     def begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine after the events before it: at once, as far as it goes, if alone."""
-        if self._busy:
+        if self._turn is not None:
             self.enqueue(functools.partial(_identity, coroutine))
             return
         try:
@@ -354,30 +460,41 @@ class Socket:
     def _step(self, coroutine: Coroutine[Any, Any, Any], message: Incoming | None) -> Any:
         """Begin a coroutine; return its result, or _WAITING when a task carries it on."""
         # What comes meanwhile is for the inbox.
-        self._busy = True
+        turn = self._turn = object()
+        outer = _own_turn.set(turn)
         try:
             result = self.namespace.hub.reserve.begin(coroutine)
         except BaseException:
-            self._stepped()
+            self._pass_on(turn)
             raise
+        finally:
+            _own_turn.reset(outer)
         if type(result) is not Started:
-            self._stepped()
+            self._pass_on(turn)
             return result
-        if self._inbox is None:
-            self._inbox = deque()
-        self._inbox.appendleft(
+        rest: Callable[[], Awaitable[None]] = (
             functools.partial(_identity, result)
             if message is None
             else functools.partial(self._finish, message, result)
         )
-        result.carry_on(self._work)
+        result.carry_on(functools.partial(self._work, turn, rest))
         return _WAITING
 
-    def _stepped(self) -> None:
-        self._busy = False
+    def _pass_on(self, turn: object) -> None:
+        """End a turn, unless its handler has stepped aside."""
+        if self._turn is turn:
+            self._end_turn()
+        else:
+            self._come_back()
+
+    def _end_turn(self) -> None:
+        self._turn = None
         if self._inbox:
-            self._busy = True
-            self.namespace.hub.run_to_end(self._work())
+            self._begin_work()
+
+    def _begin_work(self) -> None:
+        turn = self._turn = object()
+        self.namespace.hub.run_to_end(self._work(turn))
 
     async def _finish(self, message: Incoming, result: Awaitable[Any]) -> None:
         try:
@@ -392,9 +509,8 @@ class Socket:
         self._inbox.append(job)
         if type(job) is Incoming:
             self._inbox_size += job.size
-        if not self._busy:
-            self._busy = True
-            self.namespace.hub.run_to_end(self._work())
+        if self._turn is None:
+            self._begin_work()
 
     @property
     def owed(self) -> int:
@@ -403,63 +519,111 @@ class Socket:
 
     @property
     def waiting(self) -> int:
-        """The number of events that wait to be handled."""
-        return len(self._inbox) if self._inbox is not None else 0
+        """The number of events that wait to be handled, or are handled beside the others."""
+        return self._beside + (len(self._inbox) if self._inbox is not None else 0)
 
     @property
     def crowded(self) -> bool:
         """Whether so much waits that the transport should stop reading."""
-        if not self._inbox:
+        if not self._inbox and not self._beside:
             return False
         limits = self.namespace.hub.settings.limits
         times = ACK_INBOX if self.owed else 1
-        return (
-            len(self._inbox) >= limits.inbox * times
-            or self._inbox_size >= limits.inbox_size * times
-        )
+        return self.waiting >= limits.inbox * times or self._inbox_size >= limits.inbox_size * times
 
     async def caught_up(self) -> None:
         """Wait until the inbox has room again."""
-        while self.crowded and self._busy:
+        while self.crowded and (self._turn is not None or self._beside):
             if self._space is None:
                 self._space = asyncio.Event()
             self._space.clear()
             await self._space.wait()
 
+    def welcomed(self) -> None:
+        """Send what was emitted before the welcome, now that it is out."""
+        early, self._early = self._early, None
+        for event, args in early or ():
+            self.emit(event, *args)
+
+    def greeted(self) -> None:
+        """Note that its connect handlers have ended."""
+        if self.greeting is not None:
+            self.greeting.set_result(None)
+            self.greeting = None
+
     def left(self) -> None:
         """Settle what the client leaves behind."""
         if self._acks is not None:
             self._acks.fail()
+        me = asyncio.current_task()
+        for task in self._ending or ():
+            # A handler that disconnects its own client goes on to its end.
+            if task is not me:
+                task.cancel()
 
-    async def _work(self) -> None:
-        inbox = self._inbox
-        assert inbox is not None
+    async def bind(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a handler that is cancelled when the client leaves. Raises Disconnected then."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        if not self.connected:
+            # It sent the event and left.
+            task.cancel()
+        if self._ending is None:
+            self._ending = set()
+        self._ending.add(task)
         try:
-            while inbox:
-                job = inbox.popleft()
-                if type(job) is Incoming:
-                    self._inbox_size -= job.size
-                if self._space is not None and not self.crowded:
-                    self._space.set()
+            return await task
+        except asyncio.CancelledError:
+            if cancelling() or self.connected:
+                raise
+            raise Disconnected("the client has left") from None
+        finally:
+            self._ending.discard(task)
+
+    async def _work(self, turn: object, job: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Carry on `job`, if any, and then handle what waits, a turn each."""
+        outer = _own_turn.set(turn)
+        try:
+            job = job or self._next_job()
+            while job is not None:
                 try:
-                    if isinstance(job, Incoming):
-                        await self._handle(job)
-                    else:
-                        await job()
+                    await job()
                 except asyncio.CancelledError:
                     if cancelling():
                         raise
                     logger.exception("a handler of namespace %r failed", self.namespace.name)
                 except Exception:
                     logger.exception("a handler of namespace %r failed", self.namespace.name)
+                if self._turn is not turn:
+                    # It has stepped aside, and the others have gone on.
+                    self._come_back()
+                    return
+                job = self._next_job()
+                turn = self._turn = object()
+                _own_turn.set(turn)
         finally:
-            if self.namespace.hub.out_of_time:
-                self._busy = False
-            else:
-                # More waits where the application cancelled a handler, and this task with it.
-                self._stepped()
+            # A runner's context is that of its next work.
+            _own_turn.reset(outer)
+            if self._turn is turn:
+                if self.namespace.hub.out_of_time:
+                    self._turn = None
+                else:
+                    # More waits where the application cancelled a handler, and this task with it.
+                    self._end_turn()
             if self._space is not None:
                 self._space.set()
+
+    def _next_job(self) -> Callable[[], Awaitable[None]] | None:
+        if not self._inbox:
+            return None
+        item = self._inbox.popleft()
+        if isinstance(item, Incoming):
+            self._inbox_size -= item.size
+            job: Callable[[], Awaitable[None]] = functools.partial(self._handle, item)
+        else:
+            job = item
+        if self._space is not None and not self.crowded:
+            self._space.set()
+        return job
 
     async def _handle(self, message: Incoming) -> None:
         try:
@@ -470,7 +634,10 @@ class Socket:
     def _answer(self, message: Incoming, result: Any) -> None:
         if message.ack_id is not None and message.reply is None:
             wire = self.codec.answer(self.namespace.name, message.ack_id, result)
-            self.connection.push(wire)
+            if self.catching is None:
+                self.connection.push(wire)
+            else:
+                self.catching.hold.keep(wire)
             return
         # Nobody may have asked, but the handler is to learn that it cannot be answered with.
         answer = payload.encode_answer(result)
@@ -483,11 +650,7 @@ class Socket:
             code = "shutting_down"
             if not self.namespace.hub.out_of_time:
                 code = "internal_error"
-                logger.error(
-                    "the handler of %r in namespace %r was cancelled",
-                    message.event,
-                    self.namespace.name,
-                )
+                logger.error("the handler of %r was cancelled for %s", message.event, self)
             self._refuse(message, EventError(code=code))
             raise error
         if isinstance(error, Disconnected) and not self.connected:
@@ -495,20 +658,15 @@ class Socket:
             error = EventError(code="unknown_client")
         if isinstance(error, InvalidName):
             logger.warning(
-                "the handler of %r in namespace %r: %s",
+                "the handler of %r for %s: %s",
                 message.event,
-                self.namespace.name,
+                self,
                 error,
                 exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
             )
             error = InvalidMessage(str(error))
         if not isinstance(error, EventError):
-            logger.error(
-                "the handler of %r in namespace %r failed",
-                message.event,
-                self.namespace.name,
-                exc_info=error,
-            )
+            logger.error("the handler of %r failed for %s", message.event, self, exc_info=error)
             error = EventError(code="internal_error")
         self._refuse(message, error)
 
@@ -534,7 +692,7 @@ class Socket:
         if reply is not None:
             reply(error)
         else:
-            self.connection.push(wire)
+            self.send(wire)
 
 
 def _identity(awaitable: Awaitable[None]) -> Awaitable[None]:

@@ -1,0 +1,105 @@
+"""The states of a client, from its first byte to its last, and what may happen in each.
+
+`tests/hub/test_states.py` tries every cell of the table on every door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+
+class State(Enum):
+    """Where a client is."""
+
+    # `authenticate` and the connect middlewares are asked.
+    CONNECTING = "connecting"
+    # Let in; the transport is about to answer.
+    ADMITTED = "admitted"
+    # The welcome is out, its connect handlers are not through. What a client without a session
+    # missed waits for them, as they say which rooms are its own.
+    WELCOMED = "welcomed"
+    # What it missed goes out, and what comes meanwhile waits in line behind it.
+    CATCHING_UP = "catching up"
+    LIVE = "live"
+    # Out of its namespace; its disconnect handlers run.
+    LEAVING = "leaving"
+    GONE = "gone"
+
+
+class Event(Enum):
+    """What the application, the client, the network or the operator does."""
+
+    EMIT = "socket.emit"
+    JOIN = "socket.join"
+    LEAVE = "socket.leave"
+    DISCONNECT = "socket.disconnect"
+    REFRESH = "the client shows a new token"
+    SECOND_CONNECT = "the session connects again"
+    CUT = "the connection is cut"
+    STOP = "the hub stops"
+
+
+class Outcome(Enum):
+    """What becomes of it."""
+
+    # emit: it follows the welcome.
+    AFTER_WELCOME = "after the welcome"
+    # emit: in its place, behind all that was published before it.
+    IN_ORDER = "in order"
+    # emit, join, leave: with the session, for when the client comes back.
+    KEPT = "kept"
+    # join, leave: from now on; before the welcome, from there on.
+    MEMBER = "member"
+    # disconnect, stop: the client is not let in, and is told so.
+    REFUSED = "refused"
+    # disconnect, stop: the client is told, its disconnect handlers run once.
+    ENDED = "ended"
+    # disconnect: its session is dropped, it starts anew when it comes back.
+    FORGOTTEN = "forgotten"
+    # refresh: the token counts.
+    TAKEN = "taken"
+    # refresh: a client in this state cannot send one.
+    IMPOSSIBLE = "impossible"
+    # second connect: the second gets the session, and the first is never welcomed with it.
+    SECOND_WINS = "second wins"
+    # second connect: as that, and the first is told; its disconnect handlers run before the
+    # connect handlers of the second.
+    REPLACED = "replaced"
+    # second connect: the disconnect handlers of the first are waited for.
+    QUEUED = "queued"
+    # second connect: it resumes.
+    RESUMES = "resumes"
+    # cut: nothing of it is left, and the session is where it was.
+    WITHDRAWN = "withdrawn"
+    # cut: the disconnect handlers run once, the session is kept.
+    DEPARTS = "departs"
+    # Nothing.
+    NOTHING = "nothing"
+
+
+_STATES: Final = tuple(State)
+_O = Outcome
+# By event, in the order of the states.
+_ROWS: Final[Mapping[Event, tuple[Outcome, ...]]] = {
+    # CONNECTING, ADMITTED, WELCOMED, CATCHING_UP, LIVE, LEAVING, GONE
+    Event.EMIT: (*[_O.AFTER_WELCOME] * 2, *[_O.IN_ORDER] * 3, *[_O.KEPT] * 2),
+    Event.JOIN: (*[_O.MEMBER] * 5, *[_O.KEPT] * 2),
+    Event.LEAVE: (*[_O.MEMBER] * 5, *[_O.KEPT] * 2),
+    Event.DISCONNECT: (*[_O.REFUSED] * 2, *[_O.ENDED] * 3, *[_O.FORGOTTEN] * 2),
+    Event.REFRESH: (*[_O.IMPOSSIBLE] * 2, *[_O.TAKEN] * 3, *[_O.IMPOSSIBLE] * 2),
+    Event.SECOND_CONNECT: (
+        *[_O.SECOND_WINS] * 2,
+        *[_O.REPLACED] * 3,
+        _O.QUEUED,
+        _O.RESUMES,
+    ),
+    Event.CUT: (*[_O.WITHDRAWN] * 2, *[_O.DEPARTS] * 3, *[_O.NOTHING] * 2),
+    Event.STOP: (*[_O.REFUSED] * 2, *[_O.ENDED] * 3, *[_O.NOTHING] * 2),
+}
+OUTCOMES: Final[Mapping[tuple[Event, State], Outcome]] = {
+    (event, state): outcome
+    for event, outcomes in _ROWS.items()
+    for state, outcome in zip(_STATES, outcomes, strict=True)
+}

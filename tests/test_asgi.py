@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import itertools
+import json
 import secrets
 import signal
 import sys
@@ -20,6 +21,8 @@ import pytest
 import socketio
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from crossband import Handshake, Hub, MemoryBroker
 from crossband.broker import Deliver
@@ -28,6 +31,7 @@ from tests.clients import (
     Client,
     EventFailed,
     EventStreamClient,
+    NewClient,
     PythonSocketIOClient,
     Refused,
     WebSocketClient,
@@ -35,6 +39,7 @@ from tests.clients import (
 from tests.clients.base import WAIT
 from tests.conftest import Serve
 
+with_and_without_lane = pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 # How each server is run; all print the address that port 0 became.
@@ -451,6 +456,115 @@ async def test_paths_of_the_doors_can_be_set() -> None:
         assert (await http.head("/outer/inner/stream")).status_code == 200
         assert (await http.get("/outer/inner/socket/x")).json()["code"] == "invalid_request"
     await hub.stop()
+
+
+def told_doors(answer: httpx.Response) -> str:
+    """Return the doors that a 404 names."""
+    assert answer.status_code == 404, answer.text
+    assert answer.json()["code"] == "not_found"
+    return str(answer.json()["error"]).rpartition(": ")[2]
+
+
+@with_and_without_lane
+async def test_websockets_may_be_at_the_root_beside_the_other_doors(
+    lane: bool, serve: Serve, new_client: NewClient
+) -> None:
+    hub = Hub(websocket_path="/")
+    hub.of("/admin")
+    hub.on("echo", lambda socket, data: data)
+    server = await serve(hub, lane=lane)
+    for address in (server.url, f"{server.url}/"):
+        async with connect(address.replace("http", "ws", 1), proxy=None) as websocket:
+            assert json.loads(await websocket.recv())["type"] == "welcome"
+    async with connect(server.url.replace("http", "ws", 1) + "/admin", proxy=None) as websocket:
+        assert json.loads(await websocket.recv())["type"] == "welcome"
+    # Other doors' paths stay theirs.
+    for path in ("/events", "/api/status"):
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(server.url.replace("http", "ws", 1) + path, proxy=None)
+        assert refused.value.response.status_code == 404
+    for kind in ("sse", "python-socketio"):
+        client = new_client(kind)
+        await client.connect(server.url)
+        assert await client.call("echo", kind) == kind
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+        assert (await http.get("/api/status")).json()["clients"]["total"] == 2
+        assert (await http.get("/readyz")).status_code == 200
+        front = await http.get("/")
+        assert (front.status_code, front.json()["code"]) == (400, "invalid_request")
+        assert "connect with ws://" in front.json()["error"]
+        assert told_doors(await http.get("/favicon.ico")).startswith("there is /socket.io/, /, ")
+
+
+@with_and_without_lane
+async def test_event_streams_may_be_at_the_root(lane: bool, serve: Serve) -> None:
+    hub = Hub(events_path="/")
+    server = await serve(hub, lane=lane)
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+        async with http.stream("GET", "/") as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+        assert (await http.get("/api/status")).status_code == 200
+        assert (await http.get("/healthz")).status_code == 200
+        assert (await http.get("/nowhere")).json()["code"] == "invalid_namespace"
+        assert (await http.get("/ws")).json()["code"] == "invalid_request"
+
+
+async def test_socketio_may_be_at_the_root(serve: Serve) -> None:
+    server = await serve(Hub(socketio_path="/"))
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+        opened = await http.get("/", params={"EIO": "4", "transport": "polling"})
+        assert opened.text.startswith('0{"sid"')
+        assert told_doors(await http.get("/nowhere")).startswith("there is /, /ws")
+
+
+@with_and_without_lane
+async def test_doors_may_lie_below_the_api(lane: bool, serve: Serve) -> None:
+    hub = Hub(events_path="/api/events", websocket_path="/api/ws", socketio_path="/api/socket.io")
+    hub.of("/admin")
+    server = await serve(hub, lane=lane)
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+        for path in ("/api/events", "/api/events/admin"):
+            async with http.stream("GET", path) as stream:
+                assert stream.status_code == 200
+        for path in ("/api/ws", "/api/ws/admin"):
+            url = server.url.replace("http", "ws", 1) + path
+            async with connect(url, proxy=None) as websocket:
+                assert json.loads(await websocket.recv())["type"] == "welcome"
+        opened = await http.get("/api/socket.io/", params={"EIO": "4", "transport": "polling"})
+        assert opened.text.startswith('0{"sid"')
+        assert (await http.get("/api/status")).status_code == 200
+        assert (await http.get("/api/other")).status_code == 404
+
+
+@pytest.mark.parametrize("off", [None, ""])
+@pytest.mark.parametrize(
+    ("door", "path", "others"),
+    [
+        ("socketio_path", "/socket.io/", "there is /ws, /events, /api/status"),
+        ("websocket_path", "/ws", "there is /socket.io/, /events, /api/status"),
+        ("events_path", "/events", "there is /socket.io/, /ws, /api/status"),
+        ("api_path", "/api/status", "there is /socket.io/, /ws, /events"),
+    ],
+)
+async def test_door_that_is_switched_off_is_not_there(
+    door: Any, path: str, others: str, off: str | None, serve: Serve
+) -> None:
+    server = await serve(Hub(**{door: off}))
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+        assert told_doors(await http.get(path)) == others
+        assert told_doors(await http.post(path)) == others
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(server.url.replace("http", "ws", 1) + path, proxy=None)
+    assert refused.value.response.status_code == 404
+
+
+async def test_hub_without_doors_says_so(serve: Serve) -> None:
+    server = await serve(
+        Hub(socketio_path=None, websocket_path=None, events_path=None, api_path=None)
+    )
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+        assert told_doors(await http.get("/")) == "every door is switched off"
+        assert (await http.get("/readyz")).status_code == 200
 
 
 async def test_a_hundred_thousand_header_lines_cost_no_more_than_reading_them() -> None:

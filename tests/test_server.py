@@ -181,6 +181,14 @@ async def test_unix_socket(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o660, 0o600])
+async def test_unix_socket_has_the_permissions_it_was_given(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "hub.sock"
+    given = {} if mode == 0o666 else {"uds_mode": mode}
+    async with Server(greeter, uds=path, **given):
+        assert path.stat().st_mode & 0o777 == mode
+
+
 async def test_unix_socket_of_a_killed_server_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "hub.sock"
     with socket.socket(socket.AF_UNIX) as left_behind:
@@ -273,6 +281,7 @@ def test_what_is_no_application_is_refused(app: Any, message: str) -> None:
         ({"port": "8000"}, "port must be a whole number, not '8000'"),
         ({"port": True}, "port must be a whole number, not True"),
         ({"uds": 5}, "uds must be a path or None, not 5"),
+        ({"uds_mode": "660"}, "uds_mode must be a whole number, such as 0o660, not '660'"),
         ({"ssl_certfile": b"key.pem"}, "ssl_certfile must be a path or None, not b'key.pem'"),
         ({"root_path": None}, "root_path must be a string, not None"),
         ({"lane": "no"}, "lane must be True or False, not 'no'"),
@@ -289,6 +298,8 @@ def test_argument_of_another_type_is_refused(options: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        # Meant was 0o660.
+        ({"uds_mode": 660}, "uds_mode must be 0o000 to 0o777, not 660: it is octal"),
         ({"log_level": "loud"}, "log_level must be one of critical, error, warning, info, debug"),
         ({"forwarded_allow_ips": "10.0.0.1, foo"}, "'foo' does not appear to be an IPv4 or IPv6"),
         # To uvicorn a star among others is a name, of nobody.

@@ -20,7 +20,7 @@ from crossband.broker import Broker
 from crossband.errors import CloseCode, EventError, StartError
 from crossband.hub.base import BaseHub
 from crossband.hub.guard import Authenticate, Authorize
-from crossband.settings import HubSettings
+from crossband.settings import DOORS, HubSettings
 from crossband.transports.api import Api
 from crossband.transports.engine import EngineDoor
 from crossband.transports.http import Receive, Request, Scope, Send, host_of
@@ -67,6 +67,8 @@ class Hub(BaseHub):
         self._api = Api(self, __version__)
         # Of the settings, from the start on.
         self._proxies = TrustedProxies(())
+        # Path and setting of each door that is not switched off; of the settings, too.
+        self._doors: list[tuple[str, str]] = []
         # The event loop of the requests so far; None before the first.
         self._serving: asyncio.AbstractEventLoop | None = None
         # Shared by first requests that come together.
@@ -117,50 +119,34 @@ class Hub(BaseHub):
     async def _serve_websocket(self, request: Request) -> None:
         assert self._engine is not None
         assert self._websockets is not None
-        settings = self.settings
-        path = request.path
         if not self.started:
             await request.deny(EventError(code="shutting_down"))
             return
-        if path.rstrip("/") == settings.socketio_path:
+        door, rest = self._door_at(request.path)
+        if door == "socketio_path":
             await self._engine.serve_websocket(request)
-            return
-        rest = _below(path, settings.websocket_path)
-        if rest is not None:
+        elif door == "websocket_path":
             await self._websockets.serve(request, rest or "/")
-            return
-        await request.deny(self._lost(request))
+        else:
+            await request.deny(self._lost(request))
 
     async def _serve_http(self, request: Request) -> None:
         assert self._engine is not None
         assert self._streams is not None
-        settings = self.settings
         path = request.path
-        if not self.started and path not in ("/healthz", "/readyz"):
-            rest = _below(path, settings.events_path)
-            if rest is not None and request.method == "GET":
-                # Told to come back, not that it must not.
-                await self._streams.serve(request, rest)
-            else:
-                await request.refuse(EventError(code="shutting_down"))
-            return
-        if path.rstrip("/") == settings.socketio_path:
-            await self._engine.serve_http(request)
-            return
-        rest = _below(path, settings.events_path)
-        if rest is not None:
+        door, rest = self._door_at(path)
+        if path in ("/healthz", "/readyz"):
+            await self._serve_health(request)
+        elif door == "events_path" and (self.started or request.method == "GET"):
+            # Those of a stopped hub are told to come back, not that they must not.
             await self._streams.serve(request, rest)
-            return
-        rest = _below(path, settings.api_path)
-        if rest is not None:
+        elif not self.started:
+            await request.refuse(EventError(code="shutting_down"))
+        elif door == "socketio_path":
+            await self._engine.serve_http(request)
+        elif door == "api_path":
             await self._api.serve(request, rest)
-        elif path == "/healthz":
-            await request.respond_json(200, {"status": "ok"})
-        elif path == "/readyz":
-            ready = self.started and not self.stopping
-            status = "ready" if ready else "stopping"
-            await request.respond_json(200 if ready else 503, {"status": status})
-        elif _below(path, settings.websocket_path) is not None:
+        elif door == "websocket_path" and (not rest or self.settings.websocket_path != "/"):
             await request.refuse(
                 EventError("This is a WebSocket: connect with ws://", code="invalid_request"),
                 [(b"upgrade", b"websocket")],
@@ -168,19 +154,41 @@ class Hub(BaseHub):
         else:
             await request.refuse(self._lost(request))
 
+    async def _serve_health(self, request: Request) -> None:
+        if request.path == "/healthz":
+            await request.respond_json(200, {"status": "ok"})
+            return
+        ready = self.started and not self.stopping
+        status = "ready" if ready else "stopping"
+        await request.respond_json(200 if ready else 503, {"status": status})
+
+    def _door_at(self, path: str) -> tuple[str | None, str]:
+        """Return the setting whose door a path is of, and what follows the door's path.
+
+        That is "" for the door itself. None and the whole path where no door is.
+        """
+        for prefix, name in self._doors:
+            rest = _below(path, prefix)
+            # Socket.IO has nothing below its path: its namespaces are in its packets.
+            if rest is not None and not (rest and name == "socketio_path"):
+                return name, rest
+        return None, path
+
     def _lost(self, request: Request) -> EventError:
-        settings = self.settings
         mount = request.scope.get("root_path", "")
-        doors = ", ".join(
-            f"{mount}{path}"
-            for path in (
-                settings.socketio_path + "/",
-                settings.websocket_path,
-                settings.events_path,
-                settings.api_path + "/status",
+        settings = self.settings
+        found = [
+            f"{mount}{path.rstrip('/')}{end}"
+            for path, end in (
+                (settings.socketio_path, "/"),
+                (settings.websocket_path, "/" if settings.websocket_path == "/" else ""),
+                (settings.events_path, "/" if settings.events_path == "/" else ""),
+                (settings.api_path, "/status" if settings.status != "off" else "/broadcast"),
             )
-        )
-        return EventError(f"Nothing at {request.path[:128]}: there is {doors}", code="not_found")
+            if path
+        ]
+        doors = f"there is {', '.join(found)}" if found else "every door is switched off"
+        return EventError(f"Nothing at {request.path[:128]}: {doors}", code="not_found")
 
     def status(self) -> dict[str, Any]:
         """Count clients by transport, namespaces and rooms.
@@ -224,7 +232,11 @@ class Hub(BaseHub):
             self._unchain_signals()
 
     def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._proxies = TrustedProxies(self.settings.trusted_proxies)
+        settings = self.settings
+        self._proxies = TrustedProxies(settings.trusted_proxies)
+        # The longest first: one door may lie below another.
+        paths = [(path, name) for name in DOORS if (path := getattr(settings, name))]
+        self._doors = sorted(paths, key=lambda door: len(door[0]), reverse=True)
         self._engine = EngineDoor(self)
         self._websockets = WebSocketDoor(self)
         self._streams = StreamDoor(self)
@@ -356,6 +368,7 @@ def _path_below_mount(scope: Scope) -> str:
 
 def _below(path: str, prefix: str) -> str | None:
     """Return what follows a door's path: "" for the door itself, None for another path."""
+    prefix = prefix.rstrip("/")
     if path == prefix:
         return ""
     if path.startswith(prefix + "/"):

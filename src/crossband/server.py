@@ -48,6 +48,8 @@ _CLOSE_REPLY_TIME: Final = 1.0
 # How often a stopping server looks whether its connections are gone; uvicorn: 0.1 s.
 _DRAIN_TICK: Final = 0.005
 _BACKLOG: Final = 2048
+# Of a unix socket. As uvicorn: a proxy that runs as another user must be able to connect.
+UDS_MODE: Final = 0o666
 # Seconds for what is left when all is closed: a handler in a thread cannot be cancelled, and
 # Python would wait for it, for ever.
 _REST_TIME: Final = 1.0
@@ -66,6 +68,7 @@ _ARGUMENTS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "host": ((str,), "an address or a name, as a string"),
     "port": ((int,), "a whole number"),
     "uds": _PATH,
+    "uds_mode": ((int,), "a whole number, such as 0o660"),
     "log_level": ((str,), "the name of a level"),
     "ssl_certfile": _PATH,
     "ssl_keyfile": _PATH,
@@ -99,7 +102,8 @@ class Server:
     `server.url`; leaving the block stops it: `hub.stop()` (clients are told and closed
     with 1001, newcomers refused), no new connections, then what is left is given
     `shutdown_timeout` seconds.
-    `server.run()` is the same for a process of its own, with signals.
+    `server.run()` is the same for a process of its own, with signals. Instead of host and port
+    it takes the path of a unix socket, `uds`, with permissions `uds_mode`.
 
     A `Hub`, or a Starlette or FastAPI app that mounts one, sets the WebSocket pings, the
     largest message and the shutdown timeout. Without the `lane` they exchange ASGI messages
@@ -114,6 +118,7 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 0,
         uds: str | os.PathLike[str] | None = None,
+        uds_mode: int = UDS_MODE,
         log_level: LogLevel = "warning",
         ssl_certfile: str | os.PathLike[str] | None = None,
         ssl_keyfile: str | os.PathLike[str] | None = None,
@@ -127,6 +132,7 @@ class Server:
             host=host,
             port=port,
             uds=uds,
+            uds_mode=uds_mode,
             log_level=log_level,
             ssl_certfile=ssl_certfile,
             ssl_keyfile=ssl_keyfile,
@@ -138,6 +144,8 @@ class Server:
         if log_level not in get_args(LogLevel):
             levels = ", ".join(get_args(LogLevel))
             raise ValueError(f"log_level must be one of {levels}, not {log_level!r}")
+        if not 0 <= uds_mode <= 0o777:
+            raise ValueError(f"uds_mode must be 0o000 to 0o777, not {uds_mode}: it is octal")
         if forwarded_allow_ips is not None:
             _check_proxies(forwarded_allow_ips)
         self.app = app
@@ -145,6 +153,7 @@ class Server:
         # The port asked for until the server is bound, then the real one.
         self.port = port
         self.uds = None if uds is None else os.fspath(uds)
+        self._uds_mode = uds_mode
         self._log_level = log_level
         self._ssl_certfile = ssl_certfile
         self._ssl_keyfile = ssl_keyfile
@@ -349,7 +358,7 @@ class Server:
 
     async def _bind(self) -> list[socket.socket]:
         if self.uds is not None:
-            return [_bind_unix(self.uds)]
+            return [_bind_unix(self.uds, self._uds_mode)]
         if not 0 <= self.port <= 65_535:
             raise StartError(f"port {self.port} does not exist; ports are 0 to 65535")
         try:
@@ -565,13 +574,13 @@ def _bind_tcp(family: int, address: tuple[Any, ...], *, alone: bool) -> socket.s
     return sock
 
 
-def _bind_unix(path: str) -> socket.socket:
+def _bind_unix(path: str, mode: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
         sock.bind(path)
-        # As uvicorn: a proxy that runs as another user must be able to connect.
-        Path(path).chmod(0o666)
+        # Before it listens: nobody whom the mode keeps out gets in meanwhile.
+        Path(path).chmod(mode)
         sock.listen(_BACKLOG)
         sock.setblocking(False)
     except OSError as exc:

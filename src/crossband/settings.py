@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from ipaddress import IPv6Address
 from itertools import permutations
-from typing import Literal, TypedDict
+from typing import Final, Literal, TypedDict
 from urllib.parse import urlsplit
 
 import msgspec
@@ -56,11 +56,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_keys: tuple[str, ...] = ()
     # Who may read /api/status: anybody ("open"), who shows an API key ("key"), nobody ("off").
     status: Literal["open", "key", "off"] = "open"
-    # Paths of the doors below the mount point.
-    socketio_path: str = "/socket.io"
-    websocket_path: str = "/ws"
-    events_path: str = "/events"
-    api_path: str = "/api"
+    # Paths of the doors below the mount point; None or "" switches a door off. A door may have
+    # "/", beside which the others go on, and may lie below the API.
+    socketio_path: str | None = "/socket.io"
+    websocket_path: str | None = "/ws"
+    events_path: str | None = "/events"
+    api_path: str | None = "/api"
     # How long a graceful stop may take before connections are cut.
     shutdown_timeout: float = 10.0
     # The clients of a stopping hub are sent away over this time, so that they do not all come
@@ -94,20 +95,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("api_keys must be non-empty ASCII strings")
 
     def _check_paths(self) -> None:
-        names = ("socketio_path", "websocket_path", "events_path", "api_path")
-        for name in names:
-            path = getattr(self, name)
+        paths = {name: path for name in DOORS if (path := getattr(self, name))}
+        for name, path in paths.items():
+            if name != "api_path" and path == "/":
+                continue
             if not path.startswith("/") or path.endswith("/") or not _PATH.isdisjoint(path):
                 raise ValueError(
                     f"{name} must start with '/', not end with it, and have no '?', '#' or "
-                    f"space, not {path!r}"
+                    f"space, not {path!r}; None or an empty string switches the door off"
                 )
-        for one, other in permutations((*names, "/healthz", "/readyz"), 2):
-            path, within = getattr(self, one, one), getattr(self, other, other)
-            if path == within or path.startswith(within + "/"):
-                raise ValueError(f"{one} ({path}) and {other} ({within}) overlap")
+            if path in _HEALTH:
+                raise ValueError(f"{name} and the hub's own {path} overlap: choose another path")
+        for (one, path), (other, within) in permutations(paths.items(), 2):
+            if path == within:
+                raise ValueError(
+                    f"{one} and {other} overlap: both are {path!r}. Give each a path of its own, "
+                    "or switch one off with None or an empty string"
+                )
+            below = path.removeprefix(within + "/")
+            if below == path:
+                continue
+            if other == "api_path" and below.partition("/")[0] in _API_ROUTES:
+                raise ValueError(
+                    f"{one} ({path}) and {other} ({within}) overlap: the API has a route there. "
+                    f"Choose another path, such as {within}/{one.removesuffix('_path')}"
+                )
+            if other in ("websocket_path", "events_path"):
+                raise ValueError(
+                    f"{one} ({path}) and {other} ({within}) overlap: below {within} are that "
+                    f"door's namespaces. Choose a path that does not begin with {within}/"
+                )
 
 
+# The settings that are a door's path.
+DOORS: Final = ("socketio_path", "websocket_path", "events_path", "api_path")
+_HEALTH: Final = ("/healthz", "/readyz")
+_API_ROUTES: Final = ("status", "broadcast")
 _PATH = frozenset("?# ")
 
 
@@ -138,10 +161,10 @@ class HubSettings(TypedDict, total=False):
     trusted_proxies: Names
     api_keys: Names
     status: Literal["open", "key", "off"]
-    socketio_path: str
-    websocket_path: str
-    events_path: str
-    api_path: str
+    socketio_path: str | None
+    websocket_path: str | None
+    events_path: str | None
+    api_path: str | None
     shutdown_timeout: float
     drain_time: float
     limits: Limits | Mapping[str, float]

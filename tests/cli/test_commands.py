@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -47,7 +48,7 @@ def size(socket):
 
 
 class Command:
-    """A running `crossband` with its output."""
+    """A running `crossband` with its output, in a terminal or without one."""
 
     def __init__(
         self,
@@ -55,32 +56,40 @@ class Command:
         cwd: Path,
         env: dict[str, str],
         stdout: IO[str] | None = None,
+        *,
+        terminal: bool = False,
     ) -> None:
+        master, slave = pty.openpty() if terminal else (None, None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "crossband", *arguments],
             cwd=cwd,
-            env={**CLEAN, **env, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**CLEAN, "TERM": "dumb", **env, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdin=subprocess.PIPE,
-            stdout=stdout or subprocess.PIPE,
+            stdout=slave or stdout or subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        # What the terminal shows; None without one.
+        self.screen: IO[str] | None = None
+        if master is not None and slave is not None:
+            os.close(slave)
+            self.screen = os.fdopen(master)
         self.banner = ""
 
     @property
     def stdout(self) -> Any:
-        return self.process.stdout
+        return self.screen or self.process.stdout
 
     @property
     def stderr(self) -> Any:
         return self.process.stderr
 
     def started(self) -> str:
-        """Read the banner; return the server's URL."""
+        """Read the banner, or without a terminal its one line; return the server's URL."""
         for line in self.stdout:
             self.banner += line
-            if "Ctrl-C" in line:
-                found = re.search(r"https?://[^/\s]+", self.banner)
+            if self.screen is None or "Ctrl-C" in line:
+                found = re.search(r"https?://[^/\s;]+", self.banner)
                 return found.group() if found else ""
         raise AssertionError(f"no banner:\n{self.banner}{self.stderr.read()}")
 
@@ -88,7 +97,13 @@ class Command:
         """Send a signal; return the exit code and the rest of the output."""
         self.process.send_signal(number)
         out, err = self.process.communicate(timeout=20)
-        return self.process.returncode, out, err
+        return self.process.returncode, out or "", err
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        if self.screen is not None:
+            self.screen.close()
 
 
 Run = Callable[..., Command]
@@ -100,10 +115,11 @@ def run(tmp_path: Path) -> Iterator[Run]:
     (tmp_path / "my_hub.py").write_text(HUB)
     with ExitStack() as stack:
 
-        def start(*arguments: str, stdout: IO[str] | None = None, **env: str) -> Command:
-            command = Command(arguments, tmp_path, env, stdout)
-            stack.callback(command.process.communicate)
-            stack.callback(command.process.kill)
+        def start(
+            *arguments: str, stdout: IO[str] | None = None, terminal: bool = False, **env: str
+        ) -> Command:
+            command = Command(arguments, tmp_path, env, stdout, terminal=terminal)
+            stack.callback(command.kill)
             return command
 
         yield start
@@ -146,7 +162,7 @@ def test_open_hub_on_loopback_is_for_this_machine(run: Run) -> None:
 
 
 def test_standalone_hub_is_served(run: Run) -> None:
-    command = run("serve", "--port", "0")
+    command = run("serve", "--port", "0", terminal=True)
     url = command.started()
     port = url.rpartition(":")[2]
     for line in (
@@ -170,18 +186,42 @@ def test_standalone_hub_is_served(run: Run) -> None:
     assert command.end() == (0, "", "")
 
 
+def test_banner_is_one_line_where_there_is_no_terminal(run: Run) -> None:
+    command = run("serve", "--port", "0", "--api-keys", "key")
+    url = command.started()
+    assert command.banner == f"Crossband {__version__} serves the standalone hub at {url}\n"
+    assert command.end() == (0, "", "")
+
+
+def test_door_that_is_switched_off_is_not_in_the_banner(run: Run) -> None:
+    command = run(
+        *("serve", "--port", "0", "--websocket-path", "", "--api-path", "/v1/api"),
+        terminal=True,
+        CROSSBAND_EVENTS_PATH="",
+    )
+    url = command.started()
+    assert "Socket.IO" in command.banner
+    assert "/v1/api/status" in command.banner
+    assert "WebSocket " not in command.banner
+    assert "SSE" not in command.banner
+    answer = httpx.get(f"{url}/events", trust_env=False)
+    assert answer.status_code == 404
+    assert answer.json()["error"].endswith(": there is /socket.io/, /v1/api/status")
+
+
 def test_each_run_has_a_key_of_its_own(run: Run) -> None:
     keys = set()
     for command in [run("serve", "--port", "0") for _ in range(2)]:
         command.started()
-        found = re.search(r"API key +(\w{20,})", command.banner)
+        found = re.search(r"API key of this run: (\w{20,})", command.banner)
         assert found is not None
         keys.add(found.group(1))
     assert len(keys) == 2
 
 
-def test_given_key_is_not_printed(run: Run) -> None:
-    command = run("serve", "--port", "0", CROSSBAND_API_KEYS="topsecret")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_given_key_is_not_printed(terminal: bool, run: Run) -> None:
+    command = run("serve", "--port", "0", terminal=terminal, CROSSBAND_API_KEYS="topsecret")
     url = command.started()
     assert "topsecret" not in command.banner
     headers = {"X-API-Key": "topsecret"}
@@ -191,7 +231,7 @@ def test_given_key_is_not_printed(run: Run) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_stops_it_while_clients_are_connected(run: Run, number: signal.Signals) -> None:
-    command = run("serve", "--port", "0")
+    command = run("serve", "--port", "0", "--log-level", "warning")
     url = command.started()
     with httpx.stream("GET", f"{url}/events") as response:
         lines = response.iter_lines()
@@ -212,9 +252,9 @@ def test_second_signal_does_not_wait_for_handlers(run: Run) -> None:
             pass
         command.process.send_signal(signal.SIGTERM)
         assert "event: server:shutdown" in list(lines)
-    assert command.stdout.readline() == "\n"
     assert command.stdout.readline() == "hanging\n"
-    assert "stopping; Ctrl-C or SIGTERM again ends it at once" in command.stderr.readline()
+    while "stopping; Ctrl-C or SIGTERM again ends it at once" not in command.stderr.readline():
+        assert command.process.poll() is None
     command.process.send_signal(signal.SIGTERM)
     assert command.process.wait(20) == 128 + signal.SIGTERM
 
@@ -230,6 +270,7 @@ def test_own_hub_keeps_its_settings_unless_overridden(run: Run, tmp_path: Path) 
         "crossband.toml",
         "--events-path",
         "/from-option",
+        terminal=True,
         CROSSBAND_EVENTS_PATH="/from-environment",
         CROSSBAND_API_PATH="/from-environment-api",
     )
@@ -255,7 +296,7 @@ def test_own_hub_keeps_its_settings_unless_overridden(run: Run, tmp_path: Path) 
 
 def test_config_file_from_the_environment(run: Run, tmp_path: Path) -> None:
     (tmp_path / "crossband.toml").write_text("port = 0\nwebsocket_path = '/from-file'")
-    command = run("serve", CROSSBAND_CONFIG="crossband.toml")
+    command = run("serve", terminal=True, CROSSBAND_CONFIG="crossband.toml")
     assert command.started()
     assert "/from-file" in command.banner
 
@@ -269,8 +310,9 @@ def test_module_in_another_directory(run: Run, tmp_path: Path) -> None:
 
 def test_unix_socket(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "hub.sock"
-    command = run("serve", "--uds", str(path))
+    command = run("serve", "--uds", str(path), "--uds-mode", "660", terminal=True)
     command.started()
+    assert path.stat().st_mode & 0o777 == 0o660
     assert f"curl --unix-socket {path}" in command.banner
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
         assert client.get("http://hub/readyz").status_code == 200
@@ -280,7 +322,7 @@ def test_unix_socket(run: Run, tmp_path: Path) -> None:
 
 def test_tls(run: Run) -> None:
     files = ("--ssl-certfile", f"{TLS}/certificate.pem", "--ssl-keyfile", f"{TLS}/key.pem")
-    server = run("serve", "--port", "0", "--api-keys", "key", *files)
+    server = run("serve", "--port", "0", "--api-keys", "key", *files, terminal=True)
     url = server.started()
     assert url.startswith("https://")
     assert "wss://" in server.banner
@@ -312,6 +354,8 @@ def test_busy_port_is_told_in_one_line(run: Run) -> None:
         (["--host", ""], "--host: expected a string that is not empty, not ''"),
         (["--limits-rooms", "0"], "--limits-rooms: must be a whole number above 0, not 0"),
         (["--events-path", "events"], "events_path must start with '/'"),
+        (["--uds-mode", "999"], "--uds-mode: expected three octal digits, as a string, such as"),
+        (["--status", "closed"], "--status: expected one of open, key, off, not 'closed'"),
         (["--api-path", "/ws"], "overlap"),
         (["--limits-message-rate=-1"], "expected a number per second, 0 or more, not '-1'"),
         (["--app-dir", "/no/such", "chat:hub"], "'/no/such' does not exist"),
@@ -388,7 +432,7 @@ def test_version() -> None:
 
 
 def test_demo_is_served(run: Run) -> None:
-    command = run("demo", "--port", "0")
+    command = run("demo", "--port", "0", terminal=True)
     url = command.started()
     assert f"Page       {url}/" in command.banner
     assert "html" in httpx.get(url).text

@@ -56,6 +56,10 @@ EXAMPLES = {
 }
 
 
+# Of settings that do not take any string.
+WORDS = {"log_level": "debug", "status": "key", "uds_mode": "0660"}
+
+
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: str(setting.key))
 def test_every_setting_is_read_from_all_three_sources(setting: Any, toml: Any) -> None:
     value: Any
@@ -67,8 +71,9 @@ def test_every_setting_is_read_from_all_three_sources(setting: Any, toml: Any) -
     if get_origin(setting.type) is tuple:
         value = EXAMPLES.get(setting.key, ("a", "b"))
         text, in_toml = ", ".join(value), json.dumps(value)
-    elif setting.key == "log_level":
-        text, in_toml, value = "debug", '"debug"', "debug"
+    elif setting.key in WORDS:
+        text = value = WORDS[setting.key]
+        in_toml = json.dumps(value)
     option: Any = [text] if get_origin(setting.type) is tuple else text
     table, _, name = setting.key.rpartition(".")
     file = toml(f"[{table}]\n{name} = {in_toml}" if table else f"{name} = {in_toml}")

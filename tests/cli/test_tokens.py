@@ -201,7 +201,7 @@ def test_settings_of_tokens_that_make_no_sense_are_told(
 
 
 def test_open_hub_says_so(run: Run) -> None:
-    command = run("serve", "--port", "0", "--open", "--host", "0.0.0.0")
+    command = run("serve", "--port", "0", "--open", "--host", "0.0.0.0", terminal=True)
     url = command.started()
     assert "Anybody who reaches it may connect" in command.banner
     assert httpx.head(f"{url}/events").status_code == 200
@@ -233,7 +233,7 @@ def test_banner_says_how_to_get_a_token(run: Run, tmp_path: Path) -> None:
         (("--jwt-secret", SECRET, "--jwt-audience", "chat"), "--secret … --audience chat"),
         (("--config", "my settings.toml"), "--rooms '*' --config 'my settings.toml'"),
     ):
-        command = run("serve", "--port", "0", *arguments)
+        command = run("serve", "--port", "0", *arguments, terminal=True)
         command.started()
         assert said in command.banner
         assert SECRET not in command.banner
@@ -241,7 +241,7 @@ def test_banner_says_how_to_get_a_token(run: Run, tmp_path: Path) -> None:
 
 def test_served_hub_takes_the_tokens_that_are_made_for_it(run: Run) -> None:
     env = {"CROSSBAND_JWT_SECRET": SECRET, "CROSSBAND_JWT_AUDIENCE": "chat"}
-    command = run("serve", "--port", "0", "--access-log", **env)
+    command = run("serve", "--port", "0", "--access-log", terminal=True, **env)
     url = command.started()
     assert "crossband token --user NAME" in command.banner
     assert httpx.head(f"{url}/events").status_code == 401

@@ -510,6 +510,7 @@ def _run(
             host=where.host,
             port=where.port,
             uds=where.uds,
+            uds_mode=int(where.uds_mode, 8),
             # uvicorn tells at "info" what the banner tells better, and at "debug" every
             # message, with the tokens and session keys inside.
             log_level=_SERVER_LEVELS.get(where.log_level, where.log_level),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from crossband import __version__
+from crossband.invocation import program
 
 if TYPE_CHECKING:
     from crossband.server import Server
@@ -53,6 +54,9 @@ def _show(
     page: bool,
     note: str | None,
 ) -> None:
+    if not sys.stdout.isatty():
+        _one_line(server, title, generated_key)
+        return
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text.assemble("\n", (f"Crossband {__version__}", "bold"), f"  {title}\n"))
     if server.uds is not None:
@@ -68,25 +72,43 @@ def _show(
     console.file.flush()
 
 
+def _one_line(server: Server, title: str, generated_key: str | None) -> None:
+    """Print what a log file needs: nobody types commands off it."""
+    key = "" if generated_key is None else f"; API key of this run: {generated_key}"
+    sys.stdout.write(f"Crossband {__version__} {title} at {server.url}{key}\n")
+    sys.stdout.flush()
+
+
 def _doors(console: Console, url: str, settings: Settings, *, page: bool) -> None:
-    websocket = "ws" + url.removeprefix("http") + settings.websocket_path
-    path = settings.socketio_path.rstrip("/")
-    options = "" if path == "/socket.io" else f', {{ path: "{path}/" }}'
-    events = url + settings.events_path
-    status = f"{url}{settings.api_path}/status"
     if page:
         _entry(console, "Page", f"{url}/", "open it in a browser, twice")
-    _entry(console, "WebSocket", websocket, f"crossband listen {websocket}")
-    _entry(console, "Socket.IO", f"{url}{path}/", f'io("{url}"{options})')
-    _entry(console, "SSE", events, f"curl -N {events}")
-    _entry(console, "HTTP API", f"{url}{settings.api_path}", f"curl {status}")
+    if settings.websocket_path:
+        websocket = "ws" + url.removeprefix("http") + settings.websocket_path
+        _entry(console, "WebSocket", websocket, f"{program()} listen {websocket}")
+    if settings.socketio_path:
+        path = settings.socketio_path.rstrip("/")
+        options = "" if path == "/socket.io" else f', {{ path: "{path}/" }}'
+        _entry(console, "Socket.IO", f"{url}{path}/", f'io("{url}"{options})')
+    if settings.events_path:
+        events = url + settings.events_path
+        _entry(console, "SSE", events, f"curl -N {events}")
+    if settings.api_path:
+        status = f"curl {url}{settings.api_path}/status"
+        _entry(console, "HTTP API", f"{url}{settings.api_path}", _status(settings, status))
+
+
+def _status(settings: Settings, command: str) -> str | None:
+    key = " -H 'X-API-Key: …'" if settings.status == "key" else ""
+    return None if settings.status == "off" else command + key
 
 
 def _publish(
     console: Console, url: str, settings: Settings, generated_key: str | None, *, page: bool
 ) -> None:
+    if not settings.api_path:
+        return
     api = "" if settings.api_path == "/api" else f"{settings.api_path}/broadcast"
-    command = f'crossband publish {url}{api} chat:message \'{{"from": "me", "content": "hi"}}\''
+    command = f'{program()} publish {url}{api} chat:message \'{{"from": "me", "content": "hi"}}\''
     if generated_key is not None:
         _entry(console, "API key", generated_key, f"{command} --api-key {generated_key}")
         if not page:
@@ -103,12 +125,12 @@ def _publish(
 def _unix(console: Console, path: str, settings: Settings) -> None:
     curl = f"curl --unix-socket {path}"
     _entry(console, "Socket", path, None)
-    _entry(
-        console, "SSE", settings.events_path, f"{curl} -N http://localhost{settings.events_path}"
-    )
-    _entry(
-        console, "HTTP API", settings.api_path, f"{curl} http://localhost{settings.api_path}/status"
-    )
+    if settings.events_path:
+        events = f"{curl} -N http://localhost{settings.events_path}"
+        _entry(console, "SSE", settings.events_path, events)
+    if settings.api_path:
+        status = f"{curl} http://localhost{settings.api_path}/status"
+        _entry(console, "HTTP API", settings.api_path, _status(settings, status))
 
 
 def _entry(console: Console, name: str, address: str, attempt: str | None) -> None:

@@ -23,7 +23,7 @@ import typer
 from crossband.auth.keys import check_algorithms
 from crossband.errors import CrossbandError
 from crossband.limits import Limits
-from crossband.settings import Settings
+from crossband.settings import DOORS, Settings
 
 PREFIX: Final = "CROSSBAND_"
 # Read by commands rather than as settings of the server.
@@ -46,6 +46,8 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     host: Text = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8000
     uds: Text | None = None
+    # Octal digits.
+    uds_mode: Annotated[str, msgspec.Meta(pattern=r"\A0?[0-7]{3}\Z")] = "666"
     ssl_certfile: Text | None = None
     ssl_keyfile: Text | None = None
     root_path: str = ""
@@ -81,6 +83,7 @@ HELP: Final = {
     "host": "Address to listen on; 0.0.0.0 or :: for all.",
     "port": "Port to listen on; 0 takes a free one.",
     "uds": "Unix socket to listen on instead.",
+    "uds_mode": "Permissions of the unix socket, in octal.",
     "ssl_certfile": "TLS certificate, a PEM file.",
     "ssl_keyfile": "Its private key, unless it is in the same file.",
     "root_path": "Path prefix a proxy in front removes.",
@@ -110,10 +113,10 @@ HELP: Final = {
     "trusted_proxies": "Proxies whose X-Forwarded headers count: addresses, networks, unix.",
     "api_keys": "Keys for the HTTP API.",
     "status": "Who may read the API's status: anybody, who shows an API key, nobody.",
-    "socketio_path": "Path of the Socket.IO door.",
-    "websocket_path": "Path of the WebSocket door.",
-    "events_path": "Path of the Server-Sent Events door.",
-    "api_path": "Path of the HTTP API.",
+    "socketio_path": "Path of the Socket.IO door; empty switches it off.",
+    "websocket_path": "Path of the WebSocket door; empty switches it off.",
+    "events_path": "Path of the Server-Sent Events door; empty switches it off.",
+    "api_path": "Path of the HTTP API; empty switches it off.",
     "drain_time": "Time over which clients are sent away.",
     "shutdown_timeout": "How long a graceful stop may take.",
     "limits.message_size": "Largest WebSocket message or back-channel body, bytes.",
@@ -182,6 +185,8 @@ class Setting:
         """What a value must be, for a person."""
         if self.key == "port":
             return "a port, 0 to 65535"
+        if self.key == "uds_mode":
+            return "three octal digits, as a string, such as '660'"
         if self.is_rate:
             return "a number per second, 0 or more"
         if self.type is float:
@@ -195,7 +200,8 @@ class Setting:
             return f"a list of strings{least}"
         if get_origin(self.type) is Literal:
             return "one of " + ", ".join(get_args(self.type))
-        return "a string" if self.declared is str else "a string that is not empty"
+        empty = self.declared is str or self.key in DOORS
+        return "a string" if empty else "a string that is not empty"
 
     def convert(self, value: object, source: str) -> Any:
         """Return the value in the setting's type. Raises SettingError."""
@@ -217,7 +223,7 @@ class Setting:
         if self.type in (int, float) and not (math.isfinite(converted) and converted >= 0):
             raise problem
         # The paths of the doors must not overlap, which only all of them together tell.
-        if not self.key.endswith("_path"):
+        if self.key not in DOORS:
             try:
                 # What else it must be, its struct knows. Here, where its source is known.
                 self.struct(**{self.key.rpartition(".")[2]: converted})
@@ -374,6 +380,8 @@ def _option(setting: Setting) -> Any:
         metavar = "NUMBER" if setting.is_rate else "SECONDS"
     elif setting.type is int:
         metavar = "NUMBER"
+    elif setting.key == "uds_mode":
+        metavar = "OCTAL"
     elif setting.key in ("uds", "ssl_certfile", "ssl_keyfile", "jwt_key_file"):
         metavar = "FILE"
     return Annotated[

@@ -19,6 +19,7 @@ from crossband.auth.jwt import JWTAuth, sign_token
 from crossband.auth.keys import KeySource, signing_key
 from crossband.cli.settings import Listen, SettingError, Tokens
 from crossband.errors import Unauthorized
+from crossband.invocation import program
 
 # Of a token that does not say how long: an hour of trying things out.
 LIFETIME: Final = 3_600.0
@@ -128,7 +129,7 @@ def note(tokens: Tokens, options: Mapping[str, Any], config: Path | None) -> str
                 "Clients show a token, signed with the private key that belongs to "
                 f"{tokens.jwt_key_file}"
             )
-    command = "crossband token --user NAME --rooms '*'"
+    command = f"{program()} token --user NAME --rooms '*'"
     # What the environment says, it says to that command too.
     if config is not None:
         command += f" --config {quote(str(config))}"

@@ -83,7 +83,7 @@ class Demo:
             return True
         settings = self.settings
         return path not in self._own and any(
-            path == door or path.startswith(f"{door}/")
+            door and (path == door or path.startswith(f"{door}/"))
             for door in (
                 settings.socketio_path,
                 settings.websocket_path,

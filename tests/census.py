@@ -15,6 +15,7 @@ from crossband.hub.socket import Incoming
 from crossband.session import Acks, Connection
 from crossband.transports.http import Request
 from crossband.transports.websocket import Writer
+from tests.clients.base import WAIT
 
 # Objects there must be none left of.
 _MORTAL = (Socket, Connection, Admission, CatchUp, Hold, Incoming, Acks, Request, Writer)
@@ -63,10 +64,11 @@ def survivors() -> Counter[str]:
 
 async def returns_to(start: Counter[str], take: Callable[[], Counter[str]]) -> None:
     """Wait until a count is what it was; say what differs when it does not become so."""
-    for _ in range(500):
-        if take() == start:
-            return
+    loop = asyncio.get_running_loop()
+    until = loop.time() + WAIT
+    while (now := take()) != start:
+        if loop.time() > until:
+            break
         # Ends of connections are noticed in their own time, and by no one event.
         await asyncio.sleep(0.01)
-    now = take()
     assert now == start, f"left behind: {now - start}; missing: {start - now}"

@@ -12,6 +12,7 @@ from crossband.errors import CloseCode
 from crossband.hub.base import BaseHub, Resume
 from crossband.hub.socket import Socket
 from crossband.session import Connection, Handshake, Ticker
+from tests.clients.base import WAIT
 
 
 class Link(Connection):
@@ -53,7 +54,7 @@ class Link(Connection):
 
     async def messages(self, count: int) -> list[dict[str, Any]]:
         """Wait until the peer took this many envelopes; return them all."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             while len(self.taken) < count:
                 self.flushed.clear()
                 await self.flushed.wait()

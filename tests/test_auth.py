@@ -633,9 +633,8 @@ def test_pattern(pattern: str, room: str, expected: bool) -> None:
 
 
 def test_hostile_pattern_takes_no_time() -> None:
-    started = time.perf_counter()
+    # Where every star is tried in every place, it takes longer than anybody waits.
     assert not matches("*a" * 1_000, "a" * 999 + "b")
-    assert time.perf_counter() - started < 0.1
 
 
 def test_rights_of_a_claim() -> None:
@@ -948,11 +947,15 @@ def test_other_fields_stay() -> None:
         "pid'",
     ],
 )
-def test_hostile_line_is_redacted_at_once(piece: str) -> None:
-    line = piece * 16_000
-    started = time.perf_counter()
-    redaction.redact(line)
-    assert time.perf_counter() - started < 0.5
+def test_hostile_line_is_redacted_in_linear_time(piece: str) -> None:
+    def cost(count: int) -> float:
+        line = piece * count
+        started = time.thread_time()
+        redaction.redact(line)
+        return time.thread_time() - started
+
+    # Sixteen times as much takes sixteen times as long; in quadratic time, 256 times.
+    assert cost(16_000) < 64 * max(cost(1_000) for _ in range(3))
 
 
 def test_log_lines_are_redacted(caplog: pytest.LogCaptureFixture) -> None:

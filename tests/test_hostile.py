@@ -57,10 +57,8 @@ from tests.lanes import HUBS
 from tests.stopwatch import Stopwatch
 
 # Seconds from a hostile input to its answer, or to the end of its connection. Nearly all take
-# 1 ms; what waits for a timer of ours takes longer than this.
-AT_ONCE = 0.25
-# The same where a busy machine's time counts too.
-AT_LAST = 1.0
+# 1 ms; what waits for a timer of ours, or costs more than its size, takes longer than this.
+AT_ONCE = 5.0
 KEY = "the-only-key"
 ENGINE = "/socket.io/?EIO=4&transport=websocket"
 DEEP = "[" * 100_000
@@ -76,7 +74,7 @@ class Move(msgspec.Struct):
 
 
 def hub_under_attack(kind: type[Hub] = Hub, **settings: Any) -> Hub:
-    limits = Limits(message_size=4_096, rooms=8, handshake_time=1.0)
+    limits = Limits(message_size=4_096, rooms=8, handshake_time=600.0)
     hub = kind(**{"api_keys": (KEY,), "limits": limits, **settings})
     hub.of("/plain", plain=True).on("message", lambda socket, data: None)
     hub.of(re.compile(r"/game-[a-z]+"))
@@ -957,14 +955,14 @@ async def test_hostile_cursor_is_told_as_a_gap(key: str, serve: Serve) -> None:
         async with dialled(server.url) as stream:
             query = f"?session={key}" if key else ""
             stream.send(http(f"/events{query}", b"Last-Event-ID: " + value))
-            async with asyncio.timeout(AT_LAST):
+            async with asyncio.timeout(WAIT):
                 assert (await stream.answer())[0] == 200
                 text = (await stream.reader.readuntil(b"event: gap\n")).decode()
             assert '"recovered":false' in text, value
     # In a header these are no HTTP.
     for value in [*values, b"\x00", b"\n"]:
         query = urlencode({"session": key, "lastEventId": value} if key else {"lastEventId": value})
-        async with websocket(server.url, f"/ws?{query}") as raw, asyncio.timeout(AT_LAST):
+        async with websocket(server.url, f"/ws?{query}") as raw, asyncio.timeout(WAIT):
             welcome, gap = await raw.text(), await raw.text()
             assert (welcome["recovered"], gap["type"]) == (False, "gap"), value
 
@@ -979,7 +977,7 @@ async def test_hostile_offset_of_a_pid_is_told_as_a_gap(serve: Serve) -> None:
         async with websocket(server.url, ENGINE) as raw:
             await raw.receive()
             raw.send(frame(TEXT, b"40" + json.dumps({"pid": "k" * 20, "offset": value}).encode()))
-            async with asyncio.timeout(AT_LAST):
+            async with asyncio.timeout(WAIT):
                 assert (await raw.receive())[1].startswith(b"40{"), value
                 assert (await raw.receive())[1].startswith(b'42["gap"'), value
 
@@ -1056,7 +1054,9 @@ async def test_random_bytes_harm_nobody(kind: type[Hub], serve: Serve) -> None:
     seed = int(os.environ.get("CROSSBAND_SEED") or secrets.randbits(32))
     print(f"CROSSBAND_SEED={seed}")  # noqa: T201 - a failure is replayed with it
     chance = random.Random(seed)
-    async with scene(serve, hub_under_attack(kind)) as stage:
+    # What is left of Engine.IO sessions that were never joined ends after the handshake time.
+    hub = hub_under_attack(kind, limits=Limits(message_size=4_096, rooms=8, handshake_time=3.0))
+    async with scene(serve, hub) as stage:
         for number in range(400):
             deed = chance.randrange(3)
             if deed == 0:
@@ -1168,7 +1168,7 @@ async def test_head_that_takes_too_long_is_cut(begun: bytes, serve: Serve) -> No
     server = await serve(hub)
     async with dialled(server.url) as tcp:
         tcp.send(begun)
-        async with asyncio.timeout(AT_LAST):
+        async with asyncio.timeout(WAIT):
             await tcp.ended()
 
 
@@ -1220,7 +1220,7 @@ async def test_last_response_that_is_never_read_is_cut(serve: Serve) -> None:
 async def test_response_that_is_read_slowly_arrives(
     serve: Serve, browser: httpx.AsyncClient
 ) -> None:
-    hub = Hub(limits=Limits(send_time=0.5, outbox=50_000_000))
+    hub = Hub(limits=Limits(send_time=2.0, outbox=50_000_000))
     server = await serve(hub)
     polling = Polling(browser, server.url)
     await polling.connect()
@@ -1235,10 +1235,10 @@ async def test_response_that_is_read_slowly_arrives(
             assert chunk, size
             size += len(chunk)
             if size // 1_000_000 > (size - len(chunk)) // 1_000_000:
-                # A tenth of a second for each megabyte is its pace.
-                await asyncio.sleep(0.1)
+                # A quarter of a second for each megabyte is its pace.
+                await asyncio.sleep(0.25)
         # Or this would show nothing.
-        assert asyncio.get_running_loop().time() - begun > 1.0
+        assert asyncio.get_running_loop().time() - begun > 2.5
     finally:
         tcp.writer.transport.abort()
 
@@ -1261,7 +1261,7 @@ async def test_bytes_that_are_no_request_keep_no_connection_open(
         await tcp.answer()
         tcp.send(rest)
         # uvicorn's keep-alive would take 5 s, had the bytes not ended it.
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(WAIT):
             await tcp.ended()
 
 
@@ -1275,7 +1275,7 @@ async def test_requests_that_wait_for_answers_are_bounded(serve: Serve) -> None:
         for too_many in (17, 5_000):
             async with dialled(stage.url) as tcp:
                 tcp.send(http("/events") + http("/healthz") * too_many)
-                async with asyncio.timeout(AT_LAST):
+                async with asyncio.timeout(WAIT):
                     await tcp.ended()
 
 
@@ -1314,7 +1314,7 @@ async def test_fragments_without_end_are_cut(kind: type[Hub], serve: Serve) -> N
             async with websocket(stage.url, path) as raw:
                 raw.send(frame(TEXT, b"{", fin=False))
                 raw.send(frame(CONTINUATION, fin=False) * 2_000)
-                async with asyncio.timeout(AT_LAST):
+                async with asyncio.timeout(WAIT):
                     assert await close_frame(raw) == 1009
 
 
@@ -1324,7 +1324,7 @@ async def test_fragments_without_end_are_cut(kind: type[Hub], serve: Serve) -> N
 async def test_flood_of_control_frames_is_closed_with_1008(
     opcode: int, path: str, serve: Serve
 ) -> None:
-    hub = hub_under_attack(limits=Limits(message_rate=0.2, burst_time=10.0, refusals=5))
+    hub = hub_under_attack(limits=Limits(message_rate=0.02, burst_time=100.0, refusals=5))
     server = await serve(hub)
     start = census(hub)
     async with websocket(server.url, path) as raw:
@@ -1362,7 +1362,7 @@ async def test_pings_of_a_client_that_does_not_read_cost_nothing(serve: Serve) -
             pings = frame(PING, b"x" * 125) * 1_000
             tcp.writer.transport.set_write_buffer_limits(high=0)
             with contextlib.suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(WAIT):
                     for _ in range(200):
                         tcp.send(pings)
                         await tcp.writer.drain()
@@ -1421,7 +1421,7 @@ async def test_upgrade_hears_nothing_but_its_two_packets(
     for first in ([], [frame(TEXT, b"2probe")]):
         async with websocket(server.url, path) as raw:
             raw.send(b"".join([*first, frame(kind, payload)]))
-            async with asyncio.timeout(AT_LAST):
+            async with asyncio.timeout(WAIT):
                 assert await close_frame(raw) in (1002, 1009)
     # Polling goes on.
     assert (await polling.post('421["echo","mine"]')).text == "ok"
@@ -1438,7 +1438,7 @@ async def test_pending_upgrade_ends_with_its_session(
         raw.send(frame(TEXT, b"2probe"))
         assert (await raw.receive())[1] == b"3probe"
         assert (await polling.post("1")).text == "ok"
-        async with asyncio.timeout(AT_LAST):
+        async with asyncio.timeout(WAIT):
             await close_frame(raw)
 
 
@@ -1498,7 +1498,7 @@ async def test_post_whose_stream_ends_meanwhile_is_refused(
 async def test_body_that_never_ends_is_cut(
     target: str, serve: Serve, browser: httpx.AsyncClient
 ) -> None:
-    server = await serve(hub_under_attack(limits=Limits(body_time=0.05)))
+    server = await serve(hub_under_attack(limits=Limits(body_time=0.5)))
     client = EventStreamClient()
     await client.connect(server.url)
     polling = Polling(browser, server.url)
@@ -1506,7 +1506,7 @@ async def test_body_that_never_ends_is_cut(
     filled = target.format(sid=client.sid, key=client.session, engine=polling.params["sid"])
     async with dialled(server.url) as tcp:
         tcp.send(http(filled, f"X-API-Key: {KEY}", "Content-Length: 100", method="POST") + b"{")
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(WAIT):
             status, _, body = await tcp.answer()
             await tcp.ended()
         assert (status, json.loads(body)["code"]) == (408, "request_timeout")
@@ -1662,7 +1662,7 @@ async def test_stop_in_the_midst_of_arrivals_leaves_nobody(
             arrivals = [asyncio.create_task(arrive(server.url)) for _ in range(40)]
             for _ in range(chance.randrange(60)):
                 await asyncio.sleep(0)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT):
                 await server.stop()
                 await asyncio.gather(*arrivals)
         assert not hub.sockets

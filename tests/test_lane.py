@@ -26,6 +26,7 @@ from crossband import Hub, Socket
 from crossband.lane import USED, StreamLane, WebSocketLane
 from crossband.server import Server
 from tests.census import returns_to
+from tests.clients.base import WAIT
 from tests.clients.raw import CLOSE, TEXT, Polling, dialled, frame, upgrade
 from tests.conftest import Serve
 
@@ -215,7 +216,7 @@ async def test_client_that_closes_is_answered_with_its_code(serve: Serve) -> Non
 
 
 async def test_dead_peer_is_ended_by_the_heartbeat(serve: Serve) -> None:
-    hub = hub_with_echo(ping_interval=0.1, ping_timeout=0.1)
+    hub = hub_with_echo(ping_interval=0.5, ping_timeout=1.5)
     reasons: asyncio.Queue[str] = asyncio.Queue()
 
     @hub.on("disconnect")
@@ -228,7 +229,7 @@ async def test_dead_peer_is_ended_by_the_heartbeat(serve: Serve) -> None:
         await alive.recv()
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(UPGRADE)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             assert await reasons.get() == "ping timeout"
             received = await reader.read()
         assert b"\x03\xf3ping timeout" in received
@@ -251,7 +252,7 @@ async def test_reader_that_stops_costs_a_bounded_outbox(serve: Serve) -> None:
     raw.sendall(
         b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n",
     )
-    async with connect(websocket_url(server)) as client, asyncio.timeout(10):
+    async with connect(websocket_url(server)) as client, asyncio.timeout(WAIT):
         await client.recv()
         number = 0
         while len(hub.sockets) == 1:
@@ -316,7 +317,7 @@ async def test_what_a_client_sent_before_it_was_accepted_is_not_lost(serve: Serv
     server = await serve(hub)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(UPGRADE)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         await reached.wait()
         writer.write(bytes((0x81, 0x80 | 33, 0, 0, 0, 0)) + b'{"type":"echo","data":"x","id":1}')
         # A whole round trip later the server has read it, too.
@@ -370,7 +371,10 @@ async def test_client_at_fault_is_cut_over_tls_too(serve: Serve) -> None:
     writer.transport.abort()
 
 
-async def test_close_frame_that_waited_behind_events_is_seen(serve: Serve) -> None:
+async def test_close_frame_that_waited_behind_events_is_seen(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.lane.websocket.CLOSE_TIME", 600.0)
     hub = Hub(limits={"inbox": 2})
     gate = asyncio.Event()
 
@@ -387,8 +391,8 @@ async def test_close_frame_that_waited_behind_events_is_seen(serve: Serve) -> No
         assert isinstance(lane, WebSocketLane)
         tcp.send(frame(TEXT, b'{"type":"wait"}') * 10 + frame(CLOSE, b"\x03\xe8"))
         await returns_to(Counter(behind=1), lambda: Counter(behind=lane._held))
-        # Not after the two seconds that an answer may take: it is there.
-        async with asyncio.timeout(1.0):
+        # Not after the time that an answer may take: it is there.
+        async with asyncio.timeout(WAIT):
             await socket.disconnect(close=True)
             await tcp.ended()
     gate.set()
@@ -458,6 +462,6 @@ async def test_plain_namespace_is_accepted_though_nothing_is_said(serve: Serve) 
     hub = Hub()
     hub.of("/plain", plain=True)
     server = await serve(hub)
-    async with asyncio.timeout(5), connect(websocket_url(server, "/ws/plain")) as client:
+    async with asyncio.timeout(WAIT), connect(websocket_url(server, "/ws/plain")) as client:
         await hub.of("/plain").emit("message", "hello")
         assert await client.recv() == "hello"

@@ -70,13 +70,13 @@ async def broadcast(http: httpx.AsyncClient, url: str) -> httpx.Response:
 # --- Messages per second ---------------------------------------------------------------------
 
 # Two at once, and the next after ten seconds: nobody's clock is in these tests.
-SLOW: dict[str, Any] = {"message_rate": 0.2, "burst_time": 10.0}
+SLOW: dict[str, Any] = {"message_rate": 0.02, "burst_time": 100.0}
 
 
 def is_rate_limited(error: dict[str, Any]) -> bool:
     assert error["code"] == "rate_limited"
     assert error["error"] == "Rate limit exceeded"
-    assert 0 < error["retryAfter"] <= 10
+    assert 0 < error["retryAfter"] <= 100
     return True
 
 
@@ -251,18 +251,18 @@ async def test_post_too_many_is_answered_429(
         response = await http.post(target, json={"type": "echo", "data": 1})
         assert response.status_code == status
     assert is_rate_limited(response.json())
-    assert 1 <= int(response.headers["retry-after"]) <= 10
+    assert 1 <= int(response.headers["retry-after"]) <= 100
     await client.close()
 
 
 async def test_broadcast_too_many_is_answered_429(serve: Serve, http: httpx.AsyncClient) -> None:
-    hub = hub_with(publish_rate=0.2, burst_time=10.0)
+    hub = hub_with(publish_rate=0.02, burst_time=100.0)
     hub.configure(api_keys=(KEY, "another"))
     server = await serve(hub)
     assert [(await broadcast(http, server.url)).status_code for _ in range(3)] == [200, 200, 429]
     refused = await broadcast(http, server.url)
     assert is_rate_limited(refused.json())
-    assert 1 <= int(refused.headers["retry-after"]) <= 10
+    assert 1 <= int(refused.headers["retry-after"]) <= 100
     # Another key's pace is its own.
     other = await http.post(
         f"{server.url}/api/broadcast", json={"event": "news"}, headers={"X-API-Key": "another"}
@@ -526,7 +526,7 @@ async def test_request_for_too_many_rooms_is_refused(serve: Serve, http: httpx.A
 async def test_connect_middleware_that_takes_too_long_is_given_up(
     kind: type[Hub], serve: Serve, http: httpx.AsyncClient
 ) -> None:
-    hub = hub_with(kind, handshake_time=0.1)
+    hub = hub_with(kind, handshake_time=0.5)
     started = asyncio.Queue[str]()
     gate = asyncio.Event()
 

@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from crossband import Hub
+from tests.clients.base import WAIT
 from tests.conftest import Serve
 
 SITE: Final = "https://app.example.com"
@@ -72,7 +73,7 @@ async def ask(
         if body:
             head += f"Content-Length: {len(body)}\r\nContent-Type: text/plain\r\n"
         writer.write(f"{head}\r\n{body}".encode("latin-1"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             status, *rest = answer.splitlines()
             headers: dict[str, list[str]] = {}
@@ -108,7 +109,7 @@ class Sessions:
         if "{sid}" in path:
             reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
             self.writer.write(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT):
                 text = (await reader.readuntil(b'"session":"')).decode()
                 session = (await reader.readuntil(b'"')).decode().rstrip('"')
             path = path.replace("{session}", session)

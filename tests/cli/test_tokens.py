@@ -49,8 +49,8 @@ def test_token_says_what_was_asked_for() -> None:
         *("--secret", SECRET),
     )
     claims = claims_of(shown)
-    assert abs(claims.pop("exp") - time.time() - 900) < 10
-    assert abs(claims.pop("iat") - time.time()) < 10
+    assert abs(claims.pop("exp") - time.time() - 900) < 60
+    assert abs(claims.pop("iat") - time.time()) < 60
     assert claims == {
         "sub": "alice",
         "rooms": ["news", "team-*", "board"],

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.clients.base import Client, EventFailed, Refused, envelope
+from tests.clients.base import WAIT, Client, EventFailed, Refused, envelope
 
 
 def door_url(
@@ -116,7 +116,7 @@ class WebSocketClient(Client):
         self._next_id += 1
         future = self._acks[ident] = asyncio.get_running_loop().create_future()
         await self.connection.send(json.dumps({**envelope(event, data), "id": ident}))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT):
             return await future
 
     async def cut(self) -> None:

@@ -38,7 +38,7 @@ async def test_samples_come_each_second_on_any_door(
     await client.connect(server.url, "/dashboard")
     before, after = [(await client.next_event("sample")).data for _ in range(2)]
     assert 0.9 < after["time"] - before["time"] < 3
-    assert abs(after["time"] - time.time()) < 5
+    assert abs(after["time"] - time.time()) < 60
 
 
 async def test_sample_has_the_numbers_of_this_machine_and_process(

@@ -15,6 +15,7 @@ from crossband.errors import CloseCode
 from crossband.hub.base import BaseHub, Resume
 from crossband.hub.catchup import TURN
 from crossband.hub.socket import Socket
+from tests.clients.base import WAIT
 from tests.link import Link, handshake, join
 
 SIZE = 50
@@ -52,7 +53,7 @@ async def test_history_bigger_than_the_outbox_arrives_once_and_in_order(
     link = Link(hub.ticker, limit=400)
     socket = await join(hub, link, resume=Resume(session, cursor))
     n = SIZE - 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while socket.catching is not None:
             link.take()
             assert not link.closed
@@ -97,7 +98,7 @@ async def test_what_may_be_dropped_comes_in_its_place_and_fills_no_hold(hub: Bas
         hub.emit("price", n % 2)
         assert len(hold) <= 2 * SIZE
     hub.emit("n", SIZE - 1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while hub.holds:
             link.take()
             await asyncio.sleep(0)
@@ -126,7 +127,7 @@ async def test_unrecorded_event_in_a_replay_moves_a_cursor_no_further_than_it_is
     # The client would take this text for an offset: it needs a true one behind it.
     hub.emit("status", "busy")
     cursors += [await hub.emit("n", n) for n in range(5, 10)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while hub.holds:
             link.take()
             await asyncio.sleep(0)
@@ -356,7 +357,7 @@ async def test_client_cut_in_its_replay_leaves_nothing_behind(hub: BaseHub) -> N
     # Closing: what is queued is still written, and the socket leaves later.
     link.close(CloseCode.GOING_AWAY, "")
     (waiting,) = asyncio.all_tasks() - tasks
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(WAIT):
         await waiting
     # It must not go round and round until then.
     assert asyncio.all_tasks() == tasks

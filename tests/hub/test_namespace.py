@@ -23,6 +23,7 @@ from crossband import (
 from crossband.codecs import PLAIN, SOCKETIO, Codec
 from crossband.errors import CloseCode
 from crossband.hub.socket import Incoming
+from tests.clients.base import WAIT
 from tests.link import Link, join
 
 
@@ -328,7 +329,7 @@ async def test_timeout_that_is_no_time_is_refused(
 async def test_broadcast_gathers_the_acknowledgements(hub: Hub) -> None:
     peers = [await peer(hub, "red") for _ in range(3)]
     await peer(hub)
-    asked = asyncio.create_task(hub.to("red").timeout(5).emit_with_ack("question"))
+    asked = asyncio.create_task(hub.to("red").timeout(WAIT).emit_with_ack("question"))
     for number, one in enumerate(peers):
         await one.events(1)
         one.socket.acknowledge((await one.link.messages(2))[1]["id"], number)
@@ -338,7 +339,7 @@ async def test_broadcast_gathers_the_acknowledgements(hub: Hub) -> None:
 
 async def test_broadcast_that_some_do_not_acknowledge(hub: Hub) -> None:
     a, b, c = [await peer(hub) for _ in range(3)]
-    asked = asyncio.create_task(hub.timeout(0.2).emit_with_ack("question"))
+    asked = asyncio.create_task(hub.timeout(1.0).emit_with_ack("question"))
     for one in (a, b):
         await one.events(1)
     a.socket.acknowledge((await a.link.messages(2))[1]["id"], "yes")
@@ -396,7 +397,7 @@ async def test_one_sockets_events_run_in_order_and_others_at_once(hub: Hub) -> N
     for number in range(3):
         b.send("work", str(number))
     # b does not wait for a, whose first event does not end.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         await half.wait()
         assert [sid for sid, _ in log] == [b.id] * 3
         gate.set()

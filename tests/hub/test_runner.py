@@ -18,6 +18,7 @@ from crossband.errors import EventError
 from crossband.hub.base import BaseHub
 from crossband.hub.runner import SPARE
 from crossband.hub.socket import Incoming, Socket
+from tests.clients.base import WAIT
 from tests.link import Link, join
 
 name: ContextVar[str] = ContextVar("name", default="nobody")
@@ -90,7 +91,7 @@ async def test_current_task_is_the_same_before_and_after_waiting(hub: BaseHub) -
     mine = asyncio.current_task()
     socket.receive(event("wait"))
     assert asyncio.current_task() is mine
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(WAIT):
         await done.wait()
     assert tasks[0] is not None
     assert tasks[0] is tasks[1] is not mine
@@ -557,13 +558,13 @@ async def test_stop_waits_for_a_handler_and_no_longer(hub: BaseHub) -> None:
         await release.wait()
         ended.append("handler")
 
-    hub.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=60)
+    hub.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=600)
     link, socket = await welcomed(hub)
     socket.receive(event("wait"))
     stopping = asyncio.create_task(hub.stop())
     assert (await link.messages(2))[1]["type"] == "server:shutdown"
     release.set()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(WAIT):
         await stopping
     assert ended == ["handler"]
 

@@ -471,7 +471,7 @@ async def test_plain_namespace_is_an_ordinary_one_at_the_other_doors(
 async def test_dead_peer_is_terminated_and_leaves_its_rooms(
     serve: Serve, new_client: NewClient
 ) -> None:
-    hub = echo_hub(ping_interval=0.1, ping_timeout=0.1)
+    hub = echo_hub(ping_interval=0.5, ping_timeout=1.5)
     departures = Departures(hub)
     server = await serve(hub)
     alive = new_client("websocket")
@@ -492,7 +492,7 @@ async def test_dead_peer_is_terminated_and_leaves_its_rooms(
 
 
 async def test_peer_that_answers_pings_stays(serve: Serve) -> None:
-    hub = echo_hub(ping_interval=0.1, ping_timeout=5.0)
+    hub = echo_hub(ping_interval=0.1, ping_timeout=WAIT)
     server = await serve(hub)
     raw = await RawWebSocket.open(address(server.url))
     sid = (await raw.text())["sid"]

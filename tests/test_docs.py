@@ -1,6 +1,7 @@
 """Docs under test: what is documented is there, what is there is documented, and the code runs.
 
-An HTML comment before a code block of README.md or docs/ says what to do with it:
+Every code block is run, or is in the table `ELSEWHERE` with the reason why not. An HTML comment
+before a block says what to do with it:
 
     <!-- run: file NAME -->      save it under that name
     <!-- run: serve [NAME] -->   run the command and wait for its address, which stands in place of
@@ -11,12 +12,26 @@ An HTML comment before a code block of README.md or docs/ says what to do with i
     <!-- run: node [NAME] -->    run it by Node.js, in the background
     <!-- run: python [NAME] -->  run it in a thread
     <!-- run: browser [NAME] --> type it into the console of a tab on the server's page
+    <!-- run: react NAME JSX --> type-check and bundle it, and show that element in a tab
+    <!-- run: html NAME -->      show it in a tab, as a page of the server's
+    <!-- run: shell -->          run the commands by a shell; the lines between are what they print
+    <!-- run: curl -->           the first command's stream says what stands for <sid> and <session>
+    <!-- run: wscat -->          hold that conversation over a WebSocket
+    <!-- run: make -->           look whether the Makefile can do that, without doing it
+    <!-- run: options -->        look whether the command knows those options, without running it
+    <!-- run: types -->          check its types, for code that needs what only the reader has
+    <!-- run: status -->         compare its keys with those of `GET /api/status`
+    <!-- run: toml -->           read it
     <!-- output: NAME -->        the next lines of that stream; `(any order)` where it has none
     <!-- cut -->                 reset every connection to the server
     <!-- publish: EVENT DATA --> publish over HTTP
+    <!-- post: PATH JSON -->     the same, with a body of one's own
+    <!-- say: PATH N EVENT DATA --> send an event N times over a raw WebSocket, and see them handled
     <!-- install: PACKAGE -->    have that npm package beside the files
     <!-- visit: NAME -->         open the server's own page in a tab of that name
     <!-- enter: NAME TEXT -->    type into the page's only box, once it is connected, and send it
+    <!-- click: NAME BUTTON -->  press a button of a tab
+    <!-- count: NAME PLACE N --> wait until the tab has so many of these
     <!-- offline: NAME -->       take the network from that tab; `online` gives it back
     <!-- shows: NAME PLACE TEXT --> wait until the tab has that text there, or the lines that follow
 
@@ -38,8 +53,9 @@ import socket
 import struct
 import sys
 import threading
+import tomllib
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +64,16 @@ import httpx
 import msgspec
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, CDPSession, ConsoleMessage, async_playwright, expect
+import typer
+import websockets
+from playwright.async_api import (
+    Browser,
+    CDPSession,
+    ConsoleMessage,
+    Route,
+    async_playwright,
+    expect,
+)
 from playwright.async_api import Page as BrowserPage
 from typer.testing import CliRunner
 
@@ -58,10 +83,11 @@ from crossband.cli.settings import SETTINGS
 from crossband.errors import ERRORS, CloseCode
 from crossband.hub.events import RECEIVED_RESERVED
 from crossband.limits import Limits
+from crossband.names import is_socket_id
 from crossband.server import Server
 from crossband.settings import Settings
 from crossband.standalone import create_hub
-from tests.children import Child
+from tests.children import START, Child
 from tests.clients.base import WAIT
 
 ROOT: Final = Path(__file__).parents[1]
@@ -70,11 +96,17 @@ PAGES: Final = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks/README.md",
+    ROOT / "clients/js/README.md",
+    *sorted((ROOT / "examples").glob("README.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
     *sorted(DOCS.rglob("*.md")),
     *sorted((ROOT / "src/crossband").rglob("*.md")),
 ]
 # As scripts/setup looks for it.
 BROWSERS: Final = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+# Run as modules of the interpreter that runs the tests.
+PROGRAMS: Final = ("crossband", "uvicorn")
 # Of every process that a page starts.
 ENVIRON: Final = {
     "CROSSBAND_RETRY": "0.1",
@@ -98,7 +130,7 @@ class Step:
 def steps(text: str) -> Iterator[Step]:
     """Yield the code blocks and directives of a page, in order."""
     pattern = re.compile(
-        r"^<!-- (?P<lone>cut|(?:publish|visit|enter|offline|online): .+?"
+        r"^<!-- (?P<lone>cut|(?:publish|post|say|visit|enter|click|count|offline|online): .+?"
         r"|shows: \S+ \S+ [^\n]+?) -->$"
         r"|(?:^<!-- (?P<directive>(?:run|output|install|shows): .+?) -->\n+)?"
         r"^```(?P<language>\w*)\n(?P<code>.*?)^```$",
@@ -269,6 +301,60 @@ def test_python_blocks_compile(page: Path) -> None:
             compile(step.code, f"{page}:{step.line}", "exec")
 
 
+# Blocks that are not run as they stand in a page, by its name: the first line, and what holds them.
+ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
+    "README.md": {"$ python3 -m venv .venv": "tests/test_wheel.py installs it so"},
+    "CONTRIBUTING.md": {"cli                          commands": "tests/test_layers.py holds it"},
+    "examples/README.md": {
+        "$ uvicorn fastapi_app:app": "tests/examples runs each of them",
+        "$ crossband listen http://127.0.0.1:8000/realtime/events": "tests/examples",
+        "$ uvicorn jwt_app:app": "tests/examples logs in and connects",
+    },
+    "examples/chat/README.md": {"$ npm install": "tests/e2e drives that page"},
+    "examples/dashboard/README.md": {"$ curl -N": "tests/demo follows and posts the same"},
+    "docs/tutorial/first-hub.md": {"$ python3 -m venv .venv": "tests/test_wheel.py"},
+    "docs/how-to/nginx.md": {'# Without "Upgrade"': "tests/nginx.py runs it in a real nginx"},
+    "docs/how-to/operate.md": {"the event loop has been": "lines of a log; tests/hub reads them"},
+    "docs/how-to/shutdown.md": {"$ kill -TERM <pid>": "tests/test_shutdown.py sends the signals"},
+    "docs/explanation/architecture.md": {"socket.io-client": "a drawing"},
+    "docs/reference/event-stream.md": {": ok": "tests/transports reads streams byte by byte"},
+    "docs/reference/python.md": {"": "signatures, which scripts/reference.py writes"},
+}
+DIRECTED: Final = ("run: ", "install: ", "output: ", "shows: ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_of_code_is_run(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    blocks = [step for step in steps(text) if step.code]
+    # Such as an indented one, which nothing above would see.
+    assert 2 * len(blocks) == len(re.findall(r"^ *(?:```|~~~)", text, re.MULTILINE))
+    elsewhere = ELSEWHERE.get(name_of(page), {})
+    idle = [
+        f"{name_of(page)}:{step.line}"
+        for step in blocks
+        if not step.directive.startswith(DIRECTED)
+        and not step.code.lstrip().startswith(tuple(elsewhere))
+    ]
+    assert idle == [], "run them (the directives are at the head of this file)"
+    for first, reason in elsewhere.items():
+        assert any(step.code.lstrip().startswith(first) for step in blocks), f"no {first!r} is left"
+        for path in re.findall(r"\w+/[\w./]+", reason):
+            assert (ROOT / path).exists(), f"there is no {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_socket_ids_look_like_real_ones(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    # In the fields and places that hold one.
+    shown = re.findall(r'"sid":\s*"(\w+)"|"from":\s*"(\w{20})"|Welcome, (\w{20})', text)
+    ids = [each for found in shown for each in found if each]
+    assert [each for each in ids if not is_socket_id(each)] == []
+    # Such as other servers make.
+    mixed = r"(?<![\w-])(?=\w*[A-Z])(?=\w*[a-z])(?=\w*\d)[A-Za-z0-9]{20}(?![\w-])"
+    assert re.findall(mixed, text) == []
+
+
 # The code runs.
 
 
@@ -277,9 +363,9 @@ class Page:
 
     # Example in the page: cursors' epochs, session keys, socket ids.
     EXAMPLE: Final = re.compile(
-        r"(?<![\w-])(?:[0-9a-f]{10}(?=-\d)|[\w-]{32}|\w{20})(?![\w])", re.ASCII
+        r"(?<![\w-])(?:[0-9a-f]{10}(?=-\d)|[\w-]{32}|_[0-9a-f]{19})(?![\w])", re.ASCII
     )
-    REAL: Final = {10: "([0-9a-f]{10})", 32: r"([\w-]{32})", 20: r"(\w{20})"}
+    REAL: Final = {10: "([0-9a-f]{10})", 32: r"([\w-]{32})", 20: "(_[0-9a-f]{19})"}
 
     def __init__(self, directory: Path, browser: Browser, stack: contextlib.AsyncExitStack) -> None:
         self._directory = directory
@@ -294,6 +380,8 @@ class Page:
         # What stands in the page, and what it stands for.
         self._known: dict[str, str] = {}
         self._proxies: dict[str, Proxy] = {}
+        # What its commands export.
+        self._environ: dict[str, str] = {}
 
     async def follow(self, step: Step) -> None:
         """Do what a step says."""
@@ -306,8 +394,14 @@ class Page:
             await self._broadcast(event, json.loads(data))
         elif kind == "output":
             await self._expect(rest, step.code)
+        elif kind == "post":
+            path, _, body = rest.partition(" ")
+            await self._post(path, json.loads(body))
+        elif kind == "say":
+            path, times, event, data = rest.split(" ", 3)
+            await self._say(path, int(times), event, json.loads(data))
         elif kind == "install":
-            (self._directory / "node_modules").symlink_to(ROOT / "node_modules")
+            self._install()
         elif kind == "visit":
             await self._visit(rest)
         elif kind == "enter":
@@ -317,6 +411,13 @@ class Page:
             name, place, *line = rest.split(" ", 2)
             shown = self._visited[name].locator(f"{place} > *" if step.code else place)
             await expect(shown).to_have_text(step.code.splitlines() or line, timeout=WAIT * 1_000)
+        elif kind == "click":
+            name, _, button = rest.partition(" ")
+            await self._visited[name].get_by_role("button", name=button).click()
+        elif kind == "count":
+            name, place, number = rest.split(" ")
+            found = self._visited[name].locator(place)
+            await expect(found).to_have_count(int(number), timeout=WAIT * 1_000)
         elif kind in ("offline", "online"):
             await self._visited[rest].context.set_offline(kind == "offline")
         elif kind == "run":
@@ -340,6 +441,27 @@ class Page:
                     await self._python(name or what, code)
                 case "browser":
                     await self._type(name or what, code)
+                case "react":
+                    tab, _, element = name.partition(" ")
+                    await self._react(tab, element, code)
+                case "html":
+                    await self._open(name, code)
+                case "shell":
+                    await self._shell(step.code)
+                case "curl":
+                    await self._back_channel(code)
+                case "wscat":
+                    await self._converse(step.code)
+                case "make":
+                    await self._make(step.code)
+                case "options":
+                    check_options(step.code)
+                case "types":
+                    await self._check_types(f"{step.line}.{step.language}", code)
+                case "status":
+                    self._compare_status(code)
+                case "toml":
+                    tomllib.loads(code)
                 case _:
                     raise AssertionError(f"unknown directive {step.directive!r}")
 
@@ -399,30 +521,59 @@ class Page:
         code: str = "",
         take: Callable[[str], None] | None = None,
     ) -> Child:
-        environ = dict(ENVIRON)
+        environ = {**ENVIRON, **self._environ}
         while "=" in words[0]:
             name, _, environ[name] = words.pop(0).partition("=")
-        if words[0] == "crossband" or words[0] == "uvicorn":
+        if words[0] in PROGRAMS:
             words = [sys.executable, "-m", *words]
+        elif words[0] == "npx":
+            self._install()
+            words = [f"{ROOT}/node_modules/.bin/{words[1]}", *words[2:]]
         directory = directory or self._directory
         child = Child(*words, cwd=directory, env=environ, stdin=code, take=take)
         return await self._stack.enter_async_context(child)
 
+    async def _commands_of(self, code: str) -> list[tuple[str, list[str]]]:
+        """Return the commands and the lines each prints; `export` and `cd` are done at once."""
+        commands = []
+        code = re.sub(r"\\\n\s*", "", code)
+        for block in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
+            command, *lines = block.splitlines()
+            if match := re.match(r"export (\w+)=(.*)$", command):
+                async with self._bash(f"printf %s {match[2]}") as child:
+                    assert await child.exit_code(within=START) == 0, child.output
+                self._environ[match[1]] = child.output
+            elif command.startswith("cd "):
+                self._directory /= command.removeprefix("cd ")
+            else:
+                commands.append((command, lines))
+        return commands
+
+    def _bash(self, command: str) -> Child:
+        """Make a shell in which Crossband's commands are those that are tested."""
+        functions = "".join(
+            f'{each}() {{ "{sys.executable}" -m {each} "$@"; }}; ' for each in PROGRAMS
+        )
+        environ = {**ENVIRON, **self._environ}
+        script = f"set -euo pipefail; {functions}{command}"
+        return Child("bash", "-c", script, cwd=self._directory, env=environ)
+
     async def _serve(self, name: str, code: str) -> None:
-        (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
+        ((command, _),) = await self._commands_of(code)
         words = shlex.split(command)
-        port = "8000"
+        port = "5173" if "vite" in words else "8000"
         if "--port" in words:
             at = words.index("--port")
             port = words[at + 1]
             del words[at : at + 2]
-        if words[:2] == ["crossband", "serve"] and len(words) == 3:
+        file = words[-1].partition(":")[0] + ".py"
+        if words[:2] == ["crossband", "serve"] and len(words) == 3 and file in self._files:
             target = await self._serve_here(name, words[2])
         elif words == ["crossband", "serve", "--api-keys", "secret"]:
             target = await self._start_server(name, create_hub(api_keys=["secret"]))
         else:
             child = await self._start([*words, "--port", "0"])
-            target = int((await child.says(r"http://127\.0\.0\.1:(\d+)"))[1])
+            target = int((await child.says(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)"))[1])
         proxy = self._proxies[name] = Proxy(target)
         await proxy.start()
         self._stack.push_async_callback(proxy.stop)
@@ -447,9 +598,53 @@ class Page:
         await self._serve_here(name, target, port=self._proxies[name].target)
 
     async def _listen(self, code: str) -> None:
-        (command,) = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
-        child = await self._start(shlex.split(command))
+        ((command, _),) = await self._commands_of(code)
+        child = await self._start(shlex.split(self._fill(command)))
         await child.says("connected to")
+
+    async def _shell(self, code: str) -> None:
+        if not self._proxies:
+            # A page on what every server has.
+            await self._serve("", "$ crossband serve --api-keys secret")
+        for command, lines in await self._commands_of(code):
+            async with self._bash(self._fill(command).replace("curl ", "curl -sS ")) as child:
+                assert await child.exit_code(within=START) == 0, child.output
+            got = child.output.splitlines()
+            assert len(got) == len(lines), f"{command}: {child.output}"
+            for expected, line in zip(lines, got, strict=True):
+                assert self._matches(expected, line), f"expected {expected!r}, got {line!r}"
+
+    async def _back_channel(self, code: str) -> None:
+        (stream, _), (post, _) = await self._commands_of(code)
+        child = await self._stack.enter_async_context(self._bash(stream))
+        welcome = await child.says(r'"sid":"(\S+?)","session":"(\S+?)"')
+        post = post.replace("<sid>", welcome[1]).replace("<session>", welcome[2])
+        async with self._bash(post.replace("curl ", "curl --fail ")) as poster:
+            assert await poster.exit_code(within=START) == 0, poster.output
+
+    async def _converse(self, code: str) -> None:
+        command, _, *lines = code.splitlines()
+        address = self._fill(command.rpartition(" ")[2])
+        async with websockets.connect(address, proxy=None) as client:
+            for line in lines:
+                if line.startswith("> "):
+                    await client.send(line[2:])
+                else:
+                    got = f"< {await asyncio.wait_for(client.recv(), WAIT)!s}"
+                    assert self._matches(line, got), f"expected {line!r}, got {got!r}"
+
+    async def _make(self, code: str) -> None:
+        for command in re.findall(r"^\$ (make\b[^#\n]*)", code, re.MULTILINE):
+            words = ["make", "--dry-run", *shlex.split(command)[1:]]
+            async with Child(*words, cwd=ROOT) as child:
+                assert await child.exit_code(within=START) == 0, child.output
+
+    def _compare_status(self, code: str) -> None:
+        written, real = json.loads(code), Hub().status()
+        assert written.keys() == real.keys()
+        # What is not counted by a name that users give.
+        for key in ("clients", "messages", "evictions", "refusals", "gaps"):
+            assert written[key].keys() <= real[key].keys()
 
     async def _commands(self, code: str) -> None:
         for block in re.split(r"^\$ crossband ", code, flags=re.MULTILINE)[1:]:
@@ -492,15 +687,34 @@ class Page:
             await done
             assert stream.empty(), stream.get_nowait()
 
+    @property
+    def _target(self) -> int:
+        """The port of the page's first server, past the proxy."""
+        return next(iter(self._proxies.values())).target
+
     async def _broadcast(self, event: str, data: Any) -> None:
-        base = next(iter(self._proxies.values())).target
+        await self._post("/api/broadcast", {"event": event, "data": data, "room": "news"})
+
+    async def _post(self, path: str, body: Any) -> None:
         async with httpx.AsyncClient(trust_env=False) as client:
             answer = await client.post(
-                f"http://127.0.0.1:{base}/api/broadcast",
+                f"http://127.0.0.1:{self._target}{path}",
                 headers={"Authorization": "Bearer secret"},
-                json={"event": event, "data": data, "room": "news"},
+                json=body,
             )
         assert answer.status_code == 200, answer.text
+
+    async def _say(self, path: str, times: int, event: str, data: Any) -> None:
+        async with websockets.connect(f"ws://127.0.0.1:{self._target}{path}", proxy=None) as client:
+            welcome = json.loads(await client.recv())
+            assert welcome["type"] == "welcome", welcome
+            for number in range(times):
+                await client.send(json.dumps({"type": event, "data": data, "id": number}))
+            acks = 0
+            while acks < times:
+                message = json.loads(await asyncio.wait_for(client.recv(), WAIT))
+                acks += message["type"] == "ack"
+                assert message["type"] != "error", message
 
     # The browser.
 
@@ -523,6 +737,57 @@ class Page:
         )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
 
+    async def _open(self, name: str, html: str, script: Path | None = None) -> None:
+        """Show a page of our own as if it were the server's; an error in it is one of the test."""
+        tab = self._visited[name] = await self._browser.new_page()
+        self._stack.push_async_callback(tab.close)
+        failures: list[str] = []
+        tab.on("pageerror", lambda error: failures.append(str(error)))
+        base = self._fill("http://127.0.0.1:8000")
+
+        async def answer(route: Route) -> None:
+            path = route.request.url.removeprefix(base)
+            if path == "/":
+                await route.fulfill(content_type="text/html", body=f"<!doctype html>{html}")
+            elif path == "/app.js":
+                await route.fulfill(path=script)
+            elif path.endswith("/crossband.min.js"):
+                await route.fulfill(path=MINIFIED)
+            else:
+                await route.continue_()
+
+        await tab.route("**/*", answer)
+        await tab.goto(f"{base}/")
+        assert failures == []
+
+    async def _react(self, name: str, element: str, code: str) -> None:
+        """Show an element of a block, bundled as an application would."""
+        self._install()
+        await self._check_types(f"{name}.tsx", code)
+        (component,) = re.findall(r"^<(\w+)", element)
+        (self._directory / f"{name}.main.tsx").write_text(
+            MAIN.format(component=component, name=name, element=element), encoding="utf-8"
+        )
+        bundle = self._directory / f"{name}.js"
+        await self._run_node(*ROLLDOWN, f"{name}.main.tsx", "--file", str(bundle))
+        html = '<div id="root"></div><script type="module" src="/app.js"></script>'
+        await self._open(name, html, bundle)
+
+    def _install(self) -> None:
+        """Have what npm has installed here beside the page's files."""
+        place = self._directory / "node_modules"
+        if not place.exists():
+            place.symlink_to(ROOT / "node_modules")
+
+    async def _check_types(self, name: str, code: str) -> None:
+        self._install()
+        (self._directory / name).write_text(code, encoding="utf-8")
+        await self._run_node("node_modules/.bin/tsc", *TSC, name)
+
+    async def _run_node(self, *command: str) -> None:
+        async with Child(*command, cwd=self._directory, env={"NO_COLOR": "1"}) as child:
+            assert await child.exit_code(within=START) == 0, child.output
+
     async def _visit(self, name: str) -> None:
         tab = self._visited[name] = await self._browser.new_page()
         self._stack.push_async_callback(tab.close)
@@ -532,6 +797,33 @@ class Page:
         await expect(tab.locator("#state")).to_have_text("connected", timeout=WAIT * 1_000)
         await tab.get_by_role("textbox").fill(text)
         await tab.get_by_role("textbox").press("Enter")
+
+
+ROLLDOWN: Final = (
+    *("node_modules/.bin/rolldown", "--format", "esm"),
+    *("--transform.define", 'process.env.NODE_ENV:"development"'),
+)
+TSC: Final = (
+    *("--noEmit", "--strict", "--skipLibCheck", "--jsx", "react-jsx", "--target", "es2022"),
+    *("--module", "esnext", "--moduleResolution", "bundler", "--types", "node"),
+)
+MINIFIED: Final = ROOT / "clients/js/dist/crossband.min.js"
+MAIN: Final = """\
+import {{ StrictMode }} from "react";
+import {{ createRoot }} from "react-dom/client";
+import {{ {component} }} from "./{name}";
+createRoot(document.getElementById("root")!).render(<StrictMode>{element}</StrictMode>);
+"""
+
+
+def check_options(code: str) -> None:
+    """Look whether `crossband` takes what the commands of a block give it."""
+    program: Any = typer.main.get_command(cli.app)
+    commands = re.findall(r"\bcrossband ((?:serve|demo|listen|publish|token)\b[^\n#]*)", code)
+    assert commands
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        program.commands[name].make_context(name, arguments)
 
 
 class Proxy:
@@ -613,7 +905,9 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 async def test_code_of_the_page_runs(path: Path, browser: Browser, tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        page = Page(tmp_path, browser, stack)
+        # The examples' pages speak of the programs beside them.
+        directory = path.parent if ROOT / "examples" in path.parents else tmp_path
+        page = Page(directory, browser, stack)
         for step in steps(RUNNABLE[path]):
             try:
                 await page.follow(step)

@@ -101,8 +101,11 @@ export function useSocket(target: string | URL | SocketLike, options: Options = 
 }
 
 /**
- * Hear an event from mount to unmount. The newest handler is called; a changed one does not
+ * Hear an event from mount to unmount. The last render's handler is called; a changed one does not
  * subscribe again. Without a socket (null) it waits for one.
+ *
+ * Many events can come between two renders: set state by a function of the state before,
+ * `setLines((lines) => [...lines, line])`, or only the last of them is kept.
  */
 export function useEvent<Incoming extends EventsMap, Outgoing extends EventsMap, E extends EventName<ClientEvents>>(
   socket: Client<Incoming, Outgoing> | null | undefined,
@@ -146,6 +149,7 @@ export interface SseOptions<T = any> {
   url: string | URL | null;
   /** The events to hear; without it all. */
   events?: readonly string[];
+  /** The last render's is called. Many may come between two renders: see `useEvent`. */
   onMessage?: (message: SseMessage<T>) => void;
   /** Default: JSON, and text where it is none. */
   parse?: (text: string) => T;

@@ -56,7 +56,7 @@ def websocket_url(url: str, path: str = "/ws") -> str:
 
 async def opened(url: str, path: str = "/ws") -> ClientConnection:
     connection = await connect(websocket_url(url, path), proxy=None)
-    if not path.startswith("/ws/plain"):
+    if not path.startswith(("/ws/plain", "/ws/bare")):
         assert json.loads(await text(connection))["type"] == "welcome"
     return connection
 
@@ -268,6 +268,144 @@ async def test_broadcast_too_many_is_answered_429(serve: Serve, http: httpx.Asyn
         f"{server.url}/api/broadcast", json={"event": "news"}, headers={"X-API-Key": "another"}
     )
     assert other.status_code == 200
+
+
+# Fifty at once, and one every 10 ms: who sends more waits, and is not refused.
+BRISK: dict[str, Any] = {"message_rate": 100, "burst_time": 0.5}
+
+
+@HUBS
+async def test_websocket_that_is_too_fast_is_held_back(kind: type[Hub], serve: Serve) -> None:
+    server = await serve(hub_with(kind, **BRISK, refusals=1))
+    async with await opened(server.url) as connection:
+        begun = asyncio.get_running_loop().time()
+        for number in range(100):
+            await connection.send(json.dumps({"type": "echo", "data": number, "id": number}))
+        for number in range(100):
+            answer = json.loads(await text(connection))
+            assert answer == {"type": "ack", "id": number, "data": number}
+        assert asyncio.get_running_loop().time() - begun >= 0.4
+
+
+@HUBS
+async def test_plain_frames_that_are_too_fast_are_held_back(kind: type[Hub], serve: Serve) -> None:
+    hub = hub_with(kind, **BRISK, refusals=1)
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    hub.of("/bare", plain=True).on("message", lambda socket, data: heard.put_nowait(data))
+    server = await serve(hub)
+    async with await opened(server.url, "/ws/bare") as connection:
+        for number in range(100):
+            await connection.send(str(number))
+        async with asyncio.timeout(WAIT):
+            assert [await heard.get() for _ in range(100)] == [str(n) for n in range(100)]
+
+
+@HUBS
+async def test_socketio_client_that_is_too_fast_is_held_back(kind: type[Hub], serve: Serve) -> None:
+    server = await serve(hub_with(kind, **BRISK, refusals=1))
+    connection, _ = await engine_websocket(server.url)
+    async with connection:
+        for number in range(100):
+            await connection.send(f'42{number}["echo",{number}]')
+            # Heartbeats count too.
+            if number % 10 == 0:
+                await connection.send("3")
+        for number in range(100):
+            assert await text(connection) == f"43{number}[{number}]"
+
+
+async def test_polling_client_that_is_too_fast_is_held_back(
+    serve: Serve, http: httpx.AsyncClient
+) -> None:
+    server = await serve(hub_with(**BRISK, refusals=1))
+    polling = Polling(http, server.url)
+    await polling.connect()
+    begun = asyncio.get_running_loop().time()
+    assert (await polling.post(*(f'42{n}["echo",{n}]' for n in range(100)))).text == "ok"
+    assert asyncio.get_running_loop().time() - begun >= 0.4
+    assert [await polling.packet() for _ in range(100)] == [f"43{n}[{n}]" for n in range(100)]
+    await polling.close()
+
+
+@HUBS
+async def test_posts_that_are_too_fast_are_held_back(
+    kind: type[Hub], serve: Serve, http: httpx.AsyncClient
+) -> None:
+    server = await serve(hub_with(kind, message_rate=20, burst_time=0.05))
+    client = EventStreamClient()
+    await client.connect(server.url)
+    target = f"{server.url}/events/{client.sid}?session={client.session}"
+    begun = asyncio.get_running_loop().time()
+    for number in range(6):
+        response = await http.post(target, json={"type": "echo", "data": number})
+        assert response.json() == {"type": "ack", "data": number}
+    assert asyncio.get_running_loop().time() - begun >= 0.2
+    await client.close()
+
+
+@HUBS
+async def test_posts_at_once_are_refused_where_they_would_wait_for_long(
+    kind: type[Hub], serve: Serve, http: httpx.AsyncClient
+) -> None:
+    server = await serve(hub_with(kind, message_rate=2, burst_time=0.5))
+    client = EventStreamClient()
+    await client.connect(server.url)
+    target = f"{server.url}/events/{client.sid}?session={client.session}"
+    posts = [http.post(target, json={"type": "echo", "data": 1}) for _ in range(30)]
+    statuses = Counter(response.status_code for response in await asyncio.gather(*posts))
+    assert statuses[200] >= 4
+    assert statuses[429] == 30 - statuses[200] > 0
+    await client.close()
+
+
+@HUBS
+async def test_bytes_that_are_too_fast_are_held_back(kind: type[Hub], serve: Serve) -> None:
+    # 5,000 bytes at once and 20,000 a second.
+    limits = {"byte_rate": 20_000, "burst_time": 0.25, "refusals": 1}
+    server = await serve(hub_with(kind, **limits, message_size=2_000, max_http_buffer_size=2_000))
+    begun = asyncio.get_running_loop().time()
+    async with await opened(server.url) as connection:
+        for number in range(15):
+            await connection.send(json.dumps({"type": "echo", "data": TEXT, "id": number}))
+        for number in range(15):
+            assert json.loads(await text(connection))["id"] == number
+    assert asyncio.get_running_loop().time() - begun >= 0.4
+
+
+@HUBS
+@pytest.mark.parametrize("door", ["websocket", "socketio"])
+async def test_client_that_is_held_back_does_not_time_out(
+    door: str, kind: type[Hub], serve: Serve
+) -> None:
+    if kind is not Hub:
+        pytest.skip("there the server pings")
+    hub = hub_with(kind, **BRISK)
+    hub.configure(ping_interval=0.1, ping_timeout=0.6)
+    server = await serve(hub)
+    if door == "websocket":
+        connection = await opened(server.url)
+        message, answer = '{"type":"echo","data":1,"id":%d}', '{"type":"ack","id":%d,"data":1}'
+    else:
+        connection, _ = await engine_websocket(server.url)
+        message, answer = '42%d["echo",1]', "43%d[1]"
+    async with connection:
+        # Its pongs come behind these, of which the last are taken after a second.
+        for number in range(150):
+            await connection.send(message % number)
+        for number in range(150):
+            while (packet := await text(connection)) == "2":
+                await connection.send("3")
+            assert packet == answer % number
+
+
+@HUBS
+async def test_client_that_is_held_back_for_long_is_a_flood(kind: type[Hub], serve: Serve) -> None:
+    hub = hub_with(kind, message_rate=200, burst_time=0.1, flood_time=0.3, refusals=5)
+    server = await serve(hub)
+    # Nothing is answered: the client reads no queue empty.
+    closed = await until_closed(await opened(server.url), '{"type":"echo","data":1}')
+    assert closed == (1008, "Rate limit exceeded")
+    assert await flood_socketio(server.url) == (1008, "Rate limit exceeded")
 
 
 async def flood_websocket(url: str) -> tuple[int, str]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossband.rates import Buckets, Meter, TokenBucket
+from crossband.rates import LONGEST_PAUSE, SHORTEST_PAUSE, Buckets, Meter, TokenBucket
 
 
 def test_burst_passes_at_once_and_no_more() -> None:
@@ -75,6 +75,63 @@ def test_refusals_are_counted_until_the_client_is_quiet() -> None:
     assert not meter.take(4.0)
     assert meter.take(4.1)
     assert meter.refused == 1
+
+
+def test_message_is_lent_and_the_client_rests() -> None:
+    meter = Meter(10, 1, quiet=1.0)
+    assert not meter.take(0.0)
+    wait = meter.take(0.0)
+    assert meter.lend(0.0, wait) == pytest.approx(0.1)
+    # What is lent is not refused, and is paid back.
+    assert meter.refused == 0
+    assert meter.take(0.1) == pytest.approx(0.1)
+    assert not meter.take(0.2)
+
+
+def test_nothing_is_lent_for_longer_than_a_client_would_wait() -> None:
+    meter = Meter(0.4, 1, quiet=1.0)
+    assert not meter.take(0.0)
+    assert not meter.lend(0.0, meter.take(0.0))
+    assert meter.refused == 1
+    assert meter.lend(1.0, meter.take(1.0)) == pytest.approx(1.5)
+
+
+def test_rest_has_a_least_length() -> None:
+    meter = Meter(1_000, 1, quiet=1.0)
+    meter.take(0.0)
+    assert meter.lend(0.0, meter.take(0.0)) == SHORTEST_PAUSE
+
+
+def test_flood_is_lent_nothing_until_it_is_quiet() -> None:
+    meter = Meter(10, 1, quiet=1.0, flood_time=5.0)
+    now, lent = 0.0, 0
+    while not (wait := meter.take(now)) or (pause := meter.lend(now, wait)):
+        now += pause if wait else 0.0
+        lent += 1
+    assert 5.0 < now < 5.3
+    assert 50 < lent < 56
+    assert meter.refused == 1
+    meter.take(now + 2)
+    assert meter.lend(now + 2, meter.take(now + 2))
+
+
+def test_more_than_fits_at_once_is_lent_to_who_has_been_quiet() -> None:
+    meter = Meter(0, 1, byte_rate=100, byte_burst=100, quiet=1.0)
+    wait = meter.take(0.0, 1_000)
+    assert wait == pytest.approx(9.0)
+    assert meter.lend(0.0, wait, size=1_000) == LONGEST_PAUSE
+    assert not meter.lend(2.0, meter.take(2.0, 1), size=1)
+    assert not meter.take(9.1, 1)
+
+
+def test_user_pays_for_what_is_lent() -> None:
+    shared = TokenBucket(1, 1)
+    meters = [Meter(0, 1, quiet=1.0) for _ in range(2)]
+    for meter in meters:
+        meter.shared = shared
+    assert not meters[0].take(0.0)
+    assert meters[0].lend(0.0, meters[0].take(0.0)) == pytest.approx(1.0)
+    assert meters[1].take(0.0) == pytest.approx(2.0)
 
 
 def test_meters_of_one_user_share_a_bucket() -> None:

@@ -14,6 +14,7 @@ OPTIONAL: Final = frozenset(
         "user_message_rate",
         "byte_rate",
         "publish_rate",
+        "packets_per_payload",
         "connections",
         "connections_per_address",
         "connections_per_user",
@@ -34,8 +35,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_http_buffer_size: int = 1_000_000
     # Binary parts of one Socket.IO packet. 10, as the official parser.
     attachments: int = 10
-    # Engine.IO packets in one polling body.
-    packets_per_payload: int = 128
+    # A Socket.IO event with all its binary parts, each of which may have the size above: ten
+    # of them by default, and the event. Never less than one message.
+    event_size: int = 11_000_000
+    # Engine.IO packets in one polling body. Off: official clients split by size alone, and
+    # size and `message_rate` bound what a body costs.
+    packets_per_payload: int = 0
     # Frames of one WebSocket message: empty ones cost memory too.
     fragments: int = 1_024
     # Messages one connection may send. No person and no game comes near; a flood at this
@@ -51,6 +56,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # How much of a rate may come at once: 2 s worth of it; of bytes the largest message at
     # least.
     burst_time: float = 2.0
+    # How long a client may go on sending faster than its rates, held back to them, without
+    # `burst_time` of peace in between; then its messages are refused. An official client
+    # that buffered 30,000 events during a cut is through in that time.
+    flood_time: float = 30.0
     # Messages refused, without `burst_time` of peace in between, until the connection is
     # closed.
     refusals: int = 100

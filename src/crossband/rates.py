@@ -8,6 +8,11 @@ from weakref import WeakValueDictionary
 
 # Seconds, so that who waited as long as told is not refused by a rounding.
 _ROUNDING: Final = 1e-9
+# Seconds a message may be ahead of its rate: such a client is held back for so long. What
+# would have to wait longer is refused, so that a client is told why nothing happens.
+LONGEST_PAUSE: Final = 2.0
+# Seconds a pause has at least: a connection is held back twenty times a second at most.
+SHORTEST_PAUSE: Final = 0.05
 
 
 class TokenBucket:
@@ -42,6 +47,12 @@ class TokenBucket:
         self._full = full + self._period
         return 0.0
 
+    def owe(self, now: float) -> float:
+        """Take a token that may not be there yet; return the seconds until it is."""
+        full = max(self._full, now)
+        self._full = full + self._period
+        return max(0.0, full - now - self._slack)
+
     def full(self, now: float) -> bool:
         """Tell whether nothing has been taken that is not replaced by now."""
         return self._full <= now
@@ -51,15 +62,20 @@ class Meter:
     """What one connection may send: its own buckets, and the one its user's connections share.
 
     `rate` messages a second and `burst` of them at once, `byte_rate` bytes a second and
-    `byte_burst` at once; a rate of 0 is no limit. Counts what it refuses: a client that goes
-    on regardless is to be closed.
+    `byte_burst` at once; a rate of 0 is no limit. A message over the rates may be lent: the
+    client is to be held back until it keeps to them again. One that is so for `flood_time`
+    seconds, without `quiet` seconds of peace in between, floods: it is lent nothing. Counts
+    what is refused: a client that goes on regardless is to be closed.
     """
 
     __slots__ = (
+        "_byte_burst",
         "_byte_full",
         "_byte_period",
         "_byte_slack",
+        "_flood_time",
         "_full",
+        "_late_since",
         "_period",
         "_quiet",
         "_quiet_at",
@@ -76,6 +92,7 @@ class Meter:
         byte_rate: float = 0.0,
         byte_burst: int = 0,
         quiet: float,
+        flood_time: float = 30.0,
     ) -> None:
         # Two buckets as TokenBucket is one: seconds per message, how far ahead of now it may
         # be full with the message in it, and when it is full; and the same of bytes.
@@ -84,6 +101,7 @@ class Meter:
         self._full = float("-inf")
         self._byte_period = 1 / byte_rate if byte_rate else 0.0
         self._byte_slack = (byte_burst / byte_rate if byte_rate else 0.0) + _ROUNDING
+        self._byte_burst = byte_burst
         self._byte_full = float("-inf")
         # Shared with the other connections of its user; None without a user or a limit.
         self.shared: TokenBucket | None = None
@@ -91,6 +109,9 @@ class Meter:
         self.refused = 0
         self._quiet = quiet
         self._quiet_at = float("-inf")
+        # When it was too fast for the first time since then.
+        self._late_since = float("-inf")
+        self._flood_time = flood_time
 
     def take(self, now: float, size: int = 0) -> float:
         """Take a message of `size` bytes; return 0, or the seconds after which to send it again.
@@ -123,9 +144,28 @@ class Meter:
         self._byte_full = full
         return 0.0
 
+    def lend(self, now: float, wait: float, *, size: int = 0, messages: int = 1) -> float:
+        """Take a message after all that was refused for `wait` seconds just now.
+
+        Returns the seconds in which nothing more is to be taken; 0 when it stays refused.
+        """
+        # More than fits at once may pass whenever the bucket is full.
+        excess = max(0, size - self._byte_burst) * self._byte_period
+        if wait - excess > LONGEST_PAUSE or now - self._late_since > self._flood_time:
+            return 0.0
+        self.refused -= 1
+        if self.shared is not None and messages:
+            self.shared.owe(now)
+        self._full = max(self._full, now) + messages * self._period
+        self._byte_full = max(self._byte_full, now) + size * self._byte_period
+        pause = min(max(wait, SHORTEST_PAUSE), LONGEST_PAUSE)
+        self._quiet_at = now + pause + self._quiet
+        return pause
+
     def _refuse(self, now: float, wait: float) -> float:
         if now >= self._quiet_at:
             self.refused = 0
+            self._late_since = now
         self._quiet_at = now + self._quiet
         self.refused += 1
         return wait

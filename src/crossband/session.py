@@ -271,6 +271,7 @@ class Connection(ABC):
         "meter",
         "queue",
         "queued",
+        "resting_until",
         "seat",
     )
 
@@ -296,6 +297,8 @@ class Connection(ABC):
         self._writers: deque[asyncio.Future[None]] = deque()
         # What the client may send; None: as fast as it likes.
         self.meter: Meter | None = None
+        # On the monotonic clock: until then nothing more is taken from a client that was faster.
+        self.resting_until = 0.0
         # Its place among the connections that are counted; None before it has one.
         self.seat: Seat | None = None
         # None unless the server cut it.
@@ -441,6 +444,26 @@ class Connection(ABC):
                 turn.set_result(None)
         self._writers.clear()
         self._waiting = False
+
+    def rest(self, seconds: float) -> None:
+        """Take nothing more from the client for so long: it sends faster than it may."""
+        self.resting_until = time.monotonic() + seconds
+
+    def borrow(self, wait: float, size: int = 0, *, messages: int = 1) -> bool:
+        """Take a message after all that the meter refused for `wait` seconds, and rest then.
+
+        False when it stays refused.
+        """
+        assert self.meter is not None
+        pause = self.meter.lend(time.monotonic(), wait, size=size, messages=messages)
+        if pause:
+            self.rest(pause)
+        return bool(pause)
+
+    async def rested(self) -> None:
+        """Wait until more may be taken from the client."""
+        if (left := self.resting_until - time.monotonic()) > 0:
+            await asyncio.sleep(left)
 
     def leave_seat(self) -> None:
         """Give the place back: the connection has ended, or was refused."""

@@ -13,7 +13,7 @@ from tests.clients.node import (
     OfficialUpgradingClient,
     OfficialWebSocketClient,
 )
-from tests.clients.pythonsocketio import PythonSocketIOClient
+from tests.clients.pythonsocketio import PythonSocketIOClient, PythonSocketIOPollingClient
 from tests.clients.websocket import WebSocketClient
 
 CLIENTS: dict[str, type[Client]] = {
@@ -23,6 +23,7 @@ CLIENTS: dict[str, type[Client]] = {
         OfficialWebSocketClient,
         OfficialUpgradingClient,
         PythonSocketIOClient,
+        PythonSocketIOPollingClient,
         WebSocketClient,
         EventStreamClient,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "OfficialUpgradingClient",
     "OfficialWebSocketClient",
     "PythonSocketIOClient",
+    "PythonSocketIOPollingClient",
     "Refused",
     "WebSocketClient",
 ]

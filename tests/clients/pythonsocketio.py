@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import aiohttp
 import socketio
@@ -23,6 +24,8 @@ class PythonSocketIOClient(Client):
     kind = "python-socketio"
     binary = True
     tells_recovered = False
+    # None: the library's choice, polling first and then the upgrade.
+    transports: ClassVar[Sequence[str] | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +71,11 @@ class PythonSocketIOClient(Client):
         client.on("*", on_event, namespace=self.namespace)
         try:
             await client.connect(
-                self.url, auth=auth, namespaces=[self.namespace], wait_timeout=WAIT
+                self.url,
+                auth=auth,
+                namespaces=[self.namespace],
+                transports=list(self.transports) if self.transports else None,
+                wait_timeout=WAIT,
             )
         except socketio.exceptions.ConnectionError as error:
             await self._http.close()
@@ -90,7 +97,7 @@ class PythonSocketIOClient(Client):
 
     async def settled(self) -> None:
         # connect() returns after the upgrade.
-        assert self._client.transport() == "websocket"
+        assert self._client.transport() == (self.transports or ("websocket",))[-1]
 
     async def emit(self, event: str, *data: Any) -> None:
         await self._client.emit(event, data, namespace=self.namespace)
@@ -119,3 +126,10 @@ class PythonSocketIOClient(Client):
                 await self._client.disconnect()
         if self._http is not None:
             await self._http.close()
+
+
+class PythonSocketIOPollingClient(PythonSocketIOClient):
+    """The same, without an upgrade."""
+
+    kind = "python-socketio polling"
+    transports: ClassVar[Sequence[str] | None] = ("polling",)

@@ -87,7 +87,7 @@ class Tape {
 }
 
 class SocketIOClient {
-  constructor(id, { url, namespace, transports, auth, query, headers, path, reconnection, record }) {
+  constructor(id, { url, namespace, transports, auth, query, headers, path, reconnection, record, forceBase64 }) {
     this.id = id;
     this.cable = new Cable();
     // With `record`, the numbers of that event are kept and nothing is told of.
@@ -101,6 +101,7 @@ class SocketIOClient {
       auth: unpack(auth ?? {}),
       autoConnect: false,
       extraHeaders: headers,
+      forceBase64,
       forceNew: true,
       path,
       query,

@@ -33,6 +33,7 @@ from crossband.protocol.socketio import (
     encode_connect_request,
     encode_disconnect,
     encode_event,
+    is_number,
     read_event,
     split_ack,
     split_event,
@@ -252,6 +253,25 @@ def test_size_is_counted_over_text_and_attachments() -> None:
     assert not receiver.pending
 
 
+def test_message_and_event_have_limits_of_their_own() -> None:
+    receiver = Decoder(max_attachments=10, max_bytes=100, max_total=300)
+    receiver.feed('53-["a"]')
+    for _ in range(2):
+        assert receiver.feed(b"x" * 99) is None
+    packet = receiver.feed(b"x" * 97)
+    assert packet is not None
+    assert sum(map(len, packet.attachments)) + len(packet.data) == 300
+    receiver.feed('51-["a"]')
+    with pytest.raises(ProtocolError, match="over 100 bytes"):
+        receiver.feed(b"x" * 101)
+    receiver.feed('53-["a"]')
+    receiver.feed(b"x" * 99)
+    receiver.feed(b"x" * 99)
+    with pytest.raises(ProtocolError, match="over 300 bytes"):
+        receiver.feed(b"x" * 98)
+    assert not receiver.pending
+
+
 @pytest.mark.parametrize("text", ['2["' + "x" * 100 + '"]', '2["' + "é" * 49 + '"]'])
 def test_text_over_the_size_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError, match="over 100 bytes") as caught:
@@ -350,9 +370,48 @@ def test_event_name_may_be_escaped() -> None:
     assert split_event(event('["\\u0061\\ud83d\\ude00"]')) == ("a😀", [])
 
 
-@pytest.mark.parametrize("first", ["1", "null", "true", "1.5", "{}", "[]", '["a"]', '{"a":1}'])
-def test_event_name_that_is_not_a_string_is_refused(first: str) -> None:
-    with pytest.raises(ProtocolError, match="event name is not a string"):
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        ("7", "7"),
+        ("-7", "-7"),
+        ("0", "0"),
+        ("-0", "0"),
+        ("7.0", "7"),
+        ("1.5", "1.5"),
+        ("-0.25", "-0.25"),
+        ("0.000001", "0.000001"),
+        ("1e-7", "1e-7"),
+        ("1.5e-7", "1.5e-7"),
+        ("9007199254740993", "9007199254740992"),
+        ("100000000000000000000", "100000000000000000000"),
+        ("123456789012345678901", "123456789012345680000"),
+        ("1e21", "1e+21"),
+        ("1.25e300", "1.25e+300"),
+    ],
+)
+def test_number_as_event_name_is_spelled_as_in_javascript(number: str, name: str) -> None:
+    assert split_event(event(f'[{number},"x"]'))[0] == name
+    assert is_number(name)
+    # Also where the arguments are not read.
+    for data in (f'[{number},"\\ud800"]', f"[{number}," + "[" * 300 + "]" * 300 + "]"):
+        with pytest.raises(InvalidMessage) as caught:
+            split_event(event(data))
+        assert caught.value.details["event"] == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "seven", "7a", "a7", "7.", ".7", "+7", "--7", "٣", "1e5", "-"]
+)
+def test_other_names_are_no_numbers(name: str) -> None:
+    assert not is_number(name)
+
+
+@pytest.mark.parametrize(
+    "first", ["null", "true", "false", "{}", "[]", '["a"]', '{"a":1}', "1e400"]
+)
+def test_event_name_that_is_no_string_or_number_is_refused(first: str) -> None:
+    with pytest.raises(ProtocolError, match="event name is no string or number"):
         split_event(event(f"[{first},1]"))
 
 
@@ -431,8 +490,8 @@ def test_data_nested_too_deeply_is_a_message_that_does_not_fit(arguments: bytes)
 
 
 def test_data_nested_too_deeply_without_a_name_is_refused() -> None:
-    for data in (b"[" * 100_000, b"[7," + b"[" * 100_000, b'["\\ud800",' + b"[" * 100_000):
-        with pytest.raises(ProtocolError, match="not a string"):
+    for data in (b"[" * 100_000, b"[true," + b"[" * 100_000, b'["\\ud800",' + b"[" * 100_000):
+        with pytest.raises(ProtocolError, match="no string or number"):
             split_event(event(data))
 
 
@@ -451,7 +510,7 @@ def test_auth_has_a_size() -> None:
 
 
 def test_a_megabyte_of_digits_is_no_name() -> None:
-    with pytest.raises(ProtocolError, match="not a string"):
+    with pytest.raises(ProtocolError, match="no string or number"):
         split_event(event("[" + "9" * 1_000_000 + "]"))
 
 

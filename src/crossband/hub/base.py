@@ -536,6 +536,7 @@ class BaseHub(Namespace):
                 # Or the largest message could never be sent.
                 byte_burst=max(self._burst(byte_rate), limits.largest_message),
                 quiet=limits.burst_time,
+                flood_time=limits.flood_time,
             )
 
     def _note_refusal(self, error: TooManyConnections, address: str | None) -> None:
@@ -580,9 +581,9 @@ class BaseHub(Namespace):
     def control_floods(self, connection: Connection, size: int = 0) -> bool:
         """Count a message that is never answered, as a ping; tell whether these are a flood."""
         meter = connection.meter
-        if meter is None or not meter.take(time.monotonic(), size):
+        if meter is None or not (wait := meter.take(time.monotonic(), size)):
             return False
-        return self.floods(connection)
+        return not connection.borrow(wait, size) and self.floods(connection)
 
     def count_publish(self, publisher: str) -> None:
         """Count a request to publish over HTTP. Raises RateLimited."""

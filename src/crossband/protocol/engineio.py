@@ -14,7 +14,7 @@ import msgspec
 from crossband.errors import EncodeError, ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 class PacketType(IntEnum):
@@ -39,53 +39,63 @@ class Packet(NamedTuple):
 # ASCII "record separator": cannot occur raw inside JSON, which is why the protocol chose it.
 SEPARATOR: Final = "\x1e"
 
+# Of ASCII, for str.translate: taken out of base64.
+_WHITE_SPACE: Final = dict.fromkeys(map(ord, " \t\n\v\f\r"))
 _TYPES: Final = {str(int(kind)): kind for kind in PacketType}
 
 
 def decode_packet(text: str) -> Packet:
-    """Decode one WebSocket text message.
+    """Decode one packet: a WebSocket text message, or a part of a polling body.
 
-    Binary WebSocket messages are bare data and never come here.
+    `b…`, a MESSAGE of bytes in base64, is what clients without binary WebSockets send there
+    too (`forceBase64`). Binary WebSocket messages are bare data and never come here.
 
-    Raises ProtocolError when it is empty or its type is not 0 to 6.
+    Raises ProtocolError when it is empty, its type is not 0 to 6, or it is not base64.
     """
     kind = _TYPES.get(text[:1])
     if kind is None:
+        if text.startswith("b"):
+            return _decode_binary(text)
         if not text:
             raise ProtocolError("empty packet (Engine.IO 4, packet encoding)")
         raise ProtocolError(f"unknown packet type {text[0]!a} (Engine.IO 4, packet encoding)")
     return Packet(kind, text[1:])
 
 
-def decode_payload(body: str, *, max_packets: int) -> list[Packet]:
-    """Split a polling body into its packets; `b…` becomes a MESSAGE with bytes.
+def decode_payload(body: str, *, max_packets: int = 0) -> Iterator[Packet]:
+    """Decode a polling body, one packet at a time.
 
-    The packets are counted before anything is split, so that a body of separators costs one
-    scan and no allocation. The body's own size is for the transport to bound.
+    Nothing is split ahead: a body of separators costs the one packet that is refused. The
+    body's own size is for the transport to bound; with `max_packets` they are bounded too.
 
-    Raises ProtocolError when it is empty, holds more than `max_packets`, or any packet does
-    not decode.
+    Raises ProtocolError at once when the body is empty or holds more than `max_packets`, and
+    at its turn for a packet that does not decode.
     """
     if not body:
         raise ProtocolError("empty payload (Engine.IO 4, HTTP long-polling)")
-    if body.count(SEPARATOR) >= max_packets:
+    if max_packets and body.count(SEPARATOR) >= max_packets:
         raise ProtocolError(
             f"more than {max_packets} packets in a payload (Engine.IO 4, HTTP long-polling)"
         )
-    return [
-        _decode_binary(part) if part.startswith("b") else decode_packet(part)
-        for part in body.split(SEPARATOR)
-    ]
+    return _split_payload(body)
+
+
+def _split_payload(body: str) -> Iterator[Packet]:
+    at = 0
+    while (end := body.find(SEPARATOR, at)) >= 0:
+        yield decode_packet(body[at:end])
+        at = end + 1
+    yield decode_packet(body[at:])
 
 
 def _decode_binary(part: str) -> Packet:
     try:
+        # The Java client ends its base64 with a newline, and others break long lines.
+        data = part[1:].translate(_WHITE_SPACE)
         # Strict: Python otherwise skips what is not base64 and stops at the first padding.
-        return Packet(PacketType.MESSAGE, a2b_base64(part[1:], strict_mode=True))
+        return Packet(PacketType.MESSAGE, a2b_base64(data, strict_mode=True))
     except ValueError:  # binascii.Error, or characters outside ASCII
-        raise ProtocolError(
-            "binary packet is not base64 (Engine.IO 4, HTTP long-polling)"
-        ) from None
+        raise ProtocolError("binary packet is not base64 (Engine.IO 4, packet encoding)") from None
 
 
 def encode_packet(packet: Packet) -> str:

@@ -7,6 +7,7 @@ on without encoding them again. Strings here do not include Engine.IO's leading 
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from enum import IntEnum
 from json import dumps, loads
 from typing import TYPE_CHECKING, Any, Final
@@ -82,12 +83,14 @@ MAX_AUTH: Final = 16_384
 # 16 digits hold 2^53; bounded so that int() is never given a megabyte of them.
 _MAX_DIGITS: Final = 16
 # What an event's array begins with.
-_NAME: Final = re.compile(rb'\[\s*("(?:[^"\\]|\\.)*")')
+_NAME: Final = re.compile(rb'\[\s*("(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*)')
+_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
 # ASCII only: str.isdigit() also takes "²" and "٣".
 _DIGITS: Final = re.compile(r"[0-9]+")
 
 _decode_items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_name: Final = msgspec.json.Decoder(str).decode
+_decode_number: Final = msgspec.json.Decoder(float).decode
 _decode_object: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -95,13 +98,15 @@ _encode: Final = msgspec.json.Encoder().encode
 class Decoder:
     """Put packets together from one connection's messages.
 
-    `max_bytes` bounds one packet, its data and attachments together. After a ProtocolError
-    nothing of the packet is kept.
+    `max_bytes` bounds one message: a packet's data, or one attachment. `max_total` bounds the
+    packet, all of them together; it is never less. After a ProtocolError nothing of the packet
+    is kept.
     """
 
-    def __init__(self, *, max_attachments: int, max_bytes: int) -> None:
+    def __init__(self, *, max_attachments: int, max_bytes: int, max_total: int = 0) -> None:
         self._max_attachments = max_attachments
         self._max_bytes = max_bytes
+        self._max_total = max(max_total, max_bytes)
         # The packet whose attachments are awaited. None between packets.
         self._packet: Packet | None = None
         # Attachments still to come for it; 0 between packets.
@@ -139,21 +144,23 @@ class Decoder:
         if len(text) > self._max_bytes:  # characters; the bytes are counted below
             raise _too_large(self._max_bytes)
         packet, awaited = _parse(text, self._max_attachments)
-        room = self._max_bytes - len(packet.data)
-        if room < 0:
+        if len(packet.data) > self._max_bytes:
             raise _too_large(self._max_bytes)
         if not awaited:
             return packet
-        self._packet, self._awaited, self._room = packet, awaited, room
+        self._packet, self._awaited = packet, awaited
+        self._room = self._max_total - len(packet.data)
         return None
 
     def _feed_binary(self, data: bytes) -> Packet | None:
         packet = self._packet
         if packet is None:
             raise ProtocolError("unexpected attachment (Socket.IO 5, binary)")
+        if len(data) > self._max_bytes:
+            raise _too_large(self._max_bytes)
         self._room -= len(data)
         if self._room < 0:
-            raise _too_large(self._max_bytes)
+            raise _too_large(self._max_total)
         self._attachments.append(bytes(data))
         self._awaited -= 1
         if self._awaited:
@@ -170,7 +177,7 @@ class Decoder:
 
 def _too_large(limit: int) -> ProtocolError:
     return ProtocolError(
-        f"packet over {limit} bytes (maxHttpBufferSize)", close_code=CloseCode.MESSAGE_TOO_BIG
+        f"message or event over {limit} bytes", close_code=CloseCode.MESSAGE_TOO_BIG
     )
 
 
@@ -273,17 +280,16 @@ def split_event(packet: Packet) -> tuple[str, list[msgspec.Raw]]:
     The arguments are views into `packet.data`. They are well-formed JSON, but numbers out of
     range only show when they are decoded further.
 
-    Raises ProtocolError when the data is not a JSON array that begins with a string, and
+    A name may be a number (since Socket.IO 3.1): it is read as JavaScript spells it, 7 as "7".
+
+    Raises ProtocolError when the data is not a JSON array that begins with either, and
     InvalidMessage when it is nested too deeply, or holds half a surrogate pair: JavaScript
     has strings that are no Unicode, such as half an emoji, and sends them escaped.
     """
     items = _split(packet)
     if not items:
         raise ProtocolError("event without a name (Socket.IO 5, EVENT)")
-    try:
-        name = _decode_name(items[0])
-    except (ValueError, RecursionError):
-        raise ProtocolError("event name is not a string (Socket.IO 5, EVENT)") from None
+    name = _read_name(bytes(items[0]))
     del items[0]
     return name, items
 
@@ -311,10 +317,32 @@ def _name_of(packet: Packet) -> str:
     if packet.type in _ACKS:
         return ""
     found = _NAME.match(packet.data)
+    return _read_name(found[1] if found is not None else b"")
+
+
+def _read_name(raw: bytes) -> str:
     try:
-        return _decode_name(found[1] if found is not None else b"")
+        if not raw.startswith(b'"'):
+            return _spell(_decode_number(raw))
+        return _decode_name(raw)
     except ValueError:
-        raise ProtocolError("event name is not a string (Socket.IO 5, EVENT)") from None
+        raise ProtocolError("event name is no string or number (Socket.IO 5, EVENT)") from None
+
+
+def _spell(number: float) -> str:
+    """Write a number as JavaScript does (ECMA-262, Number::toString)."""
+    text = repr(number)
+    if not number:
+        return "0"
+    if 1e-6 <= abs(number) < 1e21:
+        return format(Decimal(text), "f").removesuffix(".0")
+    digits, _, exponent = text.partition("e")
+    return f"{digits}e{int(exponent):+d}"
+
+
+def is_number(event: str) -> bool:
+    """Return whether an event's name is one that numbers are given."""
+    return _NUMBER.fullmatch(event) is not None
 
 
 def _check_surrogates(data: bytes) -> None:
@@ -327,8 +355,10 @@ def _check_surrogates(data: bytes) -> None:
         dumps(items, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         if isinstance(items, list):
-            name = items[0] if items and isinstance(items[0], str) else ""
-            event = name.encode(errors="replace").decode()
+            name = items[0] if items else ""
+            if isinstance(name, (int, float)) and not isinstance(name, bool):
+                name = _spell(float(name))
+            event = name.encode(errors="replace").decode() if isinstance(name, str) else ""
             raise InvalidMessage("Half a surrogate pair is no character", event=event) from None
     except (ValueError, RecursionError):
         return

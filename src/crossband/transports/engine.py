@@ -33,9 +33,10 @@ from crossband.protocol import engineio, socketio
 from crossband.protocol.engineio import PacketType as Engine
 from crossband.protocol.socketio import PacketType
 from crossband.seats import TooManyConnections
-from crossband.session import Connection, Deadlines, Handshake, Roll
+from crossband.session import Deadlines, Handshake, Roll
 from crossband.transports.http import ClientGone, HeaderList, Request
 from crossband.transports.lane import (
+    FramedConnection,
     Lane,
     Peer,
     WebSocketOffer,
@@ -51,9 +52,20 @@ logger = logging.getLogger("crossband")
 # Seconds an ended polling session waits for the poll that tells its client.
 LINGER_TIME: Final = 5.0
 LINGER_TIME_AT_STOP: Final = 1.0
+# POSTs of one session that may wait until those before them are worked off. None of their
+# bodies is read meanwhile; the server has some 64 KiB of each. Official clients send one at a
+# time.
+WAITING_POSTS: Final = 64
+# Packets of one body that are handled in one tick of the event loop.
+TURN: Final = 64
+# Packets that python-engineio reads from one polling response: past it, it gives up.
+PYTHON_PACKETS: Final = 16
+# CONNECTs to one namespace that may wait for the one before them.
+WAITING_CONNECTS: Final = 16
 _PING = Wire("2")
 _CLOSE = "1"
 _NOOP = "6"
+_UPGRADED = "a WebSocket carries the session"
 
 # Engine.IO's error bodies; the official client logs their message.
 BAD_REQUESTS: Final[dict[str, dict[str, Any]]] = {
@@ -77,17 +89,17 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class EngineConnection(Connection):
+class EngineConnection(FramedConnection):
     """One Engine.IO session, whatever carries it now, and its sockets by namespace."""
 
     __slots__ = (
         "_decoder",
         "_door",
-        "_lane",
         "_last",
+        "_line",
         "_lingers",
         "_poll",
-        "_posting",
+        "_posts",
         "_reading",
         "_size",
         "_websocket",
@@ -96,13 +108,14 @@ class EngineConnection(Connection):
         "sid",
         "sockets",
         "state",
+        "text_only",
         "upgrade",
         "upgrading",
     )
 
     def __init__(self, door: EngineDoor, handshake: Handshake) -> None:
         limits = door.hub.settings.limits
-        super().__init__(door.hub.ticker, limit=limits.outbox)
+        super().__init__(door.hub, limit=limits.outbox)
         self._door = door
         self.sid = secrets.token_urlsafe(15)
         self.handshake = handshake
@@ -110,22 +123,27 @@ class EngineConnection(Connection):
         # By namespace.
         self.sockets: dict[str, Socket] = {}
         # Namespaces whose CONNECT is being examined.
-        self.connecting: set[str] = set()
+        self.connecting: dict[str, Connecting] = {}
         self._decoder = socketio.Decoder(
-            max_attachments=limits.attachments, max_bytes=limits.max_http_buffer_size
+            max_attachments=limits.attachments,
+            max_bytes=limits.max_http_buffer_size,
+            max_total=limits.event_size,
         )
+        # The client takes no binary frames (`b64`): they are base64 in text frames.
+        self.text_only = False
         # What came of the packet that is put together, in bytes and characters.
         self._size = 0
         # None unless a GET waits; resolved when there is something to answer.
         self._poll: asyncio.Future[None] | None = None
-        self._posting = False
+        # Whose turn it is among the POSTs, and how many there are. None before the first.
+        self._line: asyncio.Lock | None = None
+        self._posts = 0
         # What ends the last polling payload: close, or nothing but a release.
         self._last = _CLOSE
         # Ended, and its client is to hear of it at its next poll.
         self._lingers = False
-        # Both None while polling; then one of the two.
+        # None while polling, and over a lane.
         self._websocket: Writer | None = None
-        self._lane: Lane | None = None
         # Ends the WebSocket's reading when our close gets no answer, or its upgrade takes too
         # long. None while there is none.
         self._reading: asyncio.Timeout | None = None
@@ -146,13 +164,34 @@ class EngineConnection(Connection):
             return self._websocket.busy and bool(self.queue)
         return self._poll is None and self.queued > self.limit // 4
 
+    @property
+    def posting(self) -> bool:
+        """Whether what the client posted is not all handled yet."""
+        return self._posts > 0
+
     def flush(self) -> None:
         if self._lane is not None:
+            self._spell_out()
             write_frames(self, self._lane)
         elif self._websocket is not None:
             self._websocket.wake()
         else:
             self._release_poll()
+
+    def take_batch(self) -> list[Wire]:
+        self._spell_out()
+        return super().take_batch()
+
+    def _spell_out(self) -> None:
+        """Turn binary parts that wait into text, for a client that takes no binary frames."""
+        if not self.text_only:
+            return
+        for index, wire in enumerate(self.queue):
+            if len(wire.messages) > 1:
+                text = Wire(*wire.polling.split(engineio.SEPARATOR))
+                text.tag = wire.tag
+                self.queue[index] = text
+                self.queued += text.size - wire.size
 
     # Ending.
 
@@ -192,6 +231,7 @@ class EngineConnection(Connection):
         if self.upgrade is not None:
             self.upgrade.close(code, text)
         if self._lane is not None:
+            self._spell_out()
             close_lane(self, self._lane, code, text, now=now)
             return
         if self._websocket is not None:
@@ -203,6 +243,8 @@ class EngineConnection(Connection):
         self._release_poll()
 
     def _leave_all(self, reason: str) -> None:
+        for connecting in list(self.connecting.values()):
+            connecting.task.cancel()
         sockets, self.sockets = self.sockets, {}
         for socket in sockets.values():
             self._door.hub.leave(socket, reason)
@@ -224,12 +266,12 @@ class EngineConnection(Connection):
     async def poll(self, request: Request, cors: HeaderList) -> None:
         """Answer a GET with what is queued, as soon as something is."""
         if self.transport == "websocket":
-            await self._door.bad_request(request, "request", cors)
+            await self._door.bad_request(request, "request", cors, reason=_UPGRADED)
             return
         if self._poll is not None:
             # Two polls at once: one of them is not the client's.
             self.end("transport error")
-            await self._door.bad_request(request, "request", cors)
+            await self._door.bad_request(request, "request", cors, reason="two polls at once")
             return
         if self.behind:
             self.drop()
@@ -258,9 +300,12 @@ class EngineConnection(Connection):
             self.end("transport error")
 
     def _take_payload(self) -> str:
-        queue, self.queue = self.queue, []
-        packets = [wire.polling for wire in queue]
-        self.wrote(self.queued)
+        taken = self._take_few() if self._reads_few else self.queue
+        self.queue = self.queue[len(taken) :]
+        packets = [wire.polling for wire in taken]
+        self.wrote(sum([wire.size for wire in taken]) if self.queue else self.queued)
+        if self.queue:
+            return engineio.encode_payload(packets)
         # A close goes alone: the official client holds back what comes with it until it has
         # reconnected.
         if self.closed and not (packets and self._lingers):
@@ -269,40 +314,79 @@ class EngineConnection(Connection):
             self._door.forget(self)
         return engineio.encode_payload(packets) if packets else _NOOP
 
+    @property
+    def _reads_few(self) -> bool:
+        agent = self.handshake.headers.get("user-agent", "")
+        return agent.startswith(("Python/", "python-requests/"))
+
+    def _take_few(self) -> list[Wire]:
+        """Return the first that waits, as much as python-engineio reads at once."""
+        count = 0
+        for number, wire in enumerate(self.queue):
+            count += len(wire.messages)
+            if number and count > PYTHON_PACKETS:
+                return self.queue[:number]
+        return self.queue
+
     async def post(self, request: Request, cors: HeaderList) -> None:
-        """Take a POST's packets."""
-        if self.transport == "websocket" or self._posting:
-            if self._posting:
-                self.end("transport error")
-            await self._door.bad_request(request, "request", cors)
+        """Take a POST's packets, after those of the POSTs before it.
+
+        It is answered when there is room for more. Until then no further body is read, as
+        nothing is read from a WebSocket.
+        """
+        if self.transport == "websocket":
+            await self._door.bad_request(request, "request", cors, reason=_UPGRADED)
             return
+        if self._posts > WAITING_POSTS:
+            self.end("transport error")
+            await self._door.bad_request(request, "request", cors, reason="too many POSTs at once")
+            return
+        if self._line is None:
+            self._line = asyncio.Lock()
+        self._posts += 1
+        try:
+            async with self._line:
+                await self._take_post(request, cors)
+        finally:
+            self._posts -= 1
+
+    async def _take_post(self, request: Request, cors: HeaderList) -> None:
         limits = self._door.hub.settings.limits
-        self._posting = True
         try:
             body = await request.body(limits.max_http_buffer_size, time=limits.body_time)
             if self.closed:
                 await self._door.bad_request(request, "sid", cors)
                 return
-            packets = engineio.decode_payload(body.decode(), max_packets=limits.packets_per_payload)
-            for packet in packets:
-                if packet.type in (Engine.OPEN, Engine.UPGRADE, Engine.NOOP, Engine.PING):
-                    raise ProtocolError(f"unexpected {packet.type.name} packet (Engine.IO 4)")
-                self.receive(packet)
+            await self._take_body(body.decode(), limits.packets_per_payload)
+        except ClientGone:
+            # What it wanted to say is lost.
+            self.end("transport error")
+            return
         except EventError as error:
+            self.end("parse error", CloseCode.MESSAGE_TOO_BIG)
             await request.refuse(error, cors)
             return
-        except ClientGone:
-            return
-        except (ProtocolError, UnicodeDecodeError):
+        except (ProtocolError, UnicodeDecodeError) as error:
             self.end("parse error", CloseCode.PROTOCOL_ERROR)
-            await self._door.bad_request(request, "request", cors)
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            await self._door.bad_request(request, "request", cors, reason=reason)
             return
-        finally:
-            self._posting = False
-        for socket in list(self.sockets.values()):
-            if socket.crowded:
-                await socket.caught_up()
         await request.respond(200, b"ok", content_type="text/html", headers=cors)
+
+    async def _take_body(self, body: str, max_packets: int) -> None:
+        """Take a body's packets, no faster than their client may send and is handled."""
+        packets = engineio.decode_payload(body, max_packets=max_packets)
+        for number, packet in enumerate(packets, 1):
+            if packet.type in (Engine.OPEN, Engine.UPGRADE, Engine.NOOP, Engine.PING):
+                raise ProtocolError(f"unexpected {packet.type.name} packet (Engine.IO 4)")
+            self.receive(packet)
+            if self.closed:
+                return
+            if self.held:
+                await self.rested()
+                await self.caught_up()
+            elif number % TURN == 0:
+                await asyncio.sleep(0)
 
     # WebSocket.
 
@@ -363,7 +447,8 @@ class EngineConnection(Connection):
         if len(frame) > limit:
             raise ProtocolError("Message too large", close_code=CloseCode.MESSAGE_TOO_BIG)
         self._receive_frame(frame)
-        await self._caught_up()
+        await self.rested()
+        await self.caught_up()
 
     def _receive_frame(self, frame: str | bytes) -> None:
         if isinstance(frame, bytes):
@@ -375,16 +460,11 @@ class EngineConnection(Connection):
         self.receive(packet)
 
     @property
-    def _crowded(self) -> Socket | None:
+    def crowded(self) -> Socket | None:
         for socket in self.sockets.values():
             if socket.crowded:
                 return socket
         return None
-
-    async def _caught_up(self) -> None:
-        crowded = self._crowded
-        if crowded is not None:
-            await crowded.caught_up()
 
     # Over a lane.
 
@@ -453,30 +533,25 @@ class EngineConnection(Connection):
             socket = self.sockets.get(event[0]) if event is not None else None
             if event is not None and socket is not None and event[1] not in SOCKETIO_RESERVED:
                 meter = self.meter
-                if meter is not None and (wait := meter.take(monotonic(), len(frame))):
+                if (
+                    meter is not None
+                    and (wait := meter.take(monotonic(), len(frame)))
+                    and not self.borrow(wait, len(frame))
+                ):
                     socket.tell(RateLimited(wait), event[1], event[2])
                     self._end_flood()
                     return
                 socket.receive(Incoming(event[1], event[3], (), event[2]))
                 if socket.crowded:
-                    self._pause()
+                    self.hold()
                 return
         try:
             self._receive_frame(frame)
         except ProtocolError as error:
             self.end("parse error", error.close_code, str(error)[:100])
             return
-        if self._crowded is not None:
-            self._pause()
-
-    def _pause(self) -> None:
-        if self._lane is not None:
-            self._lane.pause_reading()
-            self._door.hub.run_to_end(self._read_on(self._lane))
-
-    async def _read_on(self, lane: Lane) -> None:
-        await self._caught_up()
-        lane.resume_reading()
+        if self.crowded is not None:
+            self.hold()
 
     def too_large(self) -> None:
         self.end("parse error", CloseCode.MESSAGE_TOO_BIG, "Message too large")
@@ -497,6 +572,7 @@ class EngineConnection(Connection):
         self.flush()
 
     def connection_lost(self) -> None:
+        self.lost()
         self.end("transport close")
         self.state = State.CLOSED
         self.discard_queue()
@@ -552,7 +628,11 @@ class EngineConnection(Connection):
         name = packet.namespace
         kind = packet.type
         meter = self.meter
-        if meter is not None and (wait := meter.take(monotonic(), size)):
+        if (
+            meter is not None
+            and (wait := meter.take(monotonic(), size))
+            and not self.borrow(wait, size)
+        ):
             self._refuse_rate(packet, wait)
             return
         if kind is PacketType.CONNECT:
@@ -561,6 +641,8 @@ class EngineConnection(Connection):
         socket = self.sockets.get(name)
         if socket is None:
             if kind is PacketType.DISCONNECT:
+                if (connecting := self.connecting.pop(name, None)) is not None:
+                    connecting.task.cancel()
                 return
             raise ProtocolError("packet for a namespace that is not connected (Socket.IO 5)")
         if kind is PacketType.EVENT or kind is PacketType.BINARY_EVENT:
@@ -571,7 +653,13 @@ class EngineConnection(Connection):
                 return
             if event in SOCKETIO_RESERVED:
                 raise ProtocolError(f"reserved event name {event!r} (Socket.IO 5)")
-            socket.receive(Incoming(event, raws, packet.attachments, packet.id))
+            message = Incoming(event, raws, packet.attachments, packet.id)
+            if kind is PacketType.BINARY_EVENT:
+                # Raises ProtocolError for a placeholder that names no attachment; numbers out
+                # of range are for the handler to refuse.
+                with contextlib.suppress(msgspec.DecodeError):
+                    message.decode()
+            socket.receive(message)
         elif kind is PacketType.ACK or kind is PacketType.BINARY_ACK:
             try:
                 raws = socketio.split_ack(packet)
@@ -616,19 +704,48 @@ class EngineConnection(Connection):
 
     def _connect(self, packet: socketio.Packet) -> None:
         name = packet.namespace
-        if name in self.sockets or name in self.connecting:
-            raise ProtocolError("namespace connected twice (Socket.IO 5)")
         try:
             auth = socketio.connect_auth(packet)
         except EventError as error:
             self._refuse(name, error)
             return
+        if name in self.sockets:
+            self._connect_again(name)
+            return
+        connecting = self.connecting.get(name)
+        if connecting is not None:
+            if len(connecting.again) >= WAITING_CONNECTS:
+                raise ProtocolError(f"{WAITING_CONNECTS} CONNECTs of one namespace at once")
+            connecting.again.append(auth)
+            return
         limit = self._door.hub.settings.limits.namespaces
         if len(self.sockets) + len(self.connecting) >= limit:
             self._refuse(name, EventError(code="too_many_namespaces"))
             return
-        self.connecting.add(name)
-        self._door.hub.run_to_end(self._admit(name, auth))
+        connecting = self.connecting[name] = Connecting([auth])
+        connecting.task = self._door.hub.run_to_end(self._admit_each(name, connecting))
+
+    def _connect_again(self, name: str) -> None:
+        """Answer a client that has joined already as it was answered then."""
+        socket = self.sockets[name]
+        wire = socket.codec.welcome(
+            name, sid=socket.id, session=socket.session, recovered=False, offset=None
+        )
+        if wire is not None:
+            self.push(wire)
+
+    async def _admit_each(self, name: str, connecting: Connecting) -> None:
+        """Answer the CONNECTs of one namespace, one after another."""
+        try:
+            while connecting.again and not self.closed:
+                auth = connecting.again.pop(0)
+                if name in self.sockets:
+                    self._connect_again(name)
+                else:
+                    await self._admit(name, auth)
+        finally:
+            if self.connecting.get(name) is connecting:
+                del self.connecting[name]
 
     async def _admit(self, name: str, auth: dict[str, Any]) -> None:
         hub = self._door.hub
@@ -662,8 +779,6 @@ class EngineConnection(Connection):
             logger.exception("a client of namespace %r could not be let in", name)
             self._refuse(name, EventError(code="internal_error"))
             return
-        finally:
-            self.connecting.discard(name)
         if self.closed:
             hub.withdraw(admission)
             return
@@ -694,6 +809,19 @@ def _resume(auth: dict[str, Any]) -> Resume:
     return Resume(session if isinstance(session, str) else None, cursor, unreceived=True)
 
 
+class Connecting:
+    """A namespace that a connection is joining."""
+
+    __slots__ = ("again", "task")
+
+    # Set at once.
+    task: asyncio.Task[None]
+
+    def __init__(self, again: list[dict[str, Any]]) -> None:
+        # What the CONNECTs show that are not answered yet.
+        self.again = again
+
+
 class EngineDoor:
     """Engine.IO sessions by id, their handshakes and their heartbeat."""
 
@@ -712,7 +840,7 @@ class EngineDoor:
         self._pings = Deadlines[EngineConnection](loop, settings.ping_interval, self._ping)
         self._pongs = Deadlines[EngineConnection](loop, settings.ping_timeout, self._give_up)
         self._connects = Deadlines[EngineConnection](
-            loop, settings.limits.handshake_time, lambda c: c.end("forced close")
+            loop, settings.limits.handshake_time, self._end_idle
         )
         # Ended sessions whose client has yet to poll once more to hear of it.
         self._lingering: dict[str, EngineConnection] = {}
@@ -792,8 +920,17 @@ class EngineDoor:
         connection = self.connections[sid]
         free = connection.transport == "polling" and connection.state is State.OPEN
         if not free or connection.upgrading:
-            await request.deny(EventError("Bad request", code="invalid_request", engine=3))
+            # As Node (Engine.IO 4, "upgrade"): the session goes on without this one.
+            await request.accept()
+            await request.send(
+                {
+                    "type": "websocket.close",
+                    "code": CloseCode.PROTOCOL_ERROR,
+                    "reason": "upgraded already",
+                }
+            )
             return
+        connection.text_only |= bool(request.first("b64"))
         connection.upgrading = True
         if connection.take_upgrade(request):
             return
@@ -825,17 +962,26 @@ class EngineDoor:
         return None
 
     async def bad_request(
-        self, request: Request, problem: str, cors: HeaderList, *, status: int = 400
+        self,
+        request: Request,
+        problem: str,
+        cors: HeaderList,
+        *,
+        status: int = 400,
+        reason: str = "",
     ) -> None:
-        await request.respond_json(status, BAD_REQUESTS[problem], cors)
+        body = BAD_REQUESTS[problem]
+        await request.respond_json(status, body | {"reason": reason} if reason else body, cors)
 
     # Sessions.
 
     def _open(self, request: Request, transport: str) -> EngineConnection:
         connection = EngineConnection(self, request.handshake(transport))
         self.hub.seat(connection, request.address)
+        connection.text_only = bool(request.first("b64"))
         self.connections[connection.sid] = connection
         self._connects.add(connection)
+        self._pings.add(connection)
         return connection
 
     def _open_packet(self, connection: EngineConnection, upgrades: list[str]) -> str:
@@ -857,9 +1003,15 @@ class EngineDoor:
         self._roll.discard(connection)
 
     def connected(self, connection: EngineConnection) -> None:
-        """Note that a client joined a namespace: from the first on it gets heartbeats."""
-        if self._connects.discard(connection):
-            self._pings.add(connection)
+        """Note that a client joined a namespace."""
+        self._connects.discard(connection)
+
+    def _end_idle(self, connection: EngineConnection) -> None:
+        # Whoever is being examined has a time limit there.
+        if connection.connecting:
+            self._connects.add(connection)
+        else:
+            connection.end("forced close")
 
     def pong(self, connection: EngineConnection) -> None:
         """Note that a client answered its ping; one that it did not get counts for nothing."""
@@ -867,8 +1019,8 @@ class EngineDoor:
             self._pings.add(connection)
 
     def _give_up(self, connection: EngineConnection) -> None:
-        # Its pong may wait behind events that we are slow to handle.
-        if any(socket.crowded for socket in connection.sockets.values()):
+        # Its pong may wait behind events that we are slow to handle, or slow to take.
+        if connection.posting or connection.held_within(self.hub.settings.ping_timeout):
             self._pings.add(connection)
         else:
             connection.end("ping timeout", now=True)

@@ -379,7 +379,9 @@ class StreamDoor:
             )
         meter = connection.meter
         if meter is not None and (wait := meter.take(monotonic())):
-            self._refuse_rate(connection, wait)
+            if not connection.borrow(wait):
+                self._refuse_rate(connection, wait)
+            await asyncio.sleep(wait)
         if self._hub.guard.authenticate is not None:
             await self._check_token(request, socket)
         limits = self._hub.settings.limits
@@ -388,7 +390,9 @@ class StreamDoor:
         except ClientGone:
             return
         if meter is not None and (wait := meter.take_bytes(monotonic(), len(body))):
-            self._refuse_rate(connection, wait)
+            if not connection.borrow(wait, len(body), messages=0):
+                self._refuse_rate(connection, wait)
+            await asyncio.sleep(wait)
         message = envelope.decode(body)
         outcome: asyncio.Future[Payload | EventError] = asyncio.get_running_loop().create_future()
 

@@ -24,9 +24,10 @@ from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import envelope
 from crossband.protocol.websocket import PING_FRAME
 from crossband.seats import TooManyConnections
-from crossband.session import Connection, Deadlines, Roll, Ticker
+from crossband.session import Connection, Deadlines, Roll
 from crossband.transports.http import Request, Send
 from crossband.transports.lane import (
+    FramedConnection,
     Lane,
     WebSocketOffer,
     close_lane,
@@ -102,16 +103,15 @@ class Writer:
                     self._idle = None
 
 
-class WebSocketConnection(Connection):
+class WebSocketConnection(FramedConnection):
     """One raw WebSocket and its one socket; it is the peer of a lane where there is one."""
 
-    __slots__ = ("_door", "_early", "_lane", "_reading", "_writer", "read", "reason", "socket")
+    __slots__ = ("_door", "_early", "_reading", "_writer", "read", "reason", "socket")
 
-    def __init__(self, ticker: Ticker, door: WebSocketDoor, *, limit: int) -> None:
-        super().__init__(ticker, limit=limit)
+    def __init__(self, door: WebSocketDoor, *, limit: int) -> None:
+        super().__init__(door.hub, limit=limit)
         self._door = door
-        # One of the two once accepted: the lane, or over ASGI the writer.
-        self._lane: Lane | None = None
+        # None over a lane, and until it is accepted.
         self._writer: Writer | None = None
         # How to close it once there is one. None unless it was closed before.
         self._early: tuple[CloseCode, str] | None = None
@@ -176,17 +176,21 @@ class WebSocketConnection(Connection):
         if self.closed or socket is None or read is None:
             return
         meter = self.meter
-        if meter is not None and (wait := meter.take(monotonic(), len(frame))):
+        if (
+            meter is not None
+            and (wait := meter.take(monotonic(), len(frame)))
+            and not self.borrow(wait, len(frame))
+        ):
             self._door.refuse_rate(self, socket, frame, wait)
             return
         read(self, socket, frame)
-        if socket.crowded and self._lane is not None:
-            self._lane.pause_reading()
-            self._door.hub.run_to_end(self._read_on(socket, self._lane))
+        if socket.crowded:
+            self.hold()
 
-    async def _read_on(self, socket: Socket, lane: Lane) -> None:
-        await socket.caught_up()
-        lane.resume_reading()
+    @property
+    def crowded(self) -> Socket | None:
+        socket = self.socket
+        return socket if socket is not None and socket.crowded else None
 
     def too_large(self) -> None:
         if self.socket is not None:
@@ -208,6 +212,7 @@ class WebSocketConnection(Connection):
         self.flush()
 
     def connection_lost(self) -> None:
+        self.lost()
         self._door.lost(self)
 
     def ping(self) -> None:
@@ -243,9 +248,8 @@ class WebSocketConnection(Connection):
                         continue
                     frame = message.get("text")
                     receive_frame(frame if frame is not None else message["bytes"])
-                    socket = self.socket
-                    if socket is not None and socket.crowded:
-                        await socket.caught_up()
+                    await self.rested()
+                    await self.caught_up()
         except TimeoutError:
             reason = "forced close"
         finally:
@@ -270,9 +274,7 @@ class WebSocketDoor:
 
     async def serve(self, request: Request, namespace_name: str) -> None:
         """Serve one WebSocket from handshake to end."""
-        connection = WebSocketConnection(
-            self.hub.ticker, self, limit=self.hub.settings.limits.outbox
-        )
+        connection = WebSocketConnection(self, limit=self.hub.settings.limits.outbox)
         try:
             await self._serve(request, namespace_name, connection)
         finally:
@@ -334,10 +336,15 @@ class WebSocketDoor:
             meter = connection.meter
             if self._too_large(frame):
                 self.refuse_size(connection, socket)
-            elif meter is not None and (wait := meter.take(monotonic(), len(frame))):
+                return
+            if (
+                meter is not None
+                and (wait := meter.take(monotonic(), len(frame)))
+                and not connection.borrow(wait, len(frame))
+            ):
                 self.refuse_rate(connection, socket, frame, wait)
-            else:
-                read(connection, socket, frame)
+                return
+            read(connection, socket, frame)
 
         connection.attach_writer(request.send)
         try:
@@ -419,9 +426,8 @@ class WebSocketDoor:
         self._pongs.add(connection)
 
     def _give_up(self, connection: WebSocketConnection) -> None:
-        socket = connection.socket
-        # Its pong may wait behind events that we are slow to handle.
-        if socket is not None and socket.crowded:
+        # Its pong may wait behind events that we are slow to handle, or slow to take.
+        if connection.held_within(self.hub.settings.ping_timeout):
             self.pong(connection)
             return
         connection.reason = "ping timeout"

@@ -423,6 +423,33 @@ async def test_task_of_a_handler_that_ended_is_nobody_elses(
     assert ended == [task]
 
 
+async def test_next_event_of_a_client_has_a_task_of_its_own(hub: BaseHub) -> None:
+    tasks: list[asyncio.Task[Any] | None] = []
+    release = asyncio.Event()
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> str:
+        tasks.append(asyncio.current_task())
+        await release.wait()
+        await asyncio.sleep(0)
+        return "waited"
+
+    @hub.on("stop")
+    async def stop(socket: Socket) -> list[bool]:
+        return [outcome for task in tasks if task for outcome in (task.done(), task.cancel())]
+
+    link, socket = await welcomed(hub)
+    for number, name in enumerate(("wait", "stop", "wait", "stop", "wait")):
+        socket.receive(event(name, ack_id=number))
+    release.set()
+    answers = [message["data"] for message in (await link.messages(6))[1:]]
+    assert answers == ["waited", [True, False], "waited", [True, False] * 2, "waited"]
+    assert len(set(tasks)) == 3
+    for task in tasks:
+        assert task is not None
+        assert await task is None
+
+
 async def test_cancelling_a_handler_that_just_ended_does_nothing(hub: BaseHub) -> None:
     kept: list[asyncio.Task[Any]] = []
 

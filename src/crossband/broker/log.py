@@ -17,7 +17,7 @@ Entry = tuple[float, int, Publication]
 
 # Bytes that an event takes beside its data, and a session's log beside its events, on CPython
 # 3.11. Private logs count with it: there may be any number of them with a few small events each.
-EVENT_COST: Final = 400
+EVENT_COST: Final = 450
 LOG_COST: Final = 800
 
 

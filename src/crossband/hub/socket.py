@@ -111,6 +111,7 @@ class Socket:
         "_beside",
         "_early",
         "_ending",
+        "_going_on",
         "_inbox",
         "_inbox_size",
         "_space",
@@ -163,9 +164,11 @@ class Socket:
         # None until the first emit_with_ack.
         self._acks: Acks | None = None
         # None until the first event; what waits for the worker.
-        self._inbox: deque[Incoming | Callable[[], Awaitable[None]]] | None = None
+        self._inbox: deque[Incoming | Coroutine[Any, Any, None]] | None = None
         # Bytes of the events in it.
         self._inbox_size = 0
+        # What waits is being begun: nobody else need do that.
+        self._going_on = False
         # Whose turn it is: what comes meanwhile goes into the inbox. None: nobody's.
         self._turn: object = None
         # The number of handlers that run beside the one whose turn it is.
@@ -415,7 +418,11 @@ class Socket:
         if self._turn is not None:
             self.enqueue(message)
             return
-        schema = registry.direct.get(message.event)
+        self._begin_event(message)
+
+    def _begin_event(self, message: Incoming) -> None:
+        namespace = self.namespace
+        schema = namespace.registry.direct.get(message.event)
         try:
             if schema is None:
                 result = namespace.dispatch(self, message)
@@ -428,7 +435,7 @@ class Socket:
                 if result is _WAITING:
                     return
             elif kind not in _DATA and inspect.isawaitable(result):
-                self.enqueue(functools.partial(self._finish, message, result))
+                self.begin(self._finish(message, result))
                 return
             self._answer(message, result)
         except (Exception, asyncio.CancelledError) as error:
@@ -450,7 +457,7 @@ class Socket:
     def begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine after the events before it: at once, as far as it goes, if alone."""
         if self._turn is not None:
-            self.enqueue(functools.partial(_identity, coroutine))
+            self.enqueue(coroutine)
             return
         try:
             self._step(coroutine, None)
@@ -477,7 +484,7 @@ class Socket:
             if message is None
             else functools.partial(self._finish, message, result)
         )
-        result.carry_on(functools.partial(self._work, turn, rest))
+        result.carry_on(functools.partial(self._carry_on, turn, rest))
         return _WAITING
 
     def _pass_on(self, turn: object) -> None:
@@ -489,12 +496,36 @@ class Socket:
 
     def _end_turn(self) -> None:
         self._turn = None
-        if self._inbox:
+        if self._inbox and not self._going_on:
             self._begin_work()
 
     def _begin_work(self) -> None:
-        turn = self._turn = object()
-        self.namespace.hub.run_to_end(self._work(turn))
+        # Nobody else's turn meanwhile. In the next tick, when the task of the handler before has
+        # ended: the next may cancel it, as one client's events do with another's.
+        self._turn = object()
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Begin what waits, one after another, until one takes its time."""
+        self._turn = None
+        if self.namespace.hub.out_of_time:
+            return
+        inbox = self._inbox
+        self._going_on = True
+        try:
+            while inbox and self._turn is None:
+                item = inbox.popleft()
+                if isinstance(item, Incoming):
+                    self._inbox_size -= item.size
+                    if self._space is not None and not self.crowded:
+                        self._space.set()
+                    self._begin_event(item)
+                else:
+                    self.begin(item)
+        finally:
+            self._going_on = False
+        if self._space is not None:
+            self._space.set()
 
     async def _finish(self, message: Incoming, result: Awaitable[Any]) -> None:
         try:
@@ -502,7 +533,7 @@ class Socket:
         except (Exception, asyncio.CancelledError) as error:
             self._fail(message, error)
 
-    def enqueue(self, job: Incoming | Callable[[], Awaitable[None]]) -> None:
+    def enqueue(self, job: Incoming | Coroutine[Any, Any, None]) -> None:
         """Run a job after those before it."""
         if self._inbox is None:
             self._inbox = deque()
@@ -579,51 +610,26 @@ class Socket:
         finally:
             self._ending.discard(task)
 
-    async def _work(self, turn: object, job: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Carry on `job`, if any, and then handle what waits, a turn each."""
-        outer = _own_turn.set(turn)
+    async def _carry_on(self, turn: object, job: Callable[[], Awaitable[None]]) -> None:
+        """Carry on a handler that waits; at its end the next one begins."""
         try:
-            job = job or self._next_job()
-            while job is not None:
-                try:
-                    await job()
-                except asyncio.CancelledError:
-                    if cancelling():
-                        raise
-                    logger.exception("a handler of namespace %r failed", self.namespace.name)
-                except Exception:
-                    logger.exception("a handler of namespace %r failed", self.namespace.name)
-                if self._turn is not turn:
-                    # It has stepped aside, and the others have gone on.
-                    self._come_back()
-                    return
-                job = self._next_job()
-                turn = self._turn = object()
-                _own_turn.set(turn)
+            await job()
+        except asyncio.CancelledError:
+            if cancelling():
+                raise
+            logger.exception("a handler of namespace %r failed", self.namespace.name)
+        except Exception:
+            logger.exception("a handler of namespace %r failed", self.namespace.name)
         finally:
-            # A runner's context is that of its next work.
-            _own_turn.reset(outer)
-            if self._turn is turn:
-                if self.namespace.hub.out_of_time:
-                    self._turn = None
-                else:
-                    # More waits where the application cancelled a handler, and this task with it.
-                    self._end_turn()
+            if self._turn is not turn:
+                # It has stepped aside, and the others have gone on.
+                self._come_back()
+            elif self.namespace.hub.out_of_time:
+                self._turn = None
+            else:
+                self._end_turn()
             if self._space is not None:
                 self._space.set()
-
-    def _next_job(self) -> Callable[[], Awaitable[None]] | None:
-        if not self._inbox:
-            return None
-        item = self._inbox.popleft()
-        if isinstance(item, Incoming):
-            self._inbox_size -= item.size
-            job: Callable[[], Awaitable[None]] = functools.partial(self._handle, item)
-        else:
-            job = item
-        if self._space is not None and not self.crowded:
-            self._space.set()
-        return job
 
     async def _handle(self, message: Incoming) -> None:
         try:

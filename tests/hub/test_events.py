@@ -9,6 +9,7 @@ import datetime as dt
 import decimal
 import enum
 import functools
+import inspect
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import (
@@ -19,10 +20,13 @@ from typing import (
     NamedTuple,
     NewType,
     NotRequired,
+    Protocol,
     TypedDict,
+    TypeVar,
     Union,
 )
 
+import fastapi
 import msgspec
 import pydantic
 import pytest
@@ -314,13 +318,33 @@ def test_several_arguments() -> None:
     assert bind(handler, 1, {"x": 2}) == [1, Point(2)]
     assert refusal(handler, 1, {"x": "a"}) == ("$[1].x", "Expected `int`, got `str`")
     assert refusal(handler, "a", {"x": 1}) == ("$[0]", "Expected `int`, got `str`")
-    assert refusal(handler, 1) == ("$", "Missing argument `b`")
-    assert refusal(handler) == ("$", "Missing argument `a`")
-    assert refusal(handler, 1, {"x": 2}, 3) == ("$", "Expected 2 arguments, got 3")
+    takes = "'event' takes (a: int, b: Point)"
+    assert refusal(handler, 1) == ("$", f"{takes}; got 1 argument")
+    assert refusal(handler) == ("$", f"{takes}; got 0 arguments")
+    assert refusal(handler, 1, {"x": 2}, 3) == ("$", f"{takes}; got 3 arguments")
 
 
 def test_more_than_one_value_for_one_argument_is_refused() -> None:
-    assert refusal(taking(int), 1, 2) == ("$", "Expected 1 argument, got 2")
+    assert refusal(taking(int), 1, 2) == ("$", "'event' takes (a: int); got 2 arguments")
+
+
+def test_what_an_event_takes_is_spelt_as_in_the_source() -> None:
+    def handler(
+        socket: Socket,
+        room: Annotated[str, msgspec.Meta(max_length=9)],
+        anything,  # type: ignore[no-untyped-def]
+        points: list[Point] | None,
+        kind: Literal["a", 1],
+        by_id: dict[UserId, tuple[dt.date, ...]],
+        silent: bool = True,
+        *rest: Address | None,
+    ) -> None: ...
+
+    assert schema_of(handler).signature == (
+        "(room: str, anything, points: list[Point] | None, kind: Literal['a', 1], "
+        "by_id: dict[UserId, tuple[date, ...]], silent: bool = …, *rest: Address | None)"
+    )
+    assert schema_of(lambda socket: None).signature == "()"
 
 
 def test_defaults() -> None:
@@ -340,7 +364,7 @@ def test_any_number_of_arguments() -> None:
     assert bind(handler, "a", 1, 2) == ["a", 1, 2]
     assert refusal(handler, "a", 1, "b") == ("$[2]", "Expected `int`, got `str`")
     assert refusal(handler, 1) == ("$[0]", "Expected `str`, got `int`")
-    assert refusal(handler) == ("$", "Missing argument `a`")
+    assert refusal(handler) == ("$", "'event' takes (a: str, *rest: int); got 0 arguments")
 
 
 def test_handler_of_nothing_but_args() -> None:
@@ -359,8 +383,66 @@ def test_array_of_a_door_with_one_value_is_the_arguments() -> None:
     assert bind(some, [1, 2, 3], single=True) == [1, 2, 3]
     # For a handler of one argument it is that argument.
     assert bind(one, [1, 2], single=True) == [[1, 2]]
-    assert refusal(two, 1, single=True) == ("$", "Expected an array of arguments")
     assert refusal(two, [1, "a"], single=True) == ("$[1]", "Expected `int`, got `str`")
+    assert refusal(two, [1, 2, 3], single=True) == (
+        "$",
+        "'event' takes (a: int, b: int = …); got 3 arguments",
+    )
+
+
+def test_value_of_a_door_with_one_value_is_the_first_argument() -> None:
+    def optional(socket: Socket, a: Any = 5, b: int = 0) -> None: ...
+    def some(socket: Socket, *args: Any) -> None: ...
+    def more(socket: Socket, a: dict[str, int], *args: int) -> None: ...
+    def array(socket: Socket, a: list[int], b: int = 0) -> None: ...
+    def arrays(socket: Socket, *args: list[int]) -> None: ...
+    def both(socket: Socket, a: int, b: int) -> None: ...
+
+    assert bind(optional, single=True) == [5, 0]
+    assert bind(some, single=True) == []
+    for value in ("text", 1, None, {"a": 1}):
+        assert bind(optional, value, single=True) == [value, 0]
+        assert bind(some, value, single=True) == [value]
+    assert bind(more, {"a": 1}, single=True) == [{"a": 1}]
+    assert bind(more, [{"a": 1}, 2], single=True) == [{"a": 1}, 2]
+    assert refusal(more, {"a": "b"}, single=True) == ("$[...]", "Expected `int`, got `str`")
+    # An array is the arguments, where it can be; else the first of them.
+    assert bind(optional, [1, 2], single=True) == [1, 2]
+    assert bind(array, [[1, 2], 3], single=True) == [[1, 2], 3]
+    assert bind(array, [1, 2], single=True) == [[1, 2], 0]
+    assert bind(arrays, [[1], [2]], single=True) == [[1], [2]]
+    assert bind(arrays, [1, 2], single=True) == [[1, 2]]
+    for count, value in ((1, 1), (1, [1]), (3, [1, 2, 3])):
+        assert refusal(both, value, single=True)[1].startswith(
+            f"'event' takes (a: int, b: int); got {count} argument"
+        )
+
+
+@pytest.mark.parametrize("kind", ["python-socketio", "websocket", "sse"])
+async def test_one_value_is_taken_alike_by_every_door(
+    kind: str, serve: Serve, new_client: NewClient
+) -> None:
+    hub = Hub()
+
+    @hub.on("any")
+    def any_number(socket: Socket, *args: Any) -> list[Any]:
+        return list(args)
+
+    @hub.on("optional")
+    def optional(socket: Socket, text: str, times: int = 1) -> str:
+        return text * times
+
+    client = new_client(kind)
+    await client.connect((await serve(hub)).url)
+    assert await client.call("any") == []
+    for value in ("text", 1, {"a": 1}):
+        assert await client.call("any", value) == [value]
+    assert await client.call("optional", "text") == "text"
+    with pytest.raises(EventFailed) as failed:
+        await client.call("optional")
+    assert failed.value.error["reason"] == (
+        "'optional' takes (text: str, times: int = …); got 0 arguments"
+    )
 
 
 # Bytes.
@@ -541,6 +623,8 @@ class Game:
         """Note a move."""
         return self.move(socket, point)
 
+    def named(self, name: str) -> None: ...
+
 
 class LaterGame(Game):
     async def __call__(self, socket: Socket, point: Point) -> int:  # type: ignore[override]
@@ -608,6 +692,221 @@ def test_handler_is_left_as_it_is() -> None:
 
 
 def needs_keyword(socket: Socket, *, a: int) -> None: ...
+
+
+# What would let a client say what it may not: its own user, say.
+
+
+class User(msgspec.Struct):
+    name: str
+
+
+class Database:
+    """Something that a framework would fill in."""
+
+
+class Watched(Socket):
+    """A subclass of the application's own."""
+
+
+class HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+SocketT = TypeVar("SocketT", bound=Socket)
+
+
+def current_user() -> User:
+    return User("nobody")
+
+
+class Injected:
+    """A mark of some framework that nobody here knows."""
+
+    def __init__(self, dependency: Any = None) -> None:
+        self.dependency = dependency
+
+
+def depending(kind: Any, default: Any = inspect.Parameter.empty) -> Callable[..., None]:
+    """Return a handler of one argument, `user`, with this annotation and this default."""
+
+    def handler(socket: Socket, user: Any) -> None: ...
+
+    handler.__annotations__["user"] = kind
+    if default is not inspect.Parameter.empty:
+        handler.__defaults__ = (default,)
+    return handler
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "message"),
+    [
+        (User, fastapi.Depends(current_user), (
+            r"`user` cannot be Depends\(…\): what a handler takes, its client sends. Look it up "
+            "in the handler, from `socket.identity`"
+        )),
+        (Any, fastapi.Depends(current_user), r"cannot be Depends\(…\)"),
+        (User | None, fastapi.Security(current_user), r"cannot be Security\(…\)"),
+        (str, fastapi.Query("a"), r"cannot be Query\(…\)"),
+        (str, fastapi.Header(), r"cannot be Header\(…\)"),
+        (str, fastapi.Cookie(None), r"cannot be Cookie\(…\)"),
+        (User, fastapi.Body(), r"cannot be Body\(…\)"),
+        (User, Injected(current_user), (
+            r"the default of `user` must be None, a plain value or an instance of its "
+            r"annotation, not Injected\(…\): what a handler takes"
+        )),
+        (Any, Injected(), r"not Injected\(…\)"),
+        (Any, object(), r"not object\(…\)"),
+        (Any, User("a"), r"not User\(…\)"),
+        (User, Point(1), r"not Point\(…\)"),
+        (User | None, [User("a"), Database()], r"not list\(…\)"),
+        (dict[str, Any], {"db": Database()}, r"not dict\(…\)"),
+        (Any, current_user, "not current_user"),
+        (Any, Database, "not Database"),
+        (str, pydantic.Field(min_length=1), (
+            r"the default of `user` cannot be FieldInfo\(…\): write constraints as "
+            r"`user: Annotated\[str, Field\(…\)\]`"
+        )),
+        (Annotated[User, fastapi.Depends(current_user)], ..., r"cannot be Depends\(…\)"),
+        (Annotated[str, fastapi.Query(min_length=1)], ..., r"cannot be Query\(…\)"),
+        (Annotated[User | None, fastapi.Depends(current_user)], None, r"cannot be Depends\(…\)"),
+        (list[Annotated[User, fastapi.Depends(current_user)]], ..., r"cannot be Depends\(…\)"),
+        (Annotated[User, Injected(current_user)], ..., r"`user` cannot be Injected\(…\): what a"),
+        (Annotated[User, Injected], ..., "`user` cannot be Injected: what a"),
+        (Annotated[User, current_user], ..., "`user` cannot be current_user: what a"),
+    ],
+)  # fmt: skip
+def test_parameter_that_a_framework_would_fill_is_refused(
+    kind: Any, default: Any, message: str
+) -> None:
+    missing = inspect.Parameter.empty
+    handler = depending(kind, missing if default is ... else default)
+    with pytest.raises(TypeError, match=f"the handler of 'event': .*{message}") as caught:
+        schema_of(handler)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda hub, function: hub.on("event", function),
+        lambda hub, function: hub.on("connect", function),
+        lambda hub, function: hub.use(function),
+        lambda hub, function: Hub(authenticate=function),
+    ],
+    ids=["event", "connect", "use", "authenticate"],
+)
+def test_marks_of_a_framework_are_refused_wherever_functions_are_registered(
+    register: Callable[[Hub, Any], Any],
+) -> None:
+    def by_default(socket: Any, *, db: Any = fastapi.Depends(Database)) -> None: ...  # noqa: B008
+    def by_annotation(
+        socket: Any, *, db: Annotated[Any, fastapi.Depends(Database)] = None
+    ) -> None: ...
+
+    hub = Hub()
+    for function in (by_default, by_annotation):
+        with pytest.raises(TypeError, match=r"`db` cannot be Depends\(…\)"):
+            register(hub, function)
+    assert not hub.events
+
+
+@pytest.mark.parametrize(
+    ("kind", "default"),
+    [
+        (Any, None), (bool, True), (int, -1), (float, 0.5), (str, "a"), (bytes, b"a"),
+        (list[int], [1, [2]]), (dict[str, Any], {"a": {"b": (1,)}}), (set[str], {"a"}),
+        (tuple[int, ...], (1, 2)), (Pair, Pair(1, "a")), (Colour, Colour.RED),
+        (dt.date, dt.date(2026, 1, 1)), (decimal.Decimal, decimal.Decimal(1)), (uuid.UUID, UUID),
+        (str | msgspec.UnsetType, msgspec.UNSET), (Point, Point(1)), (Point | None, Point(1)),
+        (list[Point], [Point(1)]), (dict[str, Address], {"a": Address(street="Elm")}),
+        (Person, Person("Ada")), (Address, Address(street="Elm")), (Names, Names(["a"])),
+        (Annotated[Point, "where to"], Point(1)), (Options, {"size": 1}),
+    ],
+)  # fmt: skip
+def test_plain_defaults_are_taken(kind: Any, default: Any) -> None:
+    schema = schema_of(depending(kind, default))
+    assert schema.bind([], ()) == [default]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Annotated[str, "a note"],
+        Annotated[str, msgspec.Meta(description="a note")],
+        Annotated[str, pydantic.Field(min_length=1), pydantic.AfterValidator(str.strip)],
+        Annotated[str, pydantic.StringConstraints(min_length=1)],
+        list[Annotated[int, pydantic.Field(gt=0)]],
+    ],
+)
+def test_notes_and_constraints_beside_a_type_are_taken(kind: Any) -> None:
+    assert schema_of(depending(kind)).parameters[0].type == kind
+
+
+def test_what_is_no_argument_of_the_client_may_be_anything() -> None:
+    database = Database()
+
+    def handler(socket: Socket, text: str, *, database: Database = database) -> None: ...
+
+    assert bind(handler, "a") == ["a"]
+    made = functools.partial(handler, database=Database())
+    assert bind(made, "a") == ["a"]
+
+
+async def nothing() -> None: ...
+async def text_first(room: str, content: str) -> None: ...
+async def message_first(message: Point) -> None: ...
+async def model_first(message: Address | None) -> None: ...
+async def list_first(items: list[int]) -> None: ...
+def environ(sid: str, environ: dict[str, Any]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "message"),
+    [
+        (nothing, r": write `nothing\(socket: Socket\)`"),
+        (text_first, r", not `room: str`: write `text_first\(socket: Socket, room, content\)`"),
+        (message_first, r", not `message: Point`: write `message_first\(socket: So"),
+        (model_first, r", not `message: Address \| None`: write"),
+        (list_first, r", not `items: list\[int\]`: write"),
+        (environ, r", not `sid: str`: write"),
+        (Game().named, r", not `name: str`: write `named\(socket: Socket, name\)`"),
+    ],
+)  # fmt: skip
+def test_handler_that_does_not_take_the_socket_first_is_refused(
+    handler: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(
+        TypeError, match=f"^the handler of 'event' must take the socket as first argument{message}"
+    ):
+        schema_of(handler)
+
+
+@pytest.mark.parametrize("place", ["use", "on_any", "use_event", "connect", "disconnect"])
+def test_other_functions_take_the_socket_first_too(place: str) -> None:
+    hub = Hub()
+
+    def wrong(user: str, *args: Any) -> None: ...
+    def right(socket: Watched, *args: Any) -> None: ...
+
+    register: Any = getattr(hub, place, functools.partial(hub.on, place))
+    register(right)
+    with pytest.raises(TypeError, match="must take the socket as first argument, not `user: str`"):
+        register(wrong)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Any, object, Socket, Watched, HasId, SocketT, TypeVar("AnyT"), Socket | None, "Ghost",
+        Annotated[Socket, "the client"],
+    ],
+)  # fmt: skip
+def test_socket_may_be_annotated_in_these_ways(kind: Any) -> None:
+    handler = taking(int)
+    handler.__annotations__["socket"] = kind
+    assert bind(handler, 1) == [1]
 
 
 @pytest.mark.parametrize(
@@ -955,8 +1254,10 @@ async def test_message_that_does_not_fit_is_answered_and_handled_by_nobody(
         await client.call("draw", [shape, {"street": 1}])
     assert failed.value.error == error
     with pytest.raises(EventFailed) as failed:
-        await client.call("draw", shape)
-    assert failed.value.error["reason"] == "Expected an array of arguments"
+        await client.call("draw")
+    assert failed.value.error["reason"] == (
+        "'draw' takes (shape: Shape, *more: Address); got 0 arguments"
+    )
     assert handled == []
     # The connection is as good as before.
     assert await client.call("draw", [shape, {"street": "Elm"}]) == 1

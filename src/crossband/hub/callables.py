@@ -6,6 +6,8 @@ import functools
 import inspect
 from typing import Any
 
+from crossband.hub.parameters import check_first, check_injected
+
 
 def check_callable(function: Any, what: str, *arguments: str, plain: bool = False) -> None:
     """Raise TypeError unless `function(*arguments)` would run; `what` says where it was given.
@@ -27,6 +29,12 @@ def check_callable(function: Any, what: str, *arguments: str, plain: bool = Fals
         signature.bind(*arguments)
     except TypeError as error:
         raise TypeError(f"{takes}; {name_of(function)} takes {signature}: {error}") from None
+    try:
+        check_injected(function, signature.parameters.values())
+    except TypeError as error:
+        raise TypeError(f"{what}: {error}") from None
+    if arguments[:1] == ("socket",):
+        check_first(function, f"the function of {what}")
 
 
 def check_runs(function: Any, takes: str) -> None:

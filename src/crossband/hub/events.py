@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import msgspec
 from crossband.errors import InvalidMessage, InvalidName
 from crossband.hub.annotations import Shape, explain, resolve, shape_of, underlying
 from crossband.hub.callables import check_runs, is_async
+from crossband.hub.parameters import check_first, check_injected, check_payload, spell
 from crossband.protocol import payload
 
 Handler = Callable[..., Any]
@@ -96,6 +98,7 @@ class EventSchema:
     """
 
     __slots__ = (
+        "_rest",
         "_shapes",
         "doc",
         "handler",
@@ -124,16 +127,22 @@ class EventSchema:
                 raise TypeError(
                     f"the handler of {name!r} needs keyword {item.name!r}: give it a default"
                 )
+        check_first(handler, f"the handler of {name!r}")
         if not positional:
             raise TypeError(f"the handler of {name!r} must take the socket as first argument")
         if positional[0].kind is not inspect.Parameter.VAR_POSITIONAL:
             del positional[0]
         try:
             hints = resolve(handler, [item.name for item in positional])
+            check_injected(handler, signature)
+            for item in positional:
+                check_payload(item, hints.get(item.name, Any))
         except TypeError as error:
             raise TypeError(f"the handler of {name!r}: {error}") from error
         self.returns: Any = hints.get("return", Any)
         self.variadic: Any = None
+        # The name of `*args`, if there are.
+        self._rest = ""
         parameters: list[Parameter] = []
         # Of each parameter; that of `*args`, if any, comes last.
         self._shapes: list[Shape] = []
@@ -148,6 +157,7 @@ class EventSchema:
                 ) from error
             if item.kind is item.VAR_POSITIONAL:
                 self.variadic = kind
+                self._rest = item.name
             else:
                 required = item.default is item.empty
                 default = None if required else item.default
@@ -163,32 +173,45 @@ class EventSchema:
     ) -> list[Any]:
         """Decode a message's arguments into the handler's types.
 
-        With `single`, the message carries one value, and an array of it is the arguments of
-        a handler that takes several.
+        With `single`, the message carries one value. For a handler that takes several, or any
+        number, it is the first; an array is all of them.
 
         Raises InvalidMessage with the path and the reason. A handler without payload
         parameters takes any message.
         """
-        parameters = self.parameters
         shapes = self._shapes
         if not shapes:
             return []
-        several = len(parameters) != 1 or self.variadic is not None
+        several = len(shapes) != 1 or self.variadic is not None
         if not several and len(raws) == 1 and not attachments:
             # Hot: most handlers take one argument. What does not fit is explained below.
             try:
                 return [shapes[0].decode(raws[0])]
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 pass
-        if single and raws and several:
-            try:
-                raws = _array.decode(raws[0])
-            except (msgspec.DecodeError, RecursionError):
-                raise InvalidMessage("Expected an array of arguments") from None
+        if not (single and raws and several):
+            return self._bind(raws, attachments, indexed=several)
+        try:
+            items = _array.decode(raws[0])
+        except (msgspec.DecodeError, RecursionError):
+            return self._bind(raws, attachments, indexed=False)
+        try:
+            return self._bind(items, attachments, indexed=True)
+        except InvalidMessage:
+            # Not the arguments: the array may be the first of them.
+            with contextlib.suppress(InvalidMessage):
+                return self._bind(raws, attachments, indexed=False)
+            raise
+
+    def _bind(
+        self, raws: Sequence[msgspec.Raw], attachments: Sequence[bytes], *, indexed: bool
+    ) -> list[Any]:
+        """Decode these arguments; where they are `indexed`, a path names which."""
+        parameters = self.parameters
+        shapes = self._shapes
         count = len(raws)
-        if count > len(parameters) and self.variadic is None:
-            takes = "1 argument" if len(parameters) == 1 else f"{len(parameters)} arguments"
-            raise InvalidMessage(f"Expected {takes}, got {count}")
+        if self.variadic is None and count > len(parameters):
+            raise self._miscounted(count)
         bound: list[Any] = []
         left = dict(enumerate(attachments))
         for index, raw in enumerate(raws):
@@ -206,13 +229,28 @@ class EventSchema:
                 reason, path = explain(error)
             else:
                 continue
-            root = f"$[{index}]" if several else "$"
+            root = f"$[{index}]" if indexed else "$"
             raise InvalidMessage(reason, path=root + path[1:])
         for parameter in parameters[count:]:
             if parameter.required:
-                raise InvalidMessage(f"Missing argument `{parameter.name}`")
+                raise self._miscounted(count)
             bound.append(parameter.default)
         return bound
+
+    def _miscounted(self, count: int) -> InvalidMessage:
+        arguments = "1 argument" if count == 1 else f"{count} arguments"
+        return InvalidMessage(f"{self.name!r} takes {self.signature}; got {arguments}")
+
+    @property
+    def signature(self) -> str:
+        """What a client sends, such as `(room: str, content: str, silent: bool = …)`."""
+        items = [
+            _spell(item.name, item.type) + ("" if item.required else " = …")
+            for item in self.parameters
+        ]
+        if self.variadic is not None:
+            items.append(_spell(f"*{self._rest}", self.variadic))
+        return f"({', '.join(items)})"
 
     def json_schema(self) -> dict[str, Any]:
         """Return JSON Schemas: `parameters` (an array of name, required, schema) and `returns`.
@@ -235,6 +273,10 @@ class EventSchema:
 
     def __repr__(self) -> str:
         return f"<EventSchema {self.name!r}>"
+
+
+def _spell(name: str, kind: Any) -> str:
+    return name if kind is Any else f"{name}: {spell(kind)}"
 
 
 __all__ = ["EventSchema", "Parameter", "check_event", "check_name"]

@@ -256,6 +256,20 @@ async def test_client_that_leaves_between_two_turns_leaves_nothing_behind() -> N
     await hub.stop()
 
 
+async def test_events_that_did_not_fit_the_outbox_come_back(hub: BaseHub) -> None:
+    slow = Link(hub.ticker, limit=400)
+    away = await join(hub, slow, resume=Resume("k" * 20))
+    cursor = hub.broker.head("/")
+    for n in range(SIZE):
+        hub.to(away.id).emit("n", n)
+    assert slow.code is CloseCode.SLOW_CLIENT
+    hub.leave(away, "transport close")
+    link = Link(hub.ticker, stalled=False, limit=400)
+    await join(hub, link, resume=Resume(away.session, cursor))
+    await link.messages(SIZE + 1)
+    assert numbers(link) == list(range(SIZE))
+
+
 async def test_what_is_for_others_alone_fills_no_hold(hub: BaseHub) -> None:
     away = await join(hub, Link(hub.ticker), resume=Resume("k" * 20))
     other = await join(hub, Link(hub.ticker))

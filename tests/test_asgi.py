@@ -547,9 +547,10 @@ async def test_doors_may_lie_below_the_api(lane: bool, serve: Serve) -> None:
     ],
 )
 async def test_door_that_is_switched_off_is_not_there(
-    door: Any, path: str, others: str, off: str | None, serve: Serve
+    door: str, path: str, others: str, off: str | None, serve: Serve
 ) -> None:
-    server = await serve(Hub(**{door: off}))
+    settings: dict[str, Any] = {door: off}
+    server = await serve(Hub(**settings))
     async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
         assert told_doors(await http.get(path)) == others
         assert told_doors(await http.post(path)) == others

@@ -38,7 +38,13 @@ def script(tmp_path: Path) -> Path:
 
 def run(command: str, directory: Path, path: str = "/nowhere") -> str:
     return subprocess.run(
-        command, shell=True, cwd=directory, env={"PATH": path}, capture_output=True, text=True
+        command,
+        shell=True,
+        cwd=directory,
+        env={"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout
 
 

@@ -17,7 +17,7 @@ LAYERS = (
     ("demo",),
     (FACADE,),
     ("server", "standalone"),
-    ("lane",),
+    ("lane", "mounts"),
     ("asgi",),
     ("transports",),
     ("hub",),

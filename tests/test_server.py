@@ -185,8 +185,8 @@ async def test_unix_socket(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [0o666, 0o660, 0o600])
 async def test_unix_socket_has_the_permissions_it_was_given(mode: int, tmp_path: Path) -> None:
     path = tmp_path / "hub.sock"
-    given = {} if mode == 0o666 else {"uds_mode": mode}
-    async with Server(greeter, uds=path, **given):
+    server = Server(greeter, uds=path)
+    async with server if mode == 0o666 else Server(greeter, uds=path, uds_mode=mode):
         assert path.stat().st_mode & 0o777 == mode
 
 

@@ -24,20 +24,19 @@ from crossband import Hub, Limits, MemoryBroker
         ({"api_path": "/"}, "api_path must start with '/', not end with it"),
         (
             {"websocket_path": "/events"},
-            "websocket_path and events_path overlap: both are '/events'. Give each a path of its own",
+            "websocket_path and events_path overlap: both are '/events'. Give each a path of",
         ),
         ({"websocket_path": "/", "events_path": "/"}, "overlap: both are '/'"),
         (
             {"events_path": "/ws/events"},
-            "events_path (/ws/events) and websocket_path (/ws) overlap: below /ws are that door's "
-            "namespaces. Choose a path that does not begin with /ws/",
+            "events_path (/ws/events) and websocket_path (/ws) overlap: below /ws are that door's",
         ),
         ({"api_path": "/events/api"}, "api_path (/events/api) and events_path (/events) overlap"),
         (
             {"events_path": "/api/status"},
-            "events_path (/api/status) and api_path (/api) overlap: the API has a route there. "
-            "Choose another path, such as /api/events",
+            "overlap: the API has a route there. Choose another path, such as /api/events",
         ),
+        ({"socketio_path": "/ws/io"}, "Choose a path that does not begin with /ws/"),
         ({"websocket_path": "/api/broadcast/ws"}, "the API has a route there"),
         ({"events_path": "/healthz"}, "events_path and the hub's own /healthz overlap"),
         ({"websocket_path": "off"}, "an empty string switches the door off"),

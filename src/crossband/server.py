@@ -31,6 +31,7 @@ from crossband.errors import StartError
 from crossband.hub.callables import check_runs
 from crossband.hub.runner import places
 from crossband.lane import HTTPProtocol, WebSocketProtocol
+from crossband.mounts import hubs_in
 from crossband.settings import Settings
 
 ASGIApp = Callable[
@@ -161,7 +162,7 @@ class Server:
         self._forwarded_allow_ips = forwarded_allow_ips
         self._access_log = access_log
         self._lane = lane
-        self._hubs = _hubs_of(app)
+        self._hubs: list[_Hub] = [mounted.hub for mounted in hubs_in(app)]
         # Both None while the server is not running.
         self._uvicorn: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
@@ -515,18 +516,6 @@ def _leave_rest(loop: asyncio.AbstractEventLoop) -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(0)
-
-
-def _hubs_of(app: object) -> list[_Hub]:
-    """Find the hubs of an app: itself, or those mounted in a Starlette or FastAPI app."""
-    if isinstance(getattr(app, "settings", None), Settings):
-        return [app]  # type: ignore[list-item]
-    hubs: list[_Hub] = []
-    routes = getattr(app, "routes", None)
-    if isinstance(routes, Sequence):
-        for route in routes:
-            hubs.extend(_hubs_of(getattr(route, "app", None)))
-    return hubs
 
 
 def _check_types(**arguments: object) -> None:

@@ -294,6 +294,68 @@ def test_own_hub_keeps_its_settings_unless_overridden(run: Run, tmp_path: Path) 
     assert answer.get("data") == [5, 3], answer
 
 
+APPLICATION = """
+from fastapi import FastAPI
+from crossband import Hub
+
+hub = Hub(history_size=5)
+
+@hub.on("look")
+def look(socket):
+    return [hub.settings.history_size, socket.connection.on_lane]
+
+@hub.on_start
+def start():
+    print("started", flush=True)
+
+def create_app():
+    app = FastAPI()
+    app.mount("/realtime", hub)
+    app.get("/hello")(lambda: "world")
+    return app
+
+app = create_app()
+"""
+
+
+@pytest.mark.parametrize("name", ["app", "create_app"])
+def test_application_is_served_with_the_settings_and_the_lane_of_its_hub(
+    name: str, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "main.py").write_text(APPLICATION)
+    command = run("serve", f"main:{name}", "--port", "0", "--history-size", "7", terminal=True)
+    url = command.started()
+    assert f"{url.replace('http', 'ws')}/realtime/ws" in command.banner
+    assert f'io("{url}", {{ path: "/realtime/socket.io/" }})' in command.banner
+    assert f"curl {url}/realtime/api/status" in command.banner
+    assert command.banner.count("started") == 1
+    assert httpx.get(f"{url}/hello").json() == "world"
+    with httpx.stream("GET", f"{url}/realtime/events") as response:
+        lines = response.iter_lines()
+        welcome = next(line for line in lines if line.startswith("data: "))
+        client = json.loads(welcome.removeprefix("data: "))
+        answer = httpx.post(
+            f"{url}/realtime/events/{client['sid']}",
+            params={"session": client["session"]},
+            json={"type": "look"},
+        ).json()
+    assert answer.get("data") == [7, True], answer
+    assert command.end()[0] == 0
+
+
+def test_start_function_that_fails_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        "from crossband import Hub\nhub = Hub()\n"
+        "@hub.on_start\ndef load():\n    raise LookupError('no database')\n"
+    )
+    command = run("serve", "failing:hub", "--port", "0")
+    _, err = command.process.communicate(timeout=20)
+    assert command.process.returncode == 1
+    assert "failing.py" in err
+    last = err.splitlines()[-1]
+    assert last == "error: the on_start function load failed: LookupError: no database"
+
+
 def test_config_file_from_the_environment(run: Run, tmp_path: Path) -> None:
     (tmp_path / "crossband.toml").write_text("port = 0\nwebsocket_path = '/from-file'")
     command = run("serve", terminal=True, CROSSBAND_CONFIG="crossband.toml")

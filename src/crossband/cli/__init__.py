@@ -21,12 +21,14 @@ from crossband.auth.keys import check_algorithms
 from crossband.cli import banner, listen, settings, tokens
 from crossband.cli import publish as publishing
 from crossband.errors import CrossbandError
+from crossband.mounts import Mounted
 from crossband.server import Server, StartError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crossband.asgi import Hub
     from crossband.server import ASGIApp, LogLevel
-    from crossband.settings import Settings
 
 app = typer.Typer(
     name="crossband",
@@ -120,8 +122,9 @@ def serve(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODULE:HUB",
-            help="Your hub, such as chat:hub; without one, the standalone hub.",
+            metavar="MODULE:NAME",
+            help="Your hub, chat:hub, or an ASGI application that mounts one, main:app; "
+            "without it, the standalone hub.",
             show_default=False,
         ),
     ] = None,
@@ -145,7 +148,7 @@ def serve(
     ] = Path(),
     **options: Any,
 ) -> None:
-    """Serve a hub: yours, or one for any client, fed over HTTP.
+    """Serve a hub: yours, alone or in an application, or one for any client, fed over HTTP.
 
     Each setting is read from its option, else from the environment (--ping-interval is
     CROSSBAND_PING_INTERVAL), else from the TOML file (ping_interval = 25), else it is your
@@ -158,11 +161,12 @@ def serve(
     note: str | None = None
     if target is not None:
         try:
-            hub = targets.load(target, app_dir.resolve())
+            loaded = targets.load(target, app_dir.resolve())
         except targets.TargetError as exc:
             _fail(str(exc), code=2)
+        served, hubs = loaded.app, loaded.hubs
         try:
-            asks = hub.guard.authenticate is not None
+            asks = any(mounted.hub.guard.authenticate is not None for mounted in hubs)
             tokens.check_own_hub(access, options, target, asks=asks)
         except settings.SettingError as exc:
             _fail(str(exc), code=2)
@@ -182,10 +186,12 @@ def serve(
         if not hub_settings.get("api_keys"):
             generated = secrets.token_hex(16)
             hub_settings["api_keys"] = (generated,)
-        hub = create_hub(**auth)
+        served = create_hub(**auth)
+        hubs = [Mounted(served, "")]
         title = "serves the standalone hub"
-    _configure(hub, hub_settings, limits)
-    _run(hub, hub.settings, where, title, generated_key=generated, note=note)
+    for mounted in hubs:
+        _configure(mounted.hub, hub_settings, limits)
+    _run(served, hubs, where, title, generated_key=generated, note=note)
 
 
 @app.command(cls=_Command)
@@ -220,7 +226,7 @@ def demo(
     key = secrets.token_hex(16)
     hosts = () if is_open else tokens.own_hosts(where)
     demo_app = create_demo(api_keys=(key,), allowed_hosts=hosts)
-    _run(demo_app, demo_app.settings, where, "serves the demo", generated_key=key, page=True)
+    _run(demo_app, [Mounted(demo_app, "")], where, "serves the demo", generated_key=key, page=True)
 
 
 @app.command("listen", cls=_Command)
@@ -490,7 +496,7 @@ def _configure(hub: Hub, values: dict[str, Any], limits: dict[str, Any]) -> None
 
 def _run(
     served: ASGIApp,
-    hub_settings: Settings,
+    hubs: Sequence[Mounted],
     where: settings.Listen,
     title: str,
     *,
@@ -526,7 +532,7 @@ def _run(
         server.run(
             lambda server: banner.show(
                 server,
-                hub_settings,
+                hubs,
                 title,
                 generated_key=generated_key,
                 page=page,

@@ -14,13 +14,16 @@ from crossband import __version__
 from crossband.invocation import program
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crossband.mounts import Mounted
     from crossband.server import Server
     from crossband.settings import Settings
 
 
 def show(
     server: Server,
-    settings: Settings,
+    hubs: Sequence[Mounted],
     title: str,
     *,
     generated_key: str | None = None,
@@ -32,7 +35,7 @@ def show(
     A server runs without it as well: that it cannot be written is logged.
     """
     try:
-        _show(server, settings, title, generated_key=generated_key, page=page, note=note)
+        _show(server, hubs, title, generated_key=generated_key, page=page, note=note)
     except OSError as exc:
         close_output()
         logging.getLogger("crossband").warning(
@@ -47,7 +50,7 @@ def close_output() -> None:
 
 def _show(
     server: Server,
-    settings: Settings,
+    hubs: Sequence[Mounted],
     title: str,
     *,
     generated_key: str | None,
@@ -59,11 +62,14 @@ def _show(
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text.assemble("\n", (f"Crossband {__version__}", "bold"), f"  {title}\n"))
-    if server.uds is not None:
-        _unix(console, server.uds, settings)
-    else:
-        _doors(console, server.url, settings, page=page)
-        _publish(console, server.url, settings, generated_key, page=page)
+    for mounted in hubs:
+        settings: Settings = mounted.hub.settings
+        if server.uds is not None:
+            _unix(console, server.uds, mounted.path, settings)
+        else:
+            _doors(console, server.url, mounted.path, settings, page=page)
+            url = server.url + mounted.path
+            _publish(console, url, settings, generated_key, page=page)
     if note is not None:
         console.print(f"  {note}\n", style="dim")
     if server.uds is None and server.host in ("0.0.0.0", "::", ""):
@@ -79,16 +85,20 @@ def _one_line(server: Server, title: str, generated_key: str | None) -> None:
     sys.stdout.flush()
 
 
-def _doors(console: Console, url: str, settings: Settings, *, page: bool) -> None:
+def _doors(
+    console: Console, server_url: str, mount: str, settings: Settings, *, page: bool
+) -> None:
+    url = server_url + mount
     if page:
         _entry(console, "Page", f"{url}/", "open it in a browser, twice")
     if settings.websocket_path:
         websocket = "ws" + url.removeprefix("http") + settings.websocket_path
         _entry(console, "WebSocket", websocket, f"{program()} listen {websocket}")
     if settings.socketio_path:
-        path = settings.socketio_path.rstrip("/")
+        # To the official client an address ends in a namespace: the path is an option.
+        path = mount + settings.socketio_path.rstrip("/")
         options = "" if path == "/socket.io" else f', {{ path: "{path}/" }}'
-        _entry(console, "Socket.IO", f"{url}{path}/", f'io("{url}"{options})')
+        _entry(console, "Socket.IO", f"{server_url}{path}/", f'io("{server_url}"{options})')
     if settings.events_path:
         events = url + settings.events_path
         _entry(console, "SSE", events, f"curl -N {events}")
@@ -122,15 +132,16 @@ def _publish(
         )
 
 
-def _unix(console: Console, path: str, settings: Settings) -> None:
+def _unix(console: Console, path: str, mount: str, settings: Settings) -> None:
     curl = f"curl --unix-socket {path}"
     _entry(console, "Socket", path, None)
     if settings.events_path:
-        events = f"{curl} -N http://localhost{settings.events_path}"
-        _entry(console, "SSE", settings.events_path, events)
+        events = mount + settings.events_path
+        _entry(console, "SSE", events, f"{curl} -N http://localhost{events}")
     if settings.api_path:
-        status = f"{curl} http://localhost{settings.api_path}/status"
-        _entry(console, "HTTP API", settings.api_path, _status(settings, status))
+        api = mount + settings.api_path
+        status = f"{curl} http://localhost{api}/status"
+        _entry(console, "HTTP API", api, _status(settings, status))
 
 
 def _entry(console: Console, name: str, address: str, attempt: str | None) -> None:

@@ -1,26 +1,41 @@
-"""Finds the hub that `module:hub` names, and says what is wrong when there is none."""
+"""Finds the hub or application of `module:name`, and says what is wrong when there is none."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import inspect
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import Any
 
 from crossband.asgi import Hub
 from crossband.errors import CrossbandError
+from crossband.mounts import Mounted, hubs_in, takes_asgi
+from crossband.server import ASGIApp
 
 
 class TargetError(CrossbandError):
-    """A target that is no hub; the message says what it should have been."""
+    """A target that cannot be served; the message says what it should have been."""
 
 
-def load(target: str, app_dir: Path) -> Hub:
-    """Import the hub of a target such as `chat.server:hub`. Raises TargetError.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be served, and the hubs in it: one at least."""
 
-    Modules are found in `app_dir` first.
+    app: ASGIApp
+    hubs: list[Mounted]
+
+
+def load(target: str, app_dir: Path) -> Target:
+    """Import a hub such as `chat.server:hub`, or an application with one: `main:app`.
+
+    A function without arguments is called for it, `main:create_app`. Modules are found in
+    `app_dir` first. Raises TargetError.
     """
     name, colon, attribute = target.partition(":")
     if not colon or not name or not attribute:
@@ -29,15 +44,45 @@ def load(target: str, app_dir: Path) -> Hub:
         raise TargetError(f"{name!r} is a file; expected a module{_guess(target)}")
     if str(app_dir) not in sys.path:
         sys.path.insert(0, str(app_dir))
-    found: object = _import(name, app_dir)
+    found: Any = _import(name, app_dir)
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
             raise TargetError(_no_attribute(found, name, part)) from None
-    if not isinstance(found, Hub):
-        raise TargetError(_no_hub(found, target))
-    return found
+    made = ""
+    if _is_factory(found):
+        made = " returned something that"
+        found = _make(found, target)
+    if isinstance(found, Hub):
+        return Target(found, [Mounted(found, "")])
+    hubs = [] if isinstance(found, type) else hubs_in(found)
+    hubs = [mounted for mounted in hubs if isinstance(mounted.hub, Hub)]
+    if not hubs or not callable(found):
+        raise TargetError(_no_hub(found, f"{target}{made}"))
+    return Target(found, hubs)
+
+
+def _is_factory(found: object) -> bool:
+    if not inspect.isroutine(found) and not isinstance(found, functools.partial):
+        return False
+    try:
+        inspect.signature(found).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _make(factory: Any, target: str) -> Any:
+    try:
+        made = factory()
+    except Exception as exc:
+        where = _where(exc, target.partition(":")[0])
+        raise TargetError(f"{target} failed: {type(exc).__name__}: {exc}{where}") from exc
+    if inspect.iscoroutine(made):
+        made.close()
+        raise TargetError(f"{target} is async; expected a plain function that returns a hub")
+    return made
 
 
 def _guess(target: str) -> str:
@@ -90,14 +135,19 @@ def _has_dict(value: object) -> bool:
 
 def _no_hub(found: object, target: str) -> str:
     kind = type(found)
-    if callable(found) and not isinstance(found, type) and hasattr(found, "__name__"):
-        what = "a function"
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+    if hasattr(found, "routes") or (inspect.isroutine(found) and takes_asgi(found)):
+        what = (
+            "an application" if inspect.isroutine(found) else f"of type {module}{kind.__qualname__}"
+        )
+        return (
+            f'{target} is {what} with no hub in it. Mount one, app.mount("/realtime", hub), or '
+            f"name the hub itself; `uvicorn {target.partition(' ')[0]}` serves it without one"
+        )
+    if inspect.isroutine(found):
+        what = "a function that takes arguments"
     elif isinstance(found, type):
         what = "a class"
     else:
-        module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
         what = f"of type {module}{kind.__qualname__}"
-    hint = ""
-    if hasattr(found, "routes"):
-        hint = f"; name the hub it mounts, or run the whole application with `uvicorn {target}`"
-    return f"{target} is {what}, not a crossband.Hub{hint}"
+    return f"{target} is {what}, not a crossband.Hub or an application with one"

@@ -329,10 +329,10 @@ def test_more_than_one_value_for_one_argument_is_refused() -> None:
 
 
 def test_what_an_event_takes_is_spelt_as_in_the_source() -> None:
-    def handler(
+    def handler(  # type: ignore[no-untyped-def]
         socket: Socket,
         room: Annotated[str, msgspec.Meta(max_length=9)],
-        anything,  # type: ignore[no-untyped-def]
+        anything,
         points: list[Point] | None,
         kind: Literal["a", 1],
         by_id: dict[UserId, tuple[dt.date, ...]],
@@ -412,8 +412,8 @@ def test_value_of_a_door_with_one_value_is_the_first_argument() -> None:
     assert bind(array, [1, 2], single=True) == [[1, 2], 0]
     assert bind(arrays, [[1], [2]], single=True) == [[1], [2]]
     assert bind(arrays, [1, 2], single=True) == [[1, 2]]
-    for count, value in ((1, 1), (1, [1]), (3, [1, 2, 3])):
-        assert refusal(both, value, single=True)[1].startswith(
+    for count, sent in ((1, 1), (1, [1]), (3, [1, 2, 3])):
+        assert refusal(both, sent, single=True)[1].startswith(
             f"'event' takes (a: int, b: int); got {count} argument"
         )
 

@@ -1057,7 +1057,7 @@ async def test_random_bytes_harm_nobody(kind: type[Hub], serve: Serve) -> None:
     # What is left of Engine.IO sessions that were never joined ends after the handshake time.
     hub = hub_under_attack(kind, limits=Limits(message_size=4_096, rooms=8, handshake_time=3.0))
     async with scene(serve, hub) as stage:
-        for number in range(400):
+        for number in range(200):
             deed = chance.randrange(3)
             if deed == 0:
                 async with dialled(stage.url) as tcp:

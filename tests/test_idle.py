@@ -37,7 +37,7 @@ MIB = 1_048_576
 SPARE = 300
 # Clients that are let in together.
 BATCH = 50
-ROUNDS = 50
+ROUNDS = 30
 
 # Sessions of clients that are away are kept for a second, so that there is an end to wait for.
 # Nobody here answers a ping.

@@ -1,4 +1,4 @@
-"""Fifty rounds of connect, talk and leave over every door, and nothing is left behind."""
+"""Many rounds of connect, talk and leave over every door, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.clients.raw import Polling, RawWebSocket, engine_url, frame
 from tests.conftest import Serve
 from tests.link import Link, join
 
-ROUNDS = 50
+ROUNDS = 20
 TEXT, CLOSE = 0x1, 0x8
 KEY = "k" * 20
 

@@ -22,7 +22,7 @@ from benchmarks import chart, machine
 from benchmarks.contenders import Contender
 from benchmarks.install import Missing, Toolbox, commit, versions
 from benchmarks.questions import FULL, QUESTIONS, QUICK, Question, Scale
-from benchmarks.results import Answer, Result
+from benchmarks.results import Answer, Result, shortfalls
 from benchmarks.runs import BenchmarkError, Run, raise_file_limit
 from benchmarks.table import insert, print_answer, print_targets, to_markdown
 
@@ -209,6 +209,8 @@ def main(
     if markdown_file is not None:
         page = markdown_file.read_text(encoding="utf-8") if markdown_file.exists() else ""
         markdown_file.write_text(insert(page, to_markdown(answers, about)), encoding="utf-8")
+    if reasons := shortfalls(answers):
+        sys.exit("The benchmark fails:\n" + "\n".join(f"  {reason}" for reason in reasons))
 
 
 if __name__ == "__main__":

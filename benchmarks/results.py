@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Final
 
 from benchmarks.questions import Question
 from benchmarks.runs import Sample
+
+# By how much of itself a figure differs from one run to the next on one machine.
+NOISE: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -61,13 +64,17 @@ class Answer:
 
         Neighbours in time are compared, so that what else the machine did weighs on both.
         """
+        ratios = self.ratios(contender, other, value)
+        return median(ratios) if ratios else None
+
+    def ratios(self, contender: str, other: str, value: str = "cost") -> list[float]:
+        """Return one contender's figure by another's, for each repetition that has both."""
         one, two = self.results.get(contender), self.results.get(other)
-        if one is None or two is None or not one.samples or not two.samples:
-            return None
+        if one is None or two is None:
+            return []
         get = operator.attrgetter(value)
         pairs = zip(one.samples, two.samples, strict=False)
-        ratios = [get(a) / get(b) for a, b in pairs if get(b)]
-        return median(ratios) if ratios else None
+        return [get(a) / get(b) for a, b in pairs if get(b)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, for a file."""
@@ -104,13 +111,30 @@ class Target:
 
     def measured(self, answer: Answer) -> float | None:
         """Return the figure, or None when it was not measured."""
-        if self.against is not None:
-            return answer.ratio(self.contender, self.against, self.value)
-        result = answer.results.get(self.contender)
-        return result.memory / 1024 if result is not None and result.samples else None
+        figures = self._figures(answer)
+        return median(figures) if figures else None
 
     def met(self, measured: float) -> bool:
         return measured >= self.limit if self.at_least else measured <= self.limit
+
+    def missed(self, answer: Answer) -> bool:
+        """Return whether it was missed by more than noise allows.
+
+        That is, whether even the better quarter of the repetitions missed it by more than `NOISE`.
+        """
+        figures = sorted(self._figures(answer), reverse=self.at_least)
+        if not figures:
+            return False
+        better = figures[len(figures) // 4]
+        noise = 1 - NOISE if self.at_least else 1 + NOISE
+        return not self.met(better / noise)
+
+    def _figures(self, answer: Answer) -> list[float]:
+        """Return the figure of each repetition."""
+        if self.against is not None:
+            return answer.ratios(self.contender, self.against, self.value)
+        result = answer.results.get(self.contender)
+        return [] if result is None else [sample.memory / 1024 for sample in result.samples]
 
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
@@ -137,3 +161,19 @@ TARGETS: Final = (
     Target("connects-sio", "rate", "Node socket.io", 1.0, at_least=True),
     Target("connects-sse", "rate", "Node http", 1.0, at_least=True),
 )
+
+
+def shortfalls(answers: Mapping[str, Answer]) -> list[str]:
+    """Return what makes a run a failure: targets clearly missed, and Crossband's own errors."""
+    missed = [
+        f"{target.question} is not {target}"
+        for target in TARGETS
+        if target.question in answers and target.missed(answers[target.question])
+    ]
+    errors = [
+        f"{question}: {result.error}"
+        for question, answer in answers.items()
+        for result in answer.results.values()
+        if result.error is not None and result.contender.startswith("crossband")
+    ]
+    return missed + errors

@@ -105,7 +105,10 @@ def print_targets(console: Console, answers: Mapping[str, Answer]) -> None:
         answer = answers.get(target.question)
         measured = None if answer is None else target.measured(answer)
         if answer is not None and measured is not None:
-            verdict = "[green]met" if target.met(measured) else "[red]missed"
+            if target.met(measured):
+                verdict = "[green]met"
+            else:
+                verdict = "[red]missed" if target.missed(answer) else "[yellow]missed, within noise"
             table.add_row(target.question, str(target), f"{measured:.2f}", verdict)
     if table.row_count:
         console.print(table)

@@ -1,4 +1,4 @@
-"""The benchmark runs and adds up; what it measures is never held against a limit here."""
+"""The benchmark runs, adds up and judges; what it measures is held against no limit here."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import io
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
+from typer import Typer
+from typer.testing import CliRunner
 
 from benchmarks import chart
-from benchmarks.__main__ import Bench
+from benchmarks.__main__ import Bench, main
 from benchmarks.contenders import CROSSBAND, PAYLOAD
 from benchmarks.install import Toolbox
 from benchmarks.questions import QUESTIONS, FanOut, Question, RoundTrip, Scale
-from benchmarks.results import TARGETS, Answer, Result
+from benchmarks.results import TARGETS, Answer, Result, shortfalls
 from benchmarks.runs import Sample
 from benchmarks.table import insert, print_answer, print_targets, to_markdown
 
@@ -66,6 +69,70 @@ def test_every_target_is_of_a_question_and_of_those_it_asks() -> None:
     for target in TARGETS:
         names = {each.name for each in questions[target.question].contenders()}
         assert {target.contender, target.against or target.contender} <= names
+
+
+def question_of(name: str) -> Question:
+    return next(each for each in QUESTIONS if each.id == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "figures", "verdict"),
+    [
+        # At most 1.3 times the floor's cost, and a fifth more by noise: 1.56.
+        ("fanout-ws-500-1", "floor", (1.29, 1.29, 1.29), "met"),
+        ("fanout-ws-500-1", "floor", (1.5, 1.5, 1.5), "within noise"),
+        ("fanout-ws-500-1", "floor", (1.6, 1.6, 1.6), "missed"),
+        # A quarter of the turns may be luck, more than that is not.
+        ("fanout-ws-500-1", "floor", (1.9, 1.2, 1.2, 1.9, 1.9, 1.9, 1.9, 1.9), "missed"),
+        ("fanout-ws-500-1", "floor", (1.9, 1.2, 1.2, 1.2, 1.9, 1.9, 1.9, 1.9), "within noise"),
+        # At least Node's rate, and a fifth less by noise: 0.8. Rates are by the time taken.
+        ("connects-ws", "Node ws", (1.1,), "met"),
+        ("connects-ws", "Node ws", (0.85,), "within noise"),
+        ("connects-ws", "Node ws", (0.75,), "missed"),
+    ],
+)
+def test_target_is_missed_by_more_than_noise(
+    name: str, other: str, figures: Sequence[float], verdict: str
+) -> None:
+    question = question_of(name)
+    answer = answered(question, {"crossband": figures, other: [1.0] * len(figures)})
+    for result in answer.results.values():
+        # So that a rate is the figure too, and not its inverse.
+        result.samples = [replace(each, seconds=1e6 / each.cpu) for each in result.samples]
+    console = Console(file=io.StringIO(), width=100)
+    print_targets(console, {name: answer})
+    assert isinstance(console.file, io.StringIO)
+    assert verdict in console.file.getvalue()
+    reasons = shortfalls({name: answer})
+    assert [reason.partition(" ")[0] for reason in reasons] == [name] * (verdict == "missed")
+
+
+def test_memory_has_a_target_and_noise_too() -> None:
+    question = question_of("idle-ws")
+    for size, missed in ((5.9, False), (7.1, False), (7.3, True)):
+        samples = [sample(0, memory=size * 1024)]
+        answer = Answer(question, {"crossband": Result("crossband", samples)})
+        assert bool(shortfalls({question.id: answer})) is missed
+
+
+def test_run_fails_when_crossband_does_and_not_when_a_peer_does() -> None:
+    answer = answered(FAN_OUT, {"floor": [2.0], "crossband": [2.0]})
+    answer.results["Node ws"] = Result("Node ws", error="Node ws: connection lost")
+    assert shortfalls({FAN_OUT.id: answer}) == []
+    answer.results["crossband"].error = "crossband: connection lost"
+    assert shortfalls({FAN_OUT.id: answer}) == ["fanout-ws-500-1: crossband: connection lost"]
+
+
+@pytest.mark.parametrize(("cost", "code"), [(1.0, 0), (9.0, 1)])
+def test_command_exits_by_the_targets(
+    cost: float, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = answered(FAN_OUT, {"floor": [1.0], "crossband": [cost]})
+    monkeypatch.setattr(Bench, "ask", lambda *_: {FAN_OUT.id: answer})
+    command = Typer()
+    command.command()(main)
+    result = CliRunner().invoke(command, ["--quick", "--only", FAN_OUT.id])
+    assert result.exit_code == code, result.output
 
 
 def test_table_and_targets_name_everybody() -> None:

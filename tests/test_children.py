@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -44,3 +46,13 @@ async def test_nothing_of_a_child_outlives_the_body() -> None:
         # Gone, or waiting for its new parent to notice.
         with contextlib.suppress(psutil.NoSuchProcess):
             assert psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_no_test_leaves_a_child_to_asyncio() -> None:
+    tests = Path(__file__).parent
+    users = [
+        path.name
+        for path in tests.rglob("*.py")
+        if re.search(r"create_subprocess_(exec|shell)\(", path.read_text(encoding="utf-8"))
+    ]
+    assert users == []

@@ -14,11 +14,15 @@ from weakref import WeakKeyDictionary
 import msgspec
 import pytest
 
+from crossband import Hub
 from crossband.errors import EventError
 from crossband.hub.base import BaseHub
 from crossband.hub.runner import SPARE
 from crossband.hub.socket import Incoming, Socket
+from tests.clients import NewClient
 from tests.clients.base import WAIT
+from tests.conftest import Serve
+from tests.lanes import HUBS
 from tests.link import Link, join
 
 name: ContextVar[str] = ContextVar("name", default="nobody")
@@ -363,7 +367,7 @@ async def _within_scopes_after_a_wait() -> None:
         group.create_task(asyncio.sleep(0))
 
 
-@pytest.mark.parametrize("what", ["event", "event middleware", "listener", "connect"])
+@pytest.mark.parametrize("what", ["event", "event middleware", "listener", "connect", "disconnect"])
 @pytest.mark.parametrize("how", ENDS)
 async def test_task_of_a_handler_that_ended_is_nobody_elses(
     how: str, what: str, hub: BaseHub
@@ -391,6 +395,8 @@ async def test_task_of_a_handler_that_ended_is_nobody_elses(
         hub.on_any(keep)
     elif what == "connect":
         hub.on("connect")(keep)
+    elif what == "disconnect":
+        hub.on("disconnect")(keep)
     release = asyncio.Event()
     names: list[str] = []
 
@@ -404,6 +410,10 @@ async def test_task_of_a_handler_that_ended_is_nobody_elses(
 
     _, socket = await welcomed(hub)
     socket.receive(event("keep", ack_id=1))
+    if what == "disconnect":
+        hub.leave(socket, "transport close")
+        # It begins at the next tick.
+        await asyncio.sleep(0)
     (task,) = kept
     others = [await welcomed(hub) for _ in range(3)]
     for _, other in others:
@@ -411,7 +421,8 @@ async def test_task_of_a_handler_that_ended_is_nobody_elses(
             other.receive(event("wait", ack_id=1))
     async with asyncio.timeout(5):
         assert await task is None
-    # The first to wait for it: callbacks come in the same tick.
+    # Callbacks come in the tick after its end.
+    await asyncio.sleep(0)
     assert ended == [task]
     assert task.done()
     assert not task.cancelled()
@@ -421,6 +432,48 @@ async def test_task_of_a_handler_that_ended_is_nobody_elses(
         assert (await link.messages(2))[1]["data"] == "waited"
     assert "mine" not in names
     assert ended == [task]
+
+
+@HUBS
+@pytest.mark.parametrize("door", ["websocket", "sse", "python-socketio"])
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
+async def test_client_that_cancels_its_finished_handler_ends_no_other(
+    waits: bool, door: str, kind: type[Hub], serve: Serve, new_client: NewClient
+) -> None:
+    hub = kind()
+    tasks: dict[str, asyncio.Task[Any]] = {}
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    @hub.on("work")
+    async def work(socket: Socket) -> str:
+        task = tasks[socket.id] = asyncio.current_task()  # type: ignore[assignment]
+        assert task is not None
+        if waits:
+            await asyncio.sleep(0)
+        return "worked"
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> str:
+        begun.set()
+        await release.wait()
+        return "waited"
+
+    @hub.on("stop")
+    async def stop(socket: Socket) -> bool:
+        return tasks[socket.id].cancel()
+
+    server = await serve(hub)
+    first, second = new_client(door), new_client(door)
+    for client in (first, second):
+        await client.connect(server.url)
+        assert await client.call("work") == "worked"
+    waiting = asyncio.create_task(second.call("wait"))
+    await begun.wait()
+    assert await first.call("stop") is False
+    release.set()
+    assert await waiting == "waited"
+    for task in tasks.values():
+        assert await task is None
 
 
 async def test_next_event_of_a_client_has_a_task_of_its_own(hub: BaseHub) -> None:

@@ -26,7 +26,7 @@ LAYERS = (
     ("settings",),
     ("limits", "rates", "seats", "addresses", "policies", "broker", "presence", "auth"),
     ("protocol",),
-    ("errors", "names", "invocation"),
+    ("errors", "names", "invocation", "workers"),
 )
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

@@ -17,6 +17,7 @@ from typing import Any, Final, Unpack
 from crossband.addresses import TrustedProxies
 from crossband.auth import redaction
 from crossband.broker import Broker
+from crossband.broker.memory import MemoryBroker
 from crossband.errors import CloseCode, EventError, StartError
 from crossband.hub.base import BaseHub
 from crossband.hub.guard import Authenticate, Authorize
@@ -26,6 +27,7 @@ from crossband.transports.engine import EngineDoor
 from crossband.transports.http import Receive, Request, Scope, Send, host_of
 from crossband.transports.sse import StreamDoor
 from crossband.transports.websocket import CLOSE_TIME, WebSocketDoor
+from crossband.workers import worker_processes
 
 logger = logging.getLogger("crossband")
 
@@ -212,8 +214,22 @@ class Hub(BaseHub):
         """Start on the running event loop. Does nothing when started there."""
         # Other servers print addresses with their queries.
         redaction.install()
+        begins = not self.started
         await super().start()
+        if begins and type(self.broker) is MemoryBroker:
+            self._warn_of_workers()
         self._chain_signals()
+
+    def _warn_of_workers(self) -> None:
+        workers = worker_processes()
+        if workers > 1:
+            logger.warning(
+                "this is one of %d worker processes, AND THEY DO NOT HEAR EACH OTHER: each has "
+                "clients, rooms and a history of its own, and an event reaches the clients of one "
+                "process only. Run one worker: more need a broker that joins them, which this "
+                "version does not have",
+                workers,
+            )
 
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.

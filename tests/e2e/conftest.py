@@ -31,8 +31,9 @@ ARGUMENTS: Final = (
     "--disable-component-update",
     "--disable-sync",
 )
-# Milliseconds. A door that lost its server tries again after at most 5 s and half of it.
-PATIENCE: Final = 15_000
+# Milliseconds, a guard against hanging. A door that lost its server tries again after at most 5 s
+# and half of it.
+PATIENCE: Final = 30_000
 
 AXE: Final = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
 

@@ -380,7 +380,7 @@ async def test_client_that_is_held_back_does_not_time_out(
     if kind is not Hub:
         pytest.skip("there the server pings")
     hub = hub_with(kind, **BRISK)
-    hub.configure(ping_interval=0.1, ping_timeout=0.6)
+    hub.configure(ping_interval=0.5, ping_timeout=1.5)
     server = await serve(hub)
     if door == "websocket":
         connection = await opened(server.url)
@@ -389,10 +389,10 @@ async def test_client_that_is_held_back_does_not_time_out(
         connection, _ = await engine_websocket(server.url)
         message, answer = '42%d["echo",1]', "43%d[1]"
     async with connection:
-        # Its pongs come behind these, of which the last are taken after a second.
-        for number in range(150):
+        # Its pongs come behind these, of which the last are taken after three seconds.
+        for number in range(350):
             await connection.send(message % number)
-        for number in range(150):
+        for number in range(350):
             while (packet := await text(connection)) == "2":
                 await connection.send("3")
             assert packet == answer % number

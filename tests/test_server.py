@@ -567,6 +567,6 @@ assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] 
 print("still here")
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "still here\n"

@@ -141,6 +141,6 @@ def test_demo_of_the_wheel_serves_every_page(demo: subprocess.Popen[str]) -> Non
         assert {"/", "/chat", "/dashboard"} <= status["namespaces"].keys()
         assert http.post("/api/notify", json={"message": "hello"}).status_code == 200
     demo.send_signal(signal.SIGTERM)
-    assert demo.wait(timeout=20) == 0
+    assert demo.wait(timeout=60) == 0
     assert demo.stderr is not None
     assert demo.stderr.read() == ""

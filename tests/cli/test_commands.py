@@ -96,7 +96,7 @@ class Command:
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
         """Send a signal; return the exit code and the rest of the output."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=20)
+        out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out or "", err
 
     def kill(self) -> None:
@@ -349,7 +349,7 @@ def test_start_function_that_fails_is_told(run: Run, tmp_path: Path) -> None:
         "@hub.on_start\ndef load():\n    raise LookupError('no database')\n"
     )
     command = run("serve", "failing:hub", "--port", "0")
-    _, err = command.process.communicate(timeout=20)
+    _, err = command.process.communicate(timeout=60)
     assert command.process.returncode == 1
     assert "failing.py" in err
     last = err.splitlines()[-1]
@@ -553,7 +553,7 @@ def test_server_runs_where_its_banner_cannot_be_written(run: Run, full: IO[str])
 def test_output_that_cannot_be_written_is_told(run: Run, full: IO[str]) -> None:
     for arguments in (("--version",), ("token", "--user", "alice", "--secret", "s" * 32)):
         command = run(*arguments, stdout=full)
-        _, err = command.process.communicate(timeout=20)
+        _, err = command.process.communicate(timeout=60)
         assert command.process.returncode == 1
         assert err == "error: cannot write to standard output: No space left on device\n"
 

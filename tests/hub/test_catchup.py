@@ -221,7 +221,7 @@ async def test_long_history_is_looked_through_between_other_work() -> None:
     ticks = 0
     links = [Link(hub.ticker, stalled=False) for _ in range(3)]
     sockets = [await join(hub, link, resume=Resume(None, cursor)) for link in links]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while any(socket.catching is not None for socket in sockets):
             ticks += 1
             if ticks < 5:
@@ -248,7 +248,7 @@ async def test_client_that_leaves_between_two_turns_leaves_nothing_behind() -> N
         for _ in range(2)
     ]
     hub.leave(sockets[0], "transport close")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         for _ in range(10):
             await asyncio.sleep(0)
     assert sockets[1].catching is None

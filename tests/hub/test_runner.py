@@ -357,13 +357,13 @@ async def _with_an_error_after_a_wait() -> None:
 
 @_ends
 async def _within_scopes() -> None:
-    async with asyncio.timeout(60), asyncio.TaskGroup():
+    async with asyncio.timeout(WAIT), asyncio.TaskGroup():
         pass
 
 
 @_ends
 async def _within_scopes_after_a_wait() -> None:
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
         group.create_task(asyncio.sleep(0))
 
 
@@ -419,7 +419,7 @@ async def test_task_of_a_handler_that_ended_is_nobody_elses(
     for _, other in others:
         with outside_tasks():
             other.receive(event("wait", ack_id=1))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         assert await task is None
     # Callbacks come in the tick after its end.
     await asyncio.sleep(0)
@@ -524,7 +524,7 @@ async def test_cancelling_a_handler_that_just_ended_does_nothing(hub: BaseHub) -
             # In the same tick, as another client's handler may.
             kept[0].cancel()
     assert kept[0] is not kept[1]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         assert await kept[0] is None
     assert not kept[0].cancelled()
     assert len(await link.messages(3)) == 3

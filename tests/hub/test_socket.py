@@ -144,7 +144,7 @@ async def test_handler_that_waits_for_its_own_client_does_not_stop_the_reading(
 
     @hub.on("ask")
     async def ask(socket: Socket) -> None:
-        assert await socket.emit_with_ack("question", timeout=5) == "yes"
+        assert await socket.emit_with_ack("question", timeout=WAIT) == "yes"
         answered.set()
 
     hub.on("filler", lambda socket: None)
@@ -167,7 +167,7 @@ async def test_handler_that_waits_for_its_own_client_does_not_stop_the_reading(
 
 
 async def test_inbox_stays_bounded_while_an_answer_is_owed(hub: BaseHub) -> None:
-    hub.on("ask", lambda socket: socket.emit_with_ack("question", timeout=5))
+    hub.on("ask", lambda socket: socket.emit_with_ack("question", timeout=WAIT))
     socket = await join(hub, Link(hub.ticker))
     socket.receive(event("ask"))
     room = 0

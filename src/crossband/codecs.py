@@ -255,11 +255,15 @@ class SSECodec(Codec):
     def event(
         self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
     ) -> Wire:
-        data = payload.to_data(publication.payload).decode()
         if ack_id is not None:
-            request = envelope.encode_event(publication.event, data.encode(), id=ack_id)
+            data = payload.to_data(publication.payload)
+            request = envelope.encode_event(publication.event, data, id=ack_id)
             return Wire(sse.encode_event(request, event="ack:request"))
-        return Wire(sse.encode_event(data, event=publication.event, id=publication.cursor))
+        text = self._data(publication.payload)
+        return Wire(sse.encode_event(text, event=publication.event, id=publication.cursor))
+
+    def _data(self, data: Payload) -> str:
+        return payload.to_data(data).decode()
 
     def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
         return Wire(sse.encode_event(payload.to_data(data).decode(), event="ack"))
@@ -282,6 +286,21 @@ class SSECodec(Codec):
     @staticmethod
     def _control(event: str, data: dict[str, Any], *, id: str | None = None) -> Wire:
         return Wire(sse.encode_event(payload.to_json(data).decode(), event=event, id=id))
+
+
+class PlainSSECodec(SSECodec):
+    """Event stream blocks of plain namespaces: a string is itself, bytes are bare base64.
+
+    What is no event of the application's stays JSON: a client needs its id and session.
+    """
+
+    def _data(self, data: Payload) -> str:
+        args = payload.decode(data)
+        if len(args) == 1 and isinstance(args[0], str):
+            return args[0]
+        if len(args) == 1 and isinstance(args[0], bytes):
+            return b64encode(args[0]).decode()
+        return super()._data(data)
 
 
 class PlainCodec(Codec):
@@ -319,4 +338,5 @@ SOCKETIO = SocketIOCodec(recovery=True)
 SOCKETIO_PLAIN = SocketIOCodec(recovery=False)
 ENVELOPE = EnvelopeCodec()
 SSE = SSECodec()
+SSE_PLAIN = PlainSSECodec()
 PLAIN = PlainCodec()

@@ -17,6 +17,7 @@ from crossband.server import Server
 from tests.clients import EventStreamClient, NewClient, NodeRunner
 from tests.clients.base import WAIT
 from tests.conftest import Serve
+from tests.lanes import HUBS
 
 SITE = "https://app.example.com"
 # Whatever an encoder could get wrong about lines, and must not.
@@ -657,3 +658,104 @@ async def test_undici_event_source_reads_what_was_sent_and_comes_back(node: Node
         await hub.to("a").emit("text", "after the restart")
         assert json.loads((await message("text"))["data"]) == "after the restart"
         await node.ask("close", client=client)
+
+
+# --- plain namespaces -------------------------------------------------------------------------
+
+
+@HUBS
+async def test_data_of_a_plain_namespace_is_the_text_itself(
+    kind: type[Hub], serve: Serve, http: httpx.AsyncClient
+) -> None:
+    hub = kind()
+    plain = hub.of("/plain", plain=True)
+    server = await serve(hub)
+    async with stream(http, f"{server.url}/events/plain") as events:
+        # The client's id is in the welcome, as ever; `onmessage` does not see it.
+        welcome = await events.welcome()
+        assert set(welcome) == {"sid", "session", "recovered", "offset"}
+        for value, text in (
+            ("hello", "hello"),
+            ('"quoted"', '"quoted"'),
+            ("", ""),
+            (" two\nlines ", " two\nlines "),
+            ("a\r\nb\rc", "a\nb\nc"),
+            (HOSTILE, HOSTILE.replace("\r\n", "\n").replace("\r", "\n")),
+            (b"\x00\xff", "AP8="),
+            ({"a": 1}, '{"a":1}'),
+            (5, "5"),
+            (None, "null"),
+        ):
+            cursor = await plain.emit("message", value)
+            assert await events.event() == {"event": "message", "data": text, "id": cursor}
+        await plain.volatile.emit("message", "volatile")
+        assert await events.event() == {"event": "message", "data": "volatile"}
+        cursor = await plain.emit("price", "1.50")
+        assert await events.event() == {"event": "price", "data": "1.50", "id": cursor}
+        await plain.emit("pair", "a", "b")
+        assert (await events.event())["data"] == '["a","b"]'
+        await plain.emit("nothing")
+        assert (await events.event())["data"] == "null"
+    missed = await plain.emit("message", "missed")
+    headers = {"Last-Event-ID": cursor}
+    async with stream(http, f"{server.url}/events/plain", headers) as events:
+        await events.welcome()
+        assert [(await events.event())["data"] for _ in range(3)] == ['["a","b"]', "null", "missed"]
+        assert missed
+
+
+@HUBS
+async def test_back_channel_of_a_plain_namespace_takes_bare_text_and_bytes(
+    kind: type[Hub], serve: Serve, http: httpx.AsyncClient
+) -> None:
+    hub = kind()
+    plain = hub.of(lambda name: name.startswith("/plain"), plain=True)
+
+    @plain.on("message")
+    async def message(socket: Socket, data: str | bytes) -> str:
+        return f"{type(data).__name__} {data!r}"
+
+    @plain.on("named")
+    def named(socket: Socket, number: int) -> int:
+        return number
+
+    server = await serve(hub)
+    async with stream(http, f"{server.url}/events/plain-1") as events:
+        welcome = await events.welcome()
+        url = f"{server.url}/events/{welcome['sid']}?session={welcome['session']}"
+
+        async def post(body: bytes, content_type: str | None) -> httpx.Response:
+            headers = {} if content_type is None else {"Content-Type": content_type}
+            return await http.post(url, content=body, headers=headers)
+
+        for body, content_type, answer in (
+            (b"hello", "text/plain", "str 'hello'"),
+            (b"", "text/plain", "str ''"),
+            ("é".encode(), "Text/Plain; charset=utf-8", "str 'é'"),
+            (b'{"type":"named","data":1}', "text/plain", 'str \'{"type":"named","data":1}\''),
+            (b"\x00\xff", "application/octet-stream", r"bytes b'\x00\xff'"),
+        ):
+            response = await post(body, content_type)
+            assert (response.status_code, response.json()) == (200, {"type": "ack", "data": answer})
+        # Anything else is an envelope, as in other namespaces.
+        for content_type in (None, "application/json", "application/x-www-form-urlencoded"):
+            response = await post(b'{"type":"named","data":1,"id":2}', content_type)
+            assert response.json() == {"type": "ack", "id": 2, "data": 1}
+        response = await post(b"\xff", "text/plain")
+        assert (response.status_code, response.json()["reason"]) == (422, "Not UTF-8")
+        response = await post(b"hello", None)
+        assert response.status_code == 422
+
+
+async def test_bare_text_is_an_envelope_in_other_namespaces(
+    serve: Serve, http: httpx.AsyncClient
+) -> None:
+    server = await serve(echo_hub())
+    async with stream(http, f"{server.url}/events") as events:
+        welcome = await events.welcome()
+        response = await http.post(
+            f"{server.url}/events/{welcome['sid']}?session={welcome['session']}",
+            content=b'{"type":"echo","data":1}',
+            headers={"Content-Type": "text/plain"},
+        )
+        assert response.json() == {"type": "ack", "data": 1}

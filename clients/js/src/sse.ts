@@ -35,7 +35,7 @@ export function openEventStream(
 
   function onEvent({ event, data, id }: StreamEvent): void {
     if (signal.aborted) return;
-    const value = JSON.parse(data);
+    const value = parse(data);
     if (event === "welcome") ({ sid, session } = value);
     if (event === "ack:request") listener.message(value);
     else if (OWN.includes(event)) listener.message({ ...value, type: event });
@@ -59,7 +59,7 @@ export function openEventStream(
     try {
       const response = await fetch(`${back}/${sid}`, {
         method: "POST",
-        headers: { ...headers, "X-Crossband-Session": session },
+        headers: { ...headers, "Content-Type": "application/json", "X-Crossband-Session": session },
         body: text,
         credentials,
         signal,
@@ -103,4 +103,13 @@ export function openEventStream(
       abort.abort();
     },
   };
+}
+
+/** Read an event's data: JSON, or in a plain namespace perhaps a text of its own. */
+function parse(data: string) {
+  try {
+    return JSON.parse(data);
+  } catch {
+    return data;
+  }
 }

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from crossband.auth import bearer_token
-from crossband.codecs import SSE, Wire
+from crossband.codecs import SSE, SSE_PLAIN, Wire
 from crossband.errors import (
     CloseCode,
     ConnectionRefused,
     EventError,
+    InvalidMessage,
     RateLimited,
     Unauthorized,
 )
@@ -25,7 +26,7 @@ from crossband.protocol.payload import Payload
 from crossband.session import BATCH, Connection, Deadlines, Roll, Ticker
 from crossband.transports.http import ClientGone, HeaderList, Request, Send
 from crossband.transports.lane import BodyLane, StreamOffer, offer_of
-from crossband.transports.websocket import CLOSE_TIME, answer_envelope
+from crossband.transports.websocket import CLOSE_TIME, answer_envelope, plain_message
 
 if TYPE_CHECKING:
     from crossband.hub.socket import Socket
@@ -274,11 +275,12 @@ class StreamDoor:
         connection = StreamConnection(hub.ticker, self, limit=settings.limits.outbox)
         try:
             hub.seat(connection, request.address)
+            namespace = hub.find(name)
             admission = await hub.admit(
                 connection,
                 name,
                 request.handshake("sse"),
-                SSE,
+                SSE_PLAIN if namespace is not None and namespace.plain else SSE,
                 resume=Resume(key, cursor or None),
                 rooms=request.query.get("room", ()),
             )
@@ -393,7 +395,8 @@ class StreamDoor:
             if not connection.borrow(wait, len(body), messages=0):
                 self._refuse_rate(connection, wait)
             await asyncio.sleep(wait)
-        message = envelope.decode(body)
+        bare = _bare(request, body) if socket.codec is SSE_PLAIN else None
+        message = envelope.decode(body) if bare is None else None
         outcome: asyncio.Future[Payload | EventError] = asyncio.get_running_loop().create_future()
 
         def settle(answer: Payload | EventError) -> None:
@@ -405,16 +408,21 @@ class StreamDoor:
         if not socket.connected:
             # It left while its body was on the way.
             raise EventError(code="unknown_client")
-        settled = answer_envelope(socket, message, settle)
+        settled = False
+        if message is not None:
+            settled = answer_envelope(socket, message, settle)
+        elif bare is not None:
+            socket.receive(plain_message(bare, settle))
+        ack_id = message.id if message is not None else None
         answer = payload.EMPTY if settled else await outcome
         if isinstance(answer, EventError):
-            if message.id is not None:
-                answer.details["id"] = message.id
+            if ack_id is not None:
+                answer.details["id"] = ack_id
             await request.refuse(answer, cors)
             return
         result: dict[str, Any] = {"type": "ack"}
-        if message.id is not None:
-            result["id"] = message.id
+        if ack_id is not None:
+            result["id"] = ack_id
         result["data"] = msgspec.Raw(payload.to_data(answer))
         await request.respond_json(200, result, cors)
 
@@ -464,6 +472,22 @@ class StreamDoor:
         self._keepalive.close()
         for connection in self._roll:
             connection.close(code, reason)
+
+
+def _bare(request: Request, body: bytes) -> str | bytes | None:
+    """Return what is posted to a plain namespace as it is; None for an envelope.
+
+    Raises InvalidMessage for text that is not UTF-8.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/octet-stream":
+        return body
+    if kind != "text/plain":
+        return None
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise InvalidMessage("Not UTF-8") from None
 
 
 def _utf8(header: str) -> str:

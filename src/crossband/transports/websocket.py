@@ -22,6 +22,7 @@ from crossband.errors import (
 from crossband.hub.base import BaseHub, Resume
 from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import envelope
+from crossband.protocol.payload import Payload
 from crossband.protocol.websocket import PING_FRAME
 from crossband.seats import TooManyConnections
 from crossband.session import Connection, Deadlines, Roll
@@ -375,10 +376,7 @@ class WebSocketDoor:
     def _read_plain(
         self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
     ) -> None:
-        if isinstance(frame, bytes):
-            socket.receive(Incoming("message", [_ATTACHED], [frame]))
-        else:
-            socket.receive(Incoming("message", [msgspec.Raw(msgspec.json.encode(frame))]))
+        socket.receive(plain_message(frame))
 
     def _too_large(self, frame: str | bytes) -> bool:
         limit = self.hub.settings.limits.message_size
@@ -456,6 +454,15 @@ def close_code_of(error: TooManyConnections) -> CloseCode:
     """Return what a WebSocket too many is closed with: a full server may be free again soon."""
     full = error.scope == "server"
     return CloseCode.TRY_AGAIN_LATER if full else CloseCode.POLICY_VIOLATION
+
+
+def plain_message(
+    data: str | bytes, reply: Callable[[Payload | EventError], None] | None = None
+) -> Incoming:
+    """Return the event `message` of a plain namespace, with text or bytes."""
+    if isinstance(data, bytes):
+        return Incoming("message", [_ATTACHED], [data], None, reply)
+    return Incoming("message", [msgspec.Raw(msgspec.json.encode(data))], (), None, reply)
 
 
 def answer_envelope(

@@ -34,8 +34,10 @@ DOORS: Final = {
     "publishing": ("POST", "/api/broadcast", f"X-API-Key: {KEY}\r\n", '{"event":"news"}'),
     "status": ("GET", "/api/status", "", ""),
 }
+PAGES_OF_APPLICATIONS: Final = ("file://", "ionic://localhost", "vscode-webview://0f2v9kq3")
 # `{host}` is the server's own, with its port.
 ALLOWED: Final = {
+    **{f"{origin}, as listed": origin for origin in PAGES_OF_APPLICATIONS},
     "none": "",
     "same origin": "http://{host}",
     "same origin behind TLS": "https://{host}",
@@ -55,6 +57,9 @@ REFUSED: Final = {
     "own host of another port": "http://127.0.0.1:1",
     "no scheme": "{host}",
     "other protocol": "ftp://{host}",
+    "other application": "capacitor://localhost",
+    "a file, with its path": "file:///",
+    "other extension": "vscode-webview://0F2V9KQ3",
     "two origins": SITE + " https://evil.example.com",
     "star": "*",
     "not a URL": "http://[",
@@ -90,7 +95,7 @@ async def ask(
 
 @pytest.fixture
 def hub() -> Hub:
-    hub = Hub(cors_origins=(SITE, "null"), api_keys=(KEY,))
+    hub = Hub(cors_origins=(SITE, "null", *PAGES_OF_APPLICATIONS), api_keys=(KEY,))
     hub.on("echo", lambda socket: "echo")
     return hub
 
@@ -140,7 +145,7 @@ async def test_every_door_knows_the_same_origins(
             good = status in (101, 200)
             if "Upgrade" not in lines:
                 good &= allowed == (
-                    [origin] if name in ("of the list", "null, as listed") else None
+                    [origin] if name == "of the list" or name.endswith("as listed") else None
                 )
                 good &= "Origin" in headers.get("vary", [])
         else:

@@ -57,6 +57,12 @@ from crossband import Hub, Limits, MemoryBroker
         ({"cors_origins": ["http://x.example:80"]}, "browsers send as 'http://x.example'"),
         ({"cors_origins": ["https://x.example:0444"]}, "browsers send as 'https://x.example:444'"),
         ({"cors_origins": ["https://x.example:"]}, "browsers send as 'https://x.example'"),
+        ({"cors_origins": ["file:///"]}, "cors_origins takes origins such as"),
+        ({"cors_origins": ["file:"]}, "cors_origins takes origins such as"),
+        ({"cors_origins": ["FILE://"]}, "browsers send as 'file://'"),
+        ({"cors_origins": ["app://x/y"]}, "cors_origins takes origins such as"),
+        ({"cors_origins": ["://x"]}, "cors_origins takes origins such as"),
+        ({"cors_origins": ["https://"]}, "cors_origins takes origins such as"),
         ({"cors_origins": ["http://[::0:1]:81"]}, "browsers send as 'http://[::1]:81'"),
         ({"cors_origins": ["https://bücher.example"]}, "as 'https://xn--bcher-kva.example'"),
         ({"cors_origins": ["https://*.x.example"]}, "there are no patterns, name each origin"),
@@ -105,6 +111,10 @@ def test_origins_of_any_kind_of_page_are_taken() -> None:
         *("https://x.example", "http://x.example:443", "https://x.example:8443", "http://10.0.0.1"),
         *("http://[::1]:3000", "https://xn--bcher-kva.example", "https://x_y.example."),
         *("capacitor://localhost", "chrome-extension://abcdefghijklmnop", "null", "*"),
+        *("file://", "ionic://localhost", "tauri://localhost", "app://-", "app://."),
+        *("vscode-webview://0f2v9kq3", "moz-extension://9b9a-4c", "com.example.app://localhost"),
+        # Their hosts are as they were written, and so are their ports.
+        *("safari-web-extension://9B9A-4C", "app://localhost:8100"),
     )
     assert Hub(cors_origins=origins).settings.cors_origins == origins
 

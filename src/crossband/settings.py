@@ -172,6 +172,8 @@ class HubSettings(TypedDict, total=False):
 
 # By scheme: browsers leave them out of an origin.
 _PORTS = {"http": 80, "https": 443}
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_OPAQUE = re.compile(r"[A-Za-z0-9._~-]*(:[0-9]{1,5})?")
 _HOST = re.compile(r"[a-z0-9._~-]+|\[[0-9a-f:.]+\]")
 
 
@@ -196,7 +198,7 @@ def _check_origin(origin: str) -> None:
         return
     complaint = (
         "cors_origins takes origins such as 'https://app.example.com' (scheme, host, perhaps a "
-        f"port, nothing after them) or '*', not {origin!r}"
+        f"port, nothing after them; 'file://' and 'null' too) or '*', not {origin!r}"
     )
     if "*" in origin:
         raise ValueError(f"{complaint}: there are no patterns, name each origin")
@@ -211,6 +213,13 @@ def _check_origin(origin: str) -> None:
 def _as_sent(origin: str) -> str:
     """Return an origin as browsers write it. Raises ValueError for what is none."""
     parts = urlsplit(origin)
+    scheme, separator, authority = origin.partition("://")
+    if separator and scheme.lower() not in _PORTS:
+        # Of an application, or an extension: its host is as it was written, or none
+        # ("file://"). WHATWG URL §4.5, opaque hosts.
+        if _SCHEME.fullmatch(scheme.lower()) is None or _OPAQUE.fullmatch(authority) is None:
+            raise ValueError
+        return f"{scheme.lower()}://{authority}"
     host, port = parts.hostname, parts.port
     if not parts.scheme or host is None or port == 0 or "@" in parts.netloc:
         raise ValueError

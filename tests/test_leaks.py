@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
+import socket as sockets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
+import hypercorn.asyncio
 import pytest
+import uvicorn
 
-from crossband import Hub, Socket
+from crossband import Handshake, Hub, Socket
 from crossband.broker.memory import MemoryBroker
 from crossband.hub.base import BaseHub
+from crossband.server import Server
 from tests.census import census, returns_to, survivors
 from tests.clients import Client, EventStreamClient, PythonSocketIOClient, WebSocketClient
 from tests.clients.base import WAIT
-from tests.clients.raw import Polling, RawWebSocket, engine_url, frame
+from tests.clients.raw import (
+    Polling,
+    RawWebSocket,
+    dialled,
+    engine_url,
+    frame,
+    http,
+    upgrade,
+)
 from tests.conftest import Serve
 from tests.link import Link, join
 
@@ -273,3 +286,163 @@ async def test_sessions_expire() -> None:
     assert len(broker._waiting) == 1
     assert not broker._connected
     await hub.stop()
+
+
+# Clients that hang up while they are let in.
+
+
+class Waiting:
+    """An application that takes its time to let a client in, and hears when it need not."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def forever(self) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+    async def authenticate(self, handshake: Handshake) -> None:
+        if handshake.query.get("token") == ["slow"] or "token" in handshake.auth:
+            await self.forever()
+
+    async def middleware(self, socket: Socket) -> None:
+        if socket.handshake.query.get("middleware") == ["slow"]:
+            await self.forever()
+
+
+@contextlib.asynccontextmanager
+async def served(hub: Hub, kind: str) -> AsyncIterator[str]:
+    """Serve a hub in this loop, by our own server or another."""
+    if kind in ("lane", "asgi"):
+        async with Server(hub, lane=kind == "lane") as server:
+            yield server.url
+        return
+    with sockets.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        stop = asyncio.Event()
+        if kind == "uvicorn":
+            other = uvicorn.Server(uvicorn.Config(hub, log_config=None, lifespan="on"))
+            other.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+            serving = asyncio.create_task(other.serve([listener]))
+        else:
+            config = hypercorn.Config()
+            config.bind = [f"fd://{listener.detach()}"]
+            serving = asyncio.create_task(
+                hypercorn.asyncio.serve(
+                    hub,  # type: ignore[arg-type]
+                    config,
+                    shutdown_trigger=stop.wait,
+                )
+            )
+        try:
+            async with httpx.AsyncClient(trust_env=False) as client:
+                # The listener takes it, whenever the server begins to.
+                assert (await client.get(url + "/healthz")).status_code == 200
+            yield url
+        finally:
+            stop.set()
+            if kind == "uvicorn":
+                other.should_exit = True
+            await serving
+
+
+SLOW_CONNECTS = {
+    "websocket": upgrade("/ws?token=slow"),
+    "websocket middleware": upgrade("/ws?middleware=slow"),
+    "events": http("/events?token=slow"),
+    "events middleware": http("/events?middleware=slow"),
+    "events, HEAD": http("/events?token=slow", method="HEAD"),
+    "broadcast": http("/api/broadcast?token=slow", method="POST", body=b'{"event":"x"}'),
+    "broadcast, more of the body to come": http(
+        "/api/broadcast?token=slow", "Content-Length: 50", method="POST"
+    ),
+}
+
+
+@pytest.mark.parametrize("door", SLOW_CONNECTS)
+@pytest.mark.parametrize(
+    ("kind", "reset"),
+    [("lane", True), ("lane", False), ("asgi", False), ("uvicorn", True), ("hypercorn", True)],
+)
+async def test_client_that_hangs_up_while_it_is_let_in_leaves_nothing(
+    kind: str, door: str, reset: bool
+) -> None:
+    waiting = Waiting()
+    hub = Hub(authenticate=waiting.authenticate, authorize=lambda *_: True)
+    hub.use(waiting.middleware)
+    async with served(hub, kind) as url, asyncio.timeout(WAIT), dialled(url) as tcp:
+        # Whatever the server makes for its first client, it has.
+        tcp.send(http("/healthz"))
+        await tcp.answer()
+        start = census(hub)
+        async with dialled(url) as other:
+            other.send(SLOW_CONNECTS[door])
+            await waiting.begun.wait()
+            assert census(hub) != start
+            if reset:
+                other.writer.transport.abort()
+        await waiting.ended.wait()
+        await returns_to(start, lambda: census(hub))
+
+
+@pytest.mark.parametrize("kind", ["lane", "asgi", "uvicorn", "hypercorn"])
+@pytest.mark.parametrize("event", ["slow event", "slow token"])
+async def test_client_that_hangs_up_on_the_back_channel_leaves_nothing(
+    event: str, kind: str
+) -> None:
+    waiting = Waiting()
+    hub = Hub(authenticate=waiting.authenticate)
+    over = asyncio.Event()
+
+    @hub.on("wait")
+    async def wait(socket: Socket) -> None:
+        waiting.begun.set()
+        await over.wait()
+
+    async with served(hub, kind) as url, dialled(url) as stream, asyncio.timeout(WAIT):
+        stream.send(http("/events"))
+        await stream.reader.readuntil(b"data: ")
+        welcome = json.loads(await stream.reader.readuntil(b"\n"))
+        start = census(hub)
+        # On a lane it has no request any more.
+        streams = survivors()["Request"]
+        token = "&token=slow" if event == "slow token" else ""
+        target = f"/events/{welcome['sid']}?session={welcome['session']}{token}"
+        async with dialled(url) as other:
+            other.send(http(target, method="POST", body=b'{"type":"wait","id":1}'))
+            await waiting.begun.wait()
+        if event == "slow token":
+            await waiting.ended.wait()
+            await returns_to(start, lambda: census(hub))
+        else:
+            # The event was received, and is handled to its end; the request is over before.
+            await returns_to(Counter(), lambda: +Counter(posts=survivors()["Request"] - streams))
+            over.set()
+            await returns_to(start, lambda: census(hub))
+
+
+@pytest.mark.parametrize("kind", ["lane", "asgi"])
+@pytest.mark.parametrize("slow", ["token", "middleware"])
+async def test_socketio_client_that_hangs_up_while_it_is_let_in_leaves_nothing(
+    slow: str, kind: str
+) -> None:
+    waiting = Waiting()
+    hub = Hub(authenticate=waiting.authenticate)
+    hub.use(waiting.middleware)
+    async with served(hub, kind) as url, asyncio.timeout(WAIT):
+        start = census(hub)
+        target = engine_url(url, transport="websocket", middleware="slow")
+        raw = await RawWebSocket.open(target)
+        assert (await raw.receive())[1].startswith(b"0{")
+        raw.send(frame(TEXT, b'40{"token":"slow"}' if slow == "token" else b"40"))
+        await waiting.begun.wait()
+        await raw.close()
+        await waiting.ended.wait()
+        await returns_to(start, lambda: census(hub))

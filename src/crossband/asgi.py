@@ -149,9 +149,13 @@ class Hub(BaseHub):
         elif door == "api_path":
             await self._api.serve(request, rest)
         elif door == "websocket_path" and (not rest or self.settings.websocket_path != "/"):
+            headers = [(b"upgrade", b"websocket")]
+            if request.scope.get("http_version", "1.1").startswith("1"):
+                # RFC 9110 §7.8.
+                headers.append((b"connection", b"upgrade"))
             await request.refuse(
                 EventError("This is a WebSocket: connect with ws://", code="invalid_request"),
-                [(b"upgrade", b"websocket")],
+                headers,
             )
         else:
             await request.refuse(self._lost(request))

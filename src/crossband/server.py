@@ -12,6 +12,7 @@ import contextlib
 import errno
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ from crossband.errors import StartError
 from crossband.hub.callables import check_runs
 from crossband.hub.runner import places
 from crossband.lane import HTTPProtocol, WebSocketProtocol
+from crossband.limits import Limits
 from crossband.mounts import hubs_in
 from crossband.settings import Settings
 
@@ -51,6 +53,10 @@ _DRAIN_TICK: Final = 0.005
 _BACKLOG: Final = 2048
 # Of a unix socket. As uvicorn: a proxy that runs as another user must be able to connect.
 UDS_MODE: Final = 0o666
+# Seconds a connection may be idle between two HTTP requests. nginx: 75 s, too. AWS's and
+# Azure's load balancers keep theirs for 60 s, and a request that meets a closing server's end
+# is lost; uvicorn and Node close after 5 s.
+KEEP_ALIVE: Final = 75.0
 # Seconds for what is left when all is closed: a handler in a thread cannot be cancelled, and
 # Python would wait for it, for ever.
 _REST_TIME: Final = 1.0
@@ -74,6 +80,7 @@ _ARGUMENTS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "ssl_certfile": _PATH,
     "ssl_keyfile": _PATH,
     "root_path": ((str,), "a string"),
+    "keep_alive": ((int, float), "a number of seconds"),
     "forwarded_allow_ips": ((str, NoneType), "a string of addresses, separated by commas, or None"),
     "access_log": _SWITCH,
     "lane": _SWITCH,
@@ -107,8 +114,10 @@ class Server:
     it takes the path of a unix socket, `uds`, with permissions `uds_mode`.
 
     A `Hub`, or a Starlette or FastAPI app that mounts one, sets the WebSocket pings, the
-    largest message and the shutdown timeout. Without the `lane` they exchange ASGI messages
-    with it, as on any other server: slower, and the same to clients. Raises `StartError`
+    largest message and the shutdown timeout. `keep_alive` is how many seconds a connection may
+    be idle between two HTTP requests: longer than the load balancer in front keeps it, or that
+    sends a request into a closed one now and then (502). Without the `lane` they exchange ASGI
+    messages with it, as on any other server: slower, and the same to clients. Raises `StartError`
     when the address cannot be bound, a certificate cannot be read or the app fails to start.
     """
 
@@ -125,6 +134,7 @@ class Server:
         ssl_keyfile: str | os.PathLike[str] | None = None,
         root_path: str = "",
         forwarded_allow_ips: str | None = None,
+        keep_alive: float = KEEP_ALIVE,
         access_log: bool = False,
         lane: bool = True,
     ) -> None:
@@ -139,9 +149,12 @@ class Server:
             ssl_keyfile=ssl_keyfile,
             root_path=root_path,
             forwarded_allow_ips=forwarded_allow_ips,
+            keep_alive=keep_alive,
             access_log=access_log,
             lane=lane,
         )
+        if not 0 < keep_alive < math.inf:
+            raise ValueError(f"keep_alive must be a number of seconds above 0, not {keep_alive!r}")
         if log_level not in get_args(LogLevel):
             levels = ", ".join(get_args(LogLevel))
             raise ValueError(f"log_level must be one of {levels}, not {log_level!r}")
@@ -160,6 +173,7 @@ class Server:
         self._ssl_keyfile = ssl_keyfile
         self._root_path = root_path
         self._forwarded_allow_ips = forwarded_allow_ips
+        self._keep_alive = keep_alive
         self._access_log = access_log
         self._lane = lane
         self._hubs: list[_Hub] = [mounted.hub for mounted in hubs_in(app)]
@@ -304,7 +318,7 @@ class Server:
 
     def _config(self) -> uvicorn.Config:
         options: dict[str, Any] = {}
-        bounds = [Settings().limits]
+        bounds = self._limits()
         if self._hubs:
             settings = [hub.settings for hub in self._hubs]
             options["ws_ping_interval"] = min(each.ping_interval for each in settings)
@@ -314,7 +328,6 @@ class Server:
             options["ws_max_size"] = 2 * max(
                 max(each.limits.message_size, each.limits.max_http_buffer_size) for each in settings
             )
-            bounds = [each.limits for each in settings]
             options["timeout_graceful_shutdown"] = max(each.shutdown_timeout for each in settings)
         # uvicorn makes its protocols itself: settings reach them by class.
         times = {
@@ -322,13 +335,13 @@ class Server:
             "send_time": max(limits.send_time for limits in bounds),
         }
         fragments = {"fragments": max(limits.fragments for limits in bounds)}
-        http = type("HTTPProtocol", (HTTPProtocol,), {**times, **fragments})
+        http = type("HTTPProtocol", (HTTPProtocol,), {**times, **fragments, "offers": self._lane})
         websocket = type("WebSocketProtocol", (WebSocketProtocol,), fragments)
         config = uvicorn.Config(
             self.app,
             loop="none",
-            http=http if self._lane else "httptools",
-            ws=websocket if self._lane else "websockets-sansio",
+            http=http,
+            ws=websocket,
             interface="asgi3",
             # Logging belongs to the program: the CLI, or the application around the server.
             log_config=None,
@@ -341,6 +354,8 @@ class Server:
             proxy_headers=self._forwarded_allow_ips is not None,
             forwarded_allow_ips=self._forwarded_allow_ips,
             server_header=False,
+            # Of floats, too, it makes a timer.
+            timeout_keep_alive=self._keep_alive,  # type: ignore[arg-type]
             **{"timeout_graceful_shutdown": Settings().shutdown_timeout, **options},
         )
         if self._access_log:
@@ -357,9 +372,13 @@ class Server:
             raise StartError(f"cannot read the TLS certificate from {files}: {exc}") from exc
         return config
 
+    def _limits(self) -> list[Limits]:
+        return [hub.settings.limits for hub in self._hubs] or [Limits()]
+
     async def _bind(self) -> list[socket.socket]:
         if self.uds is not None:
             return [_bind_unix(self.uds, self._uds_mode)]
+        unacknowledged = max(limits.send_time for limits in self._limits())
         if not 0 <= self.port <= 65_535:
             raise StartError(f"port {self.port} does not exist; ports are 0 to 65535")
         try:
@@ -375,7 +394,9 @@ class Server:
         failure: OSError | None = None
         for family, address in addresses:
             try:
-                sockets.append(_bind_tcp(family, address, alone=len(addresses) == 1))
+                sock = _bind_tcp(family, address, alone=len(addresses) == 1)
+                sockets.append(sock)
+                _notice_half_open(sock, unacknowledged)
             except OSError as exc:
                 failure = exc
                 # A name may have an IPv6 address on a machine without IPv6.
@@ -561,6 +582,21 @@ def _bind_tcp(family: int, address: tuple[Any, ...], *, alone: bool) -> socket.s
         sock.close()
         raise
     return sock
+
+
+def _notice_half_open(sock: socket.socket, seconds: float) -> None:
+    """Have the kernel cut accepted connections of which it has no sign for so long.
+
+    A client that vanished without a word acknowledges nothing of what is written. Without
+    this it counts as connected for a quarter of an hour, and longer where little is written:
+    WebSockets have their pings, an event stream has comments, which nobody answers. Linux
+    only (RFC 5482); a connection inherits it from the listener.
+    """
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None:
+        milliseconds = min(max(round(seconds * 1_000), 1), 2**31 - 1)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
 
 
 def _bind_unix(path: str, mode: int) -> socket.socket:

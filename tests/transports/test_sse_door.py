@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from crossband import ConnectionRefused, EncodeError, Hub, Socket
+from crossband import ConnectionRefused, EncodeError, Hub, Socket, Unauthorized
+from crossband.errors import RateLimited
 from crossband.limits import Limits
 from crossband.server import Server
 from tests.clients import EventStreamClient, NewClient, NodeRunner
@@ -601,7 +602,7 @@ async def test_back_channel_knows_only_its_own_clients(
     await other.connect(server.url)
     for sid, status, code in (
         ("nobody", 404, "unknown_client"),
-        ("", 404, "unknown_client"),
+        ("", 405, "method_not_allowed"),
         ("x" * 5000, 404, "unknown_client"),
         (other.sid, 404, "unknown_client"),
         # Ids are seen by other clients; only the session proves who it is.
@@ -759,3 +760,81 @@ async def test_bare_text_is_an_envelope_in_other_namespaces(
             headers={"Content-Type": "text/plain"},
         )
         assert response.json() == {"type": "ack", "data": 1}
+
+
+# --- what passes: EventSource comes back from a stream that ends, and from nothing else ---------
+
+EVENT_SOURCE = {"Accept": "text/event-stream"}
+PASSING = {
+    "keys": ConnectionRefused(code="unavailable", status=503),
+    "a fault": ValueError("a bug"),
+    "too slow": ConnectionRefused(code="handshake_timeout", status=503),
+    "too fast": RateLimited(30.0),
+    "too many": ConnectionRefused(code="too_many", status=429),
+}
+FINAL = {
+    "token": Unauthorized("who?"),
+    "banned": ConnectionRefused("banned"),
+    "payment": ConnectionRefused(status=402),
+    "gone": ConnectionRefused(status=410),
+}
+
+
+def refusing_hub(error: Exception, where: str) -> Hub:
+    def refuse(_: Any) -> None:
+        raise error
+
+    if where == "authenticate":
+        return Hub(authenticate=refuse)
+    hub = Hub()
+    hub.use(refuse)
+    return hub
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@pytest.mark.parametrize("where", ["authenticate", "middleware"])
+@pytest.mark.parametrize("failure", PASSING)
+async def test_event_source_comes_back_after_what_passes(
+    failure: str, where: str, lane: bool, serve: Serve, http: httpx.AsyncClient
+) -> None:
+    server = await serve(refusing_hub(PASSING[failure], where), lane=lane)
+    response = await http.get(server.url + "/events", headers=EVENT_SOURCE)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    ok, retry, event, data, *rest = response.text.split("\n")
+    assert (ok, event) == (": ok", "event: error")
+    assert set(json.loads(data.removeprefix("data: "))) >= {"code", "error"}
+    assert not any(rest)
+    # Later than after a cut: others come too.
+    wait = int(retry.removeprefix("retry: "))
+    assert wait >= (30_000 if failure == "too fast" else 6_000)
+    # Who can tell statuses apart is told by status.
+    for accept in ("*/*", "text/event-stream, application/json"):
+        response = await http.get(server.url + "/events", headers={"Accept": accept})
+        assert response.status_code >= 429
+        assert response.json()["type"] == "error"
+
+
+@pytest.mark.parametrize("where", ["authenticate", "middleware"])
+@pytest.mark.parametrize("failure", FINAL)
+async def test_event_source_stays_away_after_what_stays(
+    failure: str, where: str, serve: Serve, http: httpx.AsyncClient
+) -> None:
+    server = await serve(refusing_hub(FINAL[failure], where))
+    response = await http.get(server.url + "/events", headers=EVENT_SOURCE)
+    assert 400 <= response.status_code < 429
+    assert response.json()["type"] == "error"
+    response = await http.get(server.url + "/events/nowhere", headers=EVENT_SOURCE)
+    assert response.status_code in (401, 402, 403, 404, 410)
+
+
+@pytest.mark.parametrize("limit", ["connections", "connections_per_address"])
+async def test_event_source_comes_back_to_a_full_server(
+    limit: str, serve: Serve, http: httpx.AsyncClient
+) -> None:
+    server = await serve(Hub(limits={limit: 1}))
+    async with stream(http, server.url + "/events") as first:
+        await first.line()
+        response = await http.get(server.url + "/events", headers=EVENT_SOURCE)
+        assert response.status_code == 200
+        assert '"code":"too_many_connections"' in response.text

@@ -44,7 +44,11 @@ export function follow(address: string, options: FollowOptions, follower: Follow
     const own = new AbortController();
     abort = own;
     const { signal } = own;
-    const sent: Record<string, string> = { Accept: "text/event-stream", ...headers };
+    const sent: Record<string, string> = {
+      // JSON too: refusals keep their status then; EventSource is sent a stream that ends.
+      Accept: "text/event-stream, application/json",
+      ...headers,
+    };
     if (cursor) {
       // To another origin the header would need a preflight, which EventSource is spared.
       const { location = url } = globalThis;

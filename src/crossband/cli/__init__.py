@@ -524,6 +524,7 @@ def _run(
             ssl_keyfile=where.ssl_keyfile,
             root_path=where.root_path,
             forwarded_allow_ips=where.forwarded_allow_ips,
+            keep_alive=where.keep_alive,
             access_log=where.access_log,
         )
     except (TypeError, ValueError) as exc:

@@ -250,7 +250,9 @@ async def _websocket(listener: Listener) -> AsyncGenerator[Event | Notice, None]
 
 
 async def _sse(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
-    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", **listener.headers}
+    # With JSON, or a refusal would be a stream that ends.
+    accepted = "text/event-stream, application/json"
+    headers = {"Accept": accepted, "Cache-Control": "no-store", **listener.headers}
     if listener.offset is not None:
         headers["Last-Event-ID"] = listener.offset
     timeout = httpx.Timeout(CONNECT_TIMEOUT, read=SILENCE)

@@ -23,6 +23,7 @@ import typer
 from crossband.auth.keys import check_algorithms
 from crossband.errors import CrossbandError
 from crossband.limits import Limits
+from crossband.server import KEEP_ALIVE
 from crossband.settings import DOORS, Settings
 
 PREFIX: Final = "CROSSBAND_"
@@ -52,6 +53,7 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ssl_keyfile: Text | None = None
     root_path: str = ""
     forwarded_allow_ips: Text | None = None
+    keep_alive: float = KEEP_ALIVE
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
     access_log: bool = False
 
@@ -88,6 +90,7 @@ HELP: Final = {
     "ssl_keyfile": "Its private key, unless it is in the same file.",
     "root_path": "Path prefix a proxy in front removes.",
     "forwarded_allow_ips": "Proxies whose X-Forwarded headers count.",
+    "keep_alive": "How long an HTTP connection may be idle; longer than a load balancer's.",
     "log_level": "Least severe level to log.",
     "access_log": "Log each HTTP request.",
     "open": "Let in anybody, without a token.",

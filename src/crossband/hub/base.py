@@ -578,12 +578,12 @@ class BaseHub(Namespace):
         meter = connection.meter
         return meter is not None and meter.refused >= self.settings.limits.refusals
 
-    def control_floods(self, connection: Connection, size: int = 0) -> bool:
-        """Count a message that is never answered, as a ping; tell whether these are a flood."""
+    def count_control(self, connection: Connection, size: int = 0) -> bool:
+        """Count a message that is no event, as a ping; return whether the rate allows it."""
         meter = connection.meter
         if meter is None or not (wait := meter.take(time.monotonic(), size)):
-            return False
-        return not connection.borrow(wait, size) and self.floods(connection)
+            return True
+        return connection.borrow(wait, size)
 
     def count_publish(self, publisher: str) -> None:
         """Count a request to publish over HTTP. Raises RateLimited."""

@@ -92,9 +92,9 @@ class Guard:
             if isinstance(error, ConnectionRefused):
                 raise
             if isinstance(error, EventError):
-                raise ConnectionRefused(
-                    error.message, code=error.code, status=error.status
-                ) from error
+                refusal = ConnectionRefused(error.message, code=error.code, status=error.status)
+                refusal.details.update(error.details)
+                raise refusal from error
             # It may have let a timeout of its own pass.
             if isinstance(error, TimeoutError) and timer.expired():
                 logger.warning("authenticate took more than %g s: the client is refused", limit)

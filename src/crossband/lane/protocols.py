@@ -1,4 +1,4 @@
-"""uvicorn's two protocols, lending their connections to the hub.
+"""uvicorn's two protocols with the manners of HTTP, lending their connections to the hub.
 
 The only file that knows the inside of uvicorn: each private name it leans on is listed in
 `USED`, and `tests/test_lane.py` fails when an upgrade moves one.
@@ -10,29 +10,39 @@ import asyncio
 import binascii
 import logging
 from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha1
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import unquote
 
 import httptools
+import websockets.server
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+from uvicorn.protocols.utils import (
+    ClientDisconnected,
+    get_client_addr,
+    get_path_with_query_string,
+)
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions.permessage_deflate import (
     PerMessageDeflate,
     ServerPerMessageDeflateFactory,
 )
-from websockets.frames import Frame
+from websockets.frames import Frame, Opcode
 from websockets.headers import build_extension, parse_extension
+from websockets.protocol import Protocol
 
 from crossband.errors import FAULTS
+from crossband.lane.deflate import KeptWindow
 from crossband.lane.head import Head
 from crossband.lane.stream import StreamLane
 from crossband.lane.websocket import BROKEN_TIME, WebSocketLane, half_close
+from crossband.lane.wrappers import unwrapped
 from crossband.protocol import websocket
+from crossband.transports.http import Message, Receive, Scope, Send
 from crossband.transports.lane import EXTENSION, Lane, Peer
 
 if TYPE_CHECKING:
@@ -40,8 +50,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crossband")
 
-# What is used of uvicorn beyond its public API (0.54), by class.
+# What is used beyond their public API of uvicorn (0.54), and of websockets (17), by class.
 USED: Final = {
+    Protocol: ("current_size", "recv_frame"),
     WebSocketsSansIOProtocol: (
         "conn",
         "transport",
@@ -61,8 +72,14 @@ USED: Final = {
         "loop",
         "scope",
         "on_message_begin",
+        "on_url",
+        "on_header",
         "on_headers_complete",
+        "on_body",
+        "on_message_complete",
+        "ws_protocol_class",
         "handle_websocket_upgrade",
+        "_unset_keepalive_if_required",
         "url",
         "headers",
         "server",
@@ -76,7 +93,6 @@ USED: Final = {
         "config",
         "server_state",
         "parser",
-        "send_400_response",
         "timeout_keep_alive_task",
         "_start_asgi_task",
         "on_response_complete",
@@ -93,6 +109,12 @@ USED: Final = {
         "more_body",
         "access_log",
         "access_logger",
+        "keep_alive",
+        "chunked_encoding",
+        "expected_content_length",
+        "waiting_for_100_continue",
+        "receive",
+        "send",
     ),
     FlowControl: ("write_paused", "resume_reading"),
 }
@@ -103,10 +125,15 @@ MAX_HEAD: Final = 65_536
 MAX_REQUESTS: Final = 16
 # Header lines of a handshake; as `websockets`.
 MAX_HEADERS: Final = 128
+# Bytes of a body that are read after its request was answered, so that the connection can be
+# kept, or the client gets to read the answer. nginx reads on for 30 s, Apache for 2.
+MAX_UNWANTED: Final = 65_536
+# Seconds they may take once the connection is to end.
+LINGER_TIME: Final = 2.0
 # RFC 6455 §1.3.
 GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-# No context is kept in either direction: a compressed frame is built once for all, and an
-# idle connection holds no window.
+# The server keeps no context: a compressed frame is built once for all. Clients are told to
+# keep none either, which not all heed, see `KeptWindow`.
 DEFLATE: Final = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True,
     client_no_context_takeover=True,
@@ -130,6 +157,10 @@ class Handshake(asyncio.Protocol):
         self.transport: asyncio.Transport = http.transport
         # What the client sent before it was accepted.
         self._early = b""
+        # Told when the client hangs up before that. None while nobody asks.
+        self._gone: Callable[[], None] | None = None
+        # ASGI's "websocket.connect" was taken, of a client that has gone.
+        self._announced = False
         # It sent so much that reading is paused.
         self._full = False
         self._lost = False
@@ -151,28 +182,59 @@ class Handshake(asyncio.Protocol):
                 logger.exception("a connection could not be taken over")
                 self._lane.abort()
                 return
+            if self._left:
+                if isinstance(error, Exception) and not isinstance(error, OSError):
+                    logger.exception("the application failed for a client that had gone")
+                return
             self._become()
             assert self._outcome is not None
             self._outcome.set_exception(error)
             # Nobody asks where the delegate has refused the handshake by itself.
             self._outcome.exception()
         else:
-            if self._lane is None:
+            if self._lane is None and not self._left:
                 self._become()
                 assert self._outcome is not None
                 self._outcome.set_result(result)
 
+    @property
+    def _left(self) -> bool:
+        """Whether the client hung up before anything was decided: nobody is to be answered."""
+        return self._delegate is None and (self._lost or self.transport.is_closing())
+
     async def _receive(self) -> Any:
+        if self._left:
+            if self._announced:
+                return {"type": "websocket.disconnect", "code": 1006}
+            self._announced = True
+            return {"type": "websocket.connect"}
         return await self._become().receive()
 
     async def _send(self, message: Any) -> None:
+        if self._left:
+            # As uvicorn: an OSError (ASGI, "send" after a disconnect).
+            raise ClientDisconnected
         await self._become().send(message)
 
-    def take(self, peer: Peer, *, limit: int, subprotocol: str | None = None) -> Lane | None:
+    def on_gone(self, callback: Callable[[], None] | None) -> None:
+        """Call back when the client hangs up; see `Offer`."""
+        self._gone = callback
+
+    def take(
+        self,
+        receive: Receive,
+        send: Send,
+        peer: Peer,
+        *,
+        limit: int,
+        subprotocol: str | None = None,
+    ) -> Lane | None:
         """Hand the connection over; see `WebSocketOffer`."""
         transport = self.transport
         if (
             self._delegate is not None
+            or unwrapped(receive) != self._receive
+            or unwrapped(send) != self._send
             or self._lost
             or self._lane is not None
             or transport.is_closing()
@@ -202,7 +264,7 @@ class Handshake(asyncio.Protocol):
         connections.discard(self)
         connections.add(lane)  # type: ignore[arg-type]
         # Itself, in a cycle.
-        del self._scope["extensions"][EXTENSION]
+        self._scope["extensions"].pop(EXTENSION, None)
         if self._early:
             # This stays the protocol until then: what is read meanwhile must not overtake it.
             asyncio.get_running_loop().call_soon(self._hand_over, lane)
@@ -236,6 +298,7 @@ class Handshake(asyncio.Protocol):
                             continue
                         if not _fits(extension):
                             continue
+                        extension = KeptWindow(extension)
                         header = build_extension([(DEFLATE.name, accepted)])
                         return extension, b"Sec-WebSocket-Extensions: %b\r\n" % header.encode()
         return None, b""
@@ -267,8 +330,6 @@ class Handshake(asyncio.Protocol):
         self._read_on()
         if self._early:
             protocol.data_received(self._early)
-        if self._lost:
-            protocol.connection_lost(None)
         return protocol
 
     # The transport's side.
@@ -308,6 +369,8 @@ class Handshake(asyncio.Protocol):
         self._http.connections.discard(self)
         if self._lane is not None:
             self._lane.connection_lost(exc)
+        elif self._gone is not None:
+            self._gone()
 
     def shutdown(self) -> None:
         """End it when the server stops, before the application decided."""
@@ -319,12 +382,30 @@ def _fits(extension: PerMessageDeflate) -> bool:
     return extension.local_max_window_bits >= websocket.WINDOW_BITS
 
 
+class ServerProtocol(websockets.server.ServerProtocol):
+    """`websockets`' protocol, which lets a client close in the midst of a message."""
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            # Its fragments will not go on, and need not (RFC 6455 §5.4, §5.5.1).
+            self.current_size = None
+        super().recv_frame(frame)
+
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, for applications that do not take the lane."""
 
     # Frames of one message, at most. Their bytes are bounded anyway, but empty ones cost
     # memory too.
     fragments: ClassVar[int] = 1_024
+
+    def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any]) -> None:
+        super().__init__(config, server_state, app_state)
+        self.conn = ServerProtocol(
+            extensions=self.conn.available_extensions,
+            max_size=config.ws_max_size,
+            logger=self.logger,
+        )
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -365,12 +446,65 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True
 
 
+class Answer:
+    """Answers a request that has a body, or is of HTTP/1.0.
+
+    The connection ends with the answer where too much of the body is still to come; the
+    client is told, and gets to read it. To HTTP/1.0 a body of unknown length ends with the
+    connection (RFC 9112 §6.1, §6.3).
+    """
+
+    __slots__ = ("_app", "_cycle", "_http", "_until_close")
+
+    def __init__(self, http: HTTPProtocol, cycle: RequestResponseCycle, app: Any) -> None:
+        self._http = http
+        self._cycle = cycle
+        self._app = app
+        # The end of the body is the connection's.
+        self._until_close = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        return await self._app(scope, receive, self._send)
+
+    async def _send(self, message: Any) -> None:
+        cycle = self._cycle
+        if message["type"] == "http.response.start":
+            if not self._http.wants(cycle):
+                cycle.keep_alive = False
+            if cycle.scope["http_version"] == "1.0":
+                message = self._unchunked(message)
+        elif message["type"] == "http.response.body":
+            if self._until_close:
+                cycle.expected_content_length = len(message.get("body", b""))
+            last = not message.get("more_body", False)
+            if last and cycle.more_body and not cycle.keep_alive:
+                # uvicorn would close at once.
+                cycle.keep_alive = True
+                self._http.linger_after_answer()
+        await cycle.send(message)
+
+    def _unchunked(self, message: Message) -> Message:
+        headers = [
+            (name, value)
+            for name, value in message.get("headers", ())
+            if name.lower() != b"transfer-encoding"
+        ]
+        if not any(name.lower() == b"content-length" for name, _ in headers):
+            self._until_close = True
+            self._cycle.chunked_encoding = False
+        return {**message, "headers": headers}
+
+
 class HTTPProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which can hand a started response to the hub.
 
-    It also bounds a request's head, in bytes and in time, and the time a client leaves a
-    response unread.
+    It also bounds a request's head, in bytes and in time, the time a client leaves a response
+    unread, and what is read of a body that nobody wants; ignores upgrades to anything but a
+    WebSocket (RFC 9110 §7.8); and sends no chunks to a client of HTTP/1.0.
     """
+
+    # Whether the hub may take connections over.
+    offers: ClassVar[bool] = True
 
     # Seconds for a head to arrive, from its first byte or the connection's beginning.
     head_time: ClassVar[float] = 10.0
@@ -389,6 +523,17 @@ class HTTPProtocol(HttpToolsProtocol):
     _send_timer: asyncio.TimerHandle | None = None
     # The request that is being answered; uvicorn's `cycle` is the newest. None before the first.
     _running: RequestResponseCycle | None = None
+    # The newest request has a body, of which so many bytes are to come; None where it comes in
+    # chunks, and nobody knows.
+    _body_left: int | None = 0
+    # A head is parsed a second time, without what made the parser stop after it.
+    _replaying = False
+    # The connection ends after the answer, though more of the request is to come.
+    _lingers = False
+    # Bytes that are read and thrown away until it is cut. None until the answer is complete.
+    _unwanted: int | None = None
+    # Told when the client hangs up on the running request. None while nobody asks.
+    _gone: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -404,6 +549,8 @@ class HTTPProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         super().connection_lost(exc)
         self._let_go()
+        if self._gone is not None:
+            self._gone()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -417,6 +564,8 @@ class HTTPProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch()
+        elif self._lingers:
+            self._linger()
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
@@ -444,16 +593,116 @@ class HTTPProtocol(HttpToolsProtocol):
             self._send_timer.cancel()
             self._send_timer = None
 
+    def _linger(self) -> None:
+        """End the connection, but let the client read the answer first.
+
+        Closed while more of the body comes, the kernel would send a reset, and that takes
+        from the client what it has not read (RFC 9112 §9.6).
+        """
+        self._unset_keepalive_if_required()
+        self._unwanted = MAX_UNWANTED
+        self.flow.resume_reading()
+        half_close(self.transport)
+        self._watch()
+        self.loop.call_later(LINGER_TIME, self._end_lingering)
+
+    def _end_lingering(self) -> None:
+        if self.transport.get_write_buffer_size():
+            # It takes its time to read the answer, see `_watch`.
+            self.loop.call_later(LINGER_TIME, self._end_lingering)
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: int, text: str, *headers: bytes) -> None:
+        """Answer what is no request for the application, and end the connection."""
+        options = b", ".join([*(b"upgrade" for line in headers if b"upgrade:" in line), b"close"])
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\n%bcontent-type: text/plain; charset=utf-8\r\n"
+            b"content-length: %d\r\nconnection: %b\r\n\r\n%b"
+            % (
+                status,
+                HTTPStatus(status).phrase.encode(),
+                b"".join(headers),
+                len(text),
+                options,
+                text.encode("ascii"),
+            )
+        )
+        self._close()
+
+    def _throw_away(self, data: bytes) -> None:
+        assert self._unwanted is not None
+        self._unwanted -= len(data)
+        if self._unwanted < 0 and not self.flow.read_paused:
+            self.flow.pause_reading()
+            self.loop.call_later(BROKEN_TIME, self._end_lingering)
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            if self.transport.is_closing():
+                return
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+                # The parser's work is done: what came with the handshake is the protocol's.
+                protocol: Any = self.transport.get_protocol()
+                if rest and protocol is not self:
+                    protocol.data_received(rest)
+            else:
+                self._ignore_upgrade(rest)
+        except httptools.HttpParserError:
+            # Refused by a callback of ours already, perhaps, with a better reason.
+            if not self.transport.is_closing():
+                self.logger.warning("Invalid HTTP request received.")
+                self._refuse(400, "Invalid HTTP request received.")
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Go on with a request that offers another protocol (RFC 9110 §7.8).
+
+        The parser stops after its head and takes the body for that protocol: a new one is
+        told how long the body is, and nothing of the offer.
+        """
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        head = [b"POST / HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name in _FRAMING:
+                head += [name, b": ", value, b"\r\n"]
+        if not self.cycle.keep_alive:
+            head.append(b"connection: close\r\n")
+        self._replaying = True
+        self._parse(b"".join([*head, b"\r\n"]))
+        self._replaying = False
+        if rest and not self.transport.is_closing():
+            self._parse(rest)
+
+    def _should_upgrade(self) -> bool:
+        # RFC 9110 §7.8: not of HTTP/1.0. RFC 6455 §4.1: a GET.
+        if (
+            self.ws_protocol_class is None
+            or self.scope["method"] != "GET"
+            or self.scope["http_version"] != "1.1"
+        ):
+            return False
+        found = {b"connection": b"", b"upgrade": b""}
+        for name, value in self.headers:
+            if name in found:
+                found[name] += value.lower() + b","
+        options = [option.strip() for option in found[b"connection"].split(b",")]
+        return b"upgrade" in options and found[b"upgrade"].strip(b", \t") == b"websocket"
+
     def data_received(self, data: bytes) -> None:
+        if self._unwanted is not None:
+            self._throw_away(data)
+            return
         if self._head is not None:
             self._head += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._head is not None and self._head > MAX_HEAD and not self.transport.is_closing():
-            self.transport.write(
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-                b"connection: close\r\ncontent-length: 0\r\n\r\n"
-            )
-            self._close()
+            self._refuse(431, f"A request's head has at most {MAX_HEAD} bytes")
         running = self._running
         if (
             self._head_timer is None
@@ -467,26 +716,93 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        if self._body_left != 0 or cycle.scope["http_version"] == "1.0":
+            app = Answer(self, cycle, app)
         super()._start_asgi_task(cycle, app)
 
+    def linger_after_answer(self) -> None:
+        """End the connection after this answer, once the client can have read it."""
+        self._lingers = True
+
+    def wants(self, cycle: RequestResponseCycle) -> bool:
+        """Tell whether the rest of a body is read, so that the connection can go on.
+
+        Not if it is long, or nobody knows how long, or if the client waits to be told to
+        send it: whether it does then is anybody's guess (RFC 9110 §10.1.1).
+        """
+        if cycle is not self.cycle or not cycle.more_body:
+            return True
+        left = self._body_left
+        return left is not None and left <= MAX_UNWANTED and not cycle.waiting_for_100_continue
+
     def on_message_begin(self) -> None:
+        if self._replaying:
+            return
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: self.take}  # type: ignore[dict-item]
+        extensions: Any = {EXTENSION: self} if self.offers else {}
+        self.scope["extensions"] = extensions
         if self._head is None:
             self._head = 0
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_time, self._close)
 
+    def on_url(self, url: bytes) -> None:
+        if not self._replaying:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._replaying:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if self._replaying:
+            return
         self._end_head()
         if len(self.pipeline) >= MAX_REQUESTS:
             self._close()
         # A read of 256 KiB may hold thousands of them.
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        version = self.parser.get_http_version()
+        hosts = 0
+        self._body_left = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                self._body_left = int(value)
+            elif name == b"transfer-encoding":
+                self._body_left = None
+        if version not in ("1.1", "1.0"):
+            self._refuse(505, "HTTP/1.1 or HTTP/1.0 only")
+        elif hosts != 1 and (version == "1.1" or hosts):
+            # RFC 9112 §3.2.
+            self._refuse(400, "Exactly one Host header field is expected")
+        else:
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._body_left is not None:
+            self._body_left -= len(body)
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        # The parser stops at an upgrade, before the body: see `_ignore_upgrade`.
+        if not self.parser.should_upgrade() and not self.transport.is_closing():
+            super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
         self._unwatch()
+        if [value for name, value in self.headers if name == b"sec-websocket-version"] != [b"13"]:
+            # RFC 6455 §4.2.2, RFC 9110 §15.5.22.
+            self._refuse(
+                426,
+                "WebSocket version 13 only (RFC 6455)",
+                b"upgrade: websocket\r\n",
+                b"sec-websocket-version: 13\r\n",
+            )
+            return
         key = self._websocket_key()
         if key is None:
             # Not a handshake, or not one of the common case: the library knows what to answer.
@@ -495,7 +811,7 @@ class HTTPProtocol(HttpToolsProtocol):
         try:
             url = httptools.parse_url(self.url)
         except httptools.HttpParserInvalidURLError:
-            self.send_400_response("Invalid URL")
+            self._refuse(400, "Invalid URL")
             return
         # "http://host" has none (RFC 9112 §3.2.2).
         raw_path = url.path or b"/"
@@ -522,7 +838,8 @@ class HTTPProtocol(HttpToolsProtocol):
             "extensions": {"websocket.http.response": {}},
         }
         handshake = Handshake(self, scope, key)
-        scope["extensions"][EXTENSION] = handshake.take
+        if self.offers:
+            scope["extensions"][EXTENSION] = handshake
         self.connections.discard(self)
         self.connections.add(handshake)  # type: ignore[arg-type]
         self.transport.set_protocol(handshake)
@@ -574,23 +891,33 @@ class HTTPProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def on_gone(self, callback: Callable[[], None] | None) -> None:
+        """Call back when the client hangs up; see `Offer`."""
+        self._gone = callback
+
     def take(
-        self, scope: Any, peer: Peer, headers: Iterable[tuple[bytes, bytes]]
+        self,
+        receive: Receive,
+        send: Send,
+        peer: Peer,
+        headers: Iterable[tuple[bytes, bytes]],
     ) -> StreamLane | None:
         """Start the response and hand the connection over; see `StreamOffer`."""
         cycle = self._running
         if (
             cycle is None
-            or cycle.scope is not scope
+            or unwrapped(send) != cycle.send
+            or unwrapped(receive) != cycle.receive
             or cycle.response_started
             or cycle.disconnected
             or cycle.more_body
             or self.transport.is_closing()
             # Chunks are HTTP/1.1's.
-            or scope["http_version"] != "1.1"
-            or scope["method"] != "GET"
+            or cycle.scope["http_version"] != "1.1"
+            or cycle.scope["method"] != "GET"
         ):
             return None
+        scope = cycle.scope
         transport = self.transport
         lane = StreamLane(transport, peer, self.connections, paused=self.flow.write_paused)
         lines = [b"%b: %b\r\n" % line for line in (*self.server_state.default_headers, *headers)]
@@ -622,6 +949,8 @@ class HTTPProtocol(HttpToolsProtocol):
         return lane
 
 
+# What says how long a body is.
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 # Told by name what a handshake must have once, and what it must not have at all.
 _HANDSHAKE_HEADERS: Final = frozenset(
     {

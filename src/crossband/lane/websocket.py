@@ -8,9 +8,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from websockets.exceptions import PayloadTooBig
+from websockets.exceptions import PayloadTooBig, ProtocolError
 from websockets.extensions.permessage_deflate import PerMessageDeflate
-from websockets.frames import Frame, Opcode
+from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 
 from crossband.errors import FAULTS
@@ -229,7 +229,9 @@ class WebSocketLane(asyncio.Protocol):
     # Frames. Hot: the first lines of the loop, once per message.
 
     def _handle(self, frames: list[tuple[int, bytes]]) -> None:
-        ping: bytes | None = None
+        pongs: list[bytes] = []
+        # One that came in a flood, of which the last is answered.
+        flood: bytes | None = None
         until = monotonic() + TURN_TIME if len(frames) > 1 else 0.0
         for index, (kind, payload) in enumerate(frames):
             if self._held or (index and monotonic() > until):
@@ -247,17 +249,39 @@ class WebSocketLane(asyncio.Protocol):
                 self._handle_rare(payload)
                 # The library waits for the rest of some frames that cannot be.
                 self._break(1002, "no frame of a client (RFC 6455 §5)")
+            elif kind == websocket.CLOSE:
+                self._write_pongs(pongs)
+                pongs = []
+                self._handle_close(payload)
             elif self._closing:
                 continue
             elif kind == websocket.PING:
-                # The latest alone needs an answer (§5.5.3).
-                ping = payload
-                self.peer.ping_received()
+                if self.peer.ping_received():
+                    pongs.append(websocket.encode_pong(payload))
+                else:
+                    flood = payload
             elif kind == websocket.TOO_LARGE:
                 self._too_large()
+        if flood is not None:
+            # The latest alone needs an answer (§5.5.3).
+            pongs.append(websocket.encode_pong(flood))
+        self._write_pongs(pongs)
+
+    def _write_pongs(self, pongs: list[bytes]) -> None:
         # A peer that does not read gets none.
-        if ping is not None and not self.paused:
-            self.write(websocket.encode_pong(ping))
+        if pongs and not self.paused:
+            self.write(b"".join(pongs))
+
+    def _handle_close(self, payload: bytes) -> None:
+        # Even between the fragments of a message, which then has no end (§5.4, §5.5.1).
+        try:
+            Close.parse(payload)
+        except ProtocolError as error:
+            self._break(1002, str(error))
+        except UnicodeDecodeError:
+            self._break(1007, "invalid UTF-8 (RFC 6455 §8.1)")
+        else:
+            self._end(websocket.encode_close_payload(payload))
 
     def _handle_text(self, payload: bytes) -> None:
         try:
@@ -275,8 +299,8 @@ class WebSocketLane(asyncio.Protocol):
                 self._handle_library_frame(event)
         if isinstance(library.parser_exc, PayloadTooBig):
             self._too_large()
-        elif library.parser_exc is not None or library.close_rcvd is not None:
-            # What it has to send is its close frame, or the answer to the peer's.
+        elif library.parser_exc is not None:
+            # What it has to send is its close frame.
             self._end(b"".join(library.data_to_send()))
 
     def _handle_library_frame(self, frame: Frame) -> None:

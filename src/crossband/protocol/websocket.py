@@ -1,7 +1,7 @@
 """WebSocket frames of the common case: built whole, and split off what arrives (RFC 6455 §5).
 
 Everything rare is left, as whole frames, to the `websockets` library: fragments, compressed
-frames, closing, and whatever breaks the protocol.
+frames, and whatever breaks the protocol.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ BROKEN: Final = -3
 
 TEXT: Final = 0x1
 BINARY: Final = 0x2
+CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA
 
@@ -32,7 +33,7 @@ PING_FRAME: Final = b"\x89\x00"
 # The headers of unmasked text frames up to 125 bytes.
 _SHORT_TEXT: Final = tuple(bytes((0x80 | TEXT, length)) for length in range(126))
 # FIN and an opcode, no reserved bit: what is handled here.
-_COMMON: Final = frozenset({0x80 | TEXT, 0x80 | BINARY, 0x80 | PING, 0x80 | PONG})
+_COMMON: Final = frozenset(0x80 | opcode for opcode in (TEXT, BINARY, CLOSE, PING, PONG))
 
 # permessage-deflate (RFC 7692) as the server speaks it: no context is taken over from message
 # to message, so that a compressed frame is the same for every recipient. The window bounds
@@ -74,7 +75,12 @@ def encode_deflated(message: str | bytes) -> bytes:
 def encode_close(code: int, reason: str) -> bytes:
     """Build a close frame; the reason is cut at 123 bytes (§5.5)."""
     payload = code.to_bytes(2, "big") + reason.encode()[:123].decode(errors="ignore").encode()
-    return bytes((0x88, len(payload))) + payload
+    return encode_close_payload(payload)
+
+
+def encode_close_payload(payload: bytes) -> bytes:
+    """Build a close frame of a payload of at most 125 bytes, such as the peer's own."""
+    return _header(0x80 | CLOSE, payload) + payload
 
 
 def encode_pong(payload: bytes) -> bytes:

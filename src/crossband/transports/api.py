@@ -112,6 +112,8 @@ class Api:
                 await request.respond_json(200, self.status(), cors)
             else:
                 await self._broadcast(request, cors)
+        except ClientGone:
+            return
         except EventError as error:
             await request.refuse(error, cors)
 
@@ -150,15 +152,13 @@ class Api:
         identity = None
         key = self._valid_key(request)
         if key is None:
-            identity = await self._identify(request)
+            async with request.while_connected():
+                identity = await self._identify(request)
             self._hub.count_message(identity.user)
         else:
             self._hub.count_publish(key)
         limits = self._hub.settings.limits
-        try:
-            body = await request.body(limits.message_size, time=limits.body_time)
-        except ClientGone:
-            return
+        body = await request.body(limits.message_size, time=limits.body_time)
         if is_deeper(body, MESSAGE_DEPTH):
             raise InvalidMessage("Nested too deeply")
         try:
@@ -176,7 +176,8 @@ class Api:
         if namespace is None:
             raise EventError(code="invalid_namespace")
         if identity is not None:
-            await self._hub.guard.demand(identity, "publish", message.room)
+            async with request.while_connected():
+                await self._hub.guard.demand(identity, "publish", message.room)
         args = () if message.data is msgspec.UNSET else (message.data,)
         try:
             target = namespace.to(message.room) if message.room is not None else namespace

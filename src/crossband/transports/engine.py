@@ -294,7 +294,7 @@ class EngineConnection(FramedConnection):
 
     async def _watch(self, request: Request, poll: asyncio.Future[None]) -> None:
         with contextlib.suppress(Exception):
-            while (await request.receive())["type"] != "http.disconnect":
+            while (await request.read())["type"] != "http.disconnect":
                 pass
         if not poll.done():
             self.end("transport error")
@@ -393,7 +393,7 @@ class EngineConnection(FramedConnection):
     async def serve(self, request: Request, *, upgrade: bool) -> None:
         """Serve the session over a WebSocket: from its start, or after an upgrade."""
         writer = Writer(self, request.send)
-        reader = request.receive
+        reader = request.read
         task: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         reason = "transport close"
@@ -493,7 +493,9 @@ class EngineConnection(FramedConnection):
         if offer is None:
             return None
         limit = self._door.hub.settings.limits.max_http_buffer_size
-        return offer(peer, limit=limit, subprotocol=request.subprotocol)
+        return offer.take(
+            request.receive, request.send, peer, limit=limit, subprotocol=request.subprotocol
+        )
 
     def probe(self) -> bool:
         """Take note of a WebSocket's probe; False when it comes too late."""
@@ -556,16 +558,22 @@ class EngineConnection(FramedConnection):
     def too_large(self) -> None:
         self.end("parse error", CloseCode.MESSAGE_TOO_BIG, "Message too large")
 
-    def ping_received(self) -> None:
-        self._count_control()
+    def ping_received(self) -> bool:
+        return self._count_control()
 
     def pong_received(self) -> None:
         # Of no more use than any other: Engine.IO has heartbeats of its own.
         self._count_control()
 
-    def _count_control(self, size: int = 0) -> None:
-        if not self.closed and self._door.hub.control_floods(self, size):
+    def _count_control(self, size: int = 0) -> bool:
+        """Count what is no message; return whether the rate allows it."""
+        if self.closed:
+            return False
+        hub = self._door.hub
+        allowed = hub.count_control(self, size)
+        if not allowed and hub.floods(self):
             self.evict("rate_limited", CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
+        return allowed
 
     def resume_writing(self) -> None:
         self.drop()

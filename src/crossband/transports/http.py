@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
+import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
-from crossband.auth import SUBPROTOCOL
+from crossband.auth import BEARER_PROTOCOL, SUBPROTOCOL
 from crossband.errors import (
     CloseCode,
     ConnectionRefused,
     EncodeError,
     EventError,
     MessageTooLarge,
-    RateLimited,
 )
 from crossband.hub.traffic import Traffic
 from crossband.protocol.payload import to_json
 from crossband.session import Handshake
+from crossband.transports.lane import Offer, offer_of
 
 logger = logging.getLogger("crossband")
 
@@ -38,10 +41,15 @@ HeaderList = list[tuple[bytes, bytes]]
 _CHALLENGE = (b"www-authenticate", b"Bearer")
 # Fields in a query string beside the rooms; more is nobody's honest request.
 MAX_QUERY_FIELDS = 64
+# Bytes of messages that are kept while a client is only watched: a server says that it has gone
+# after what it sent.
+_MAX_EARLY = 65_536
+# What a WebSocket subprotocol consists of (RFC 6455 §4.1, RFC 9110 §5.6.2).
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class ClientGone(Exception):
-    """The client closed before its request was complete."""
+    """The client closed before its request was complete, or answered."""
 
 
 class Request:
@@ -58,8 +66,11 @@ class Request:
         max_rooms: int = 64,
     ) -> None:
         self.scope = scope
+        # As they were given: a lane asks whose they are. Messages come from `read`.
         self.receive = receive
         self.send = send
+        # Messages that came while the client was only to be watched.
+        self._early: deque[Message] = deque()
         # Below the mount point.
         self.path = path
         # Notes what is refused.
@@ -133,6 +144,63 @@ class Request:
             secure=self.scope.get("scheme") in ("https", "wss"),
         )
 
+    async def read(self) -> Message:
+        """Return the next ASGI message."""
+        return self._early.popleft() if self._early else await self.receive()
+
+    @contextlib.asynccontextmanager
+    async def while_connected(self) -> AsyncIterator[None]:
+        """Cancel the body of this block when the client hangs up. Raises ClientGone."""
+        task = asyncio.current_task()
+        assert task is not None
+        gone = False
+
+        def leave() -> None:
+            nonlocal gone
+            gone = True
+            task.cancel()
+
+        offer: Offer | None = offer_of(self.scope)
+        watcher = None
+        if offer is not None:
+            offer.on_gone(leave)
+        else:
+            watcher = asyncio.get_running_loop().create_task(self._watch(leave))
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not gone or task.uncancel():
+                raise
+            raise ClientGone from None
+        else:
+            if gone:
+                # Whoever was cancelled has gone on.
+                task.uncancel()
+                raise ClientGone
+        finally:
+            if offer is not None:
+                offer.on_gone(None)
+            if watcher is not None:
+                watcher.cancel()
+
+    async def _watch(self, leave: Callable[[], None]) -> None:
+        """Call back when the client has gone; what it sent before is kept for `read`."""
+        if self.headers.get("expect", "").lower() == "100-continue":
+            # To ask for the body is to tell the client to send it.
+            return
+        with contextlib.suppress(Exception):
+            if self.scope["type"] == "websocket":
+                await self._see_connect()
+            kept = 0
+            while kept < _MAX_EARLY:
+                message = await self.receive()
+                if message["type"].endswith(".disconnect"):
+                    leave()
+                    return
+                self._early.append(message)
+                content = message.get("body") or message.get("text") or message.get("bytes")
+                kept += len(content or b"")
+
     async def body(self, limit: int, *, time: float) -> bytes:
         """Read the body; refuse it as soon as it is over `limit` bytes, or takes `time` seconds.
 
@@ -152,7 +220,7 @@ class Request:
         chunks: list[bytes] = []
         size = 0
         while True:
-            message = await self.receive()
+            message = await self.read()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             chunk = message.get("body", b"")
@@ -188,17 +256,28 @@ class Request:
 
     @property
     def subprotocol(self) -> str | None:
-        """The WebSocket subprotocol that is answered, if it was offered; it has no secret."""
-        return SUBPROTOCOL if SUBPROTOCOL in self.scope.get("subprotocols", ()) else None
+        """The WebSocket subprotocol that is answered: ours, else the first that was offered.
+
+        Browsers give up a WebSocket that is answered with none. Node's `ws` takes the first,
+        too. Not that which holds a token: answers are logged, by proxies too.
+        """
+        offered = self.scope.get("subprotocols") or ()
+        if SUBPROTOCOL in offered:
+            return SUBPROTOCOL
+        for name in offered:
+            if _TOKEN.fullmatch(name) and not name.startswith(BEARER_PROTOCOL):
+                return str(name)
+        return None
 
     async def refuse(self, error: EventError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an error: its status, and JSON that says what is wrong."""
         if error.status == 401:
             headers = [*headers, _CHALLENGE]
-        if isinstance(error, RateLimited):
+        if wait := retry_after(error):
             # Whole seconds (RFC 9110 §10.2.3).
-            headers = [*headers, (b"retry-after", b"%d" % math.ceil(error.retry_after))]
-        if error.status == 408 and self.scope.get("http_version", "1.1").startswith("1"):
+            headers = [*headers, (b"retry-after", b"%d" % math.ceil(wait))]
+        # The rest of the body is not read: nobody knows how much it is.
+        if error.status in (408, 413) and self.scope.get("http_version", "1.1").startswith("1"):
             headers = [*headers, (b"connection", b"close")]
         await self.respond(error.status, _body(error), headers=headers)
 
@@ -209,8 +288,8 @@ class Request:
 
     async def _see_connect(self) -> None:
         if not self._connect_seen:
-            self._connect_seen = True
             await self.receive()
+            self._connect_seen = True
 
     async def deny(self, error: EventError) -> None:
         """Refuse a WebSocket handshake over HTTP, where the server can; else close it."""
@@ -301,6 +380,12 @@ class Request:
         if wanted and all(c.isalnum() or c in "-_, " for c in wanted) and wanted.isascii():
             headers.append((b"access-control-allow-headers", wanted.encode("ascii")))
         await self.respond(204, headers=headers)
+
+
+def retry_after(error: EventError) -> float:
+    """Return the seconds after which a client may try again; 0 where the error does not say."""
+    wait = error.details.get("retryAfter")
+    return float(wait) if isinstance(wait, (int, float)) and 0 < wait < math.inf else 0.0
 
 
 def host_of(scope: Scope) -> str:

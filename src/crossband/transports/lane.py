@@ -11,12 +11,14 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from crossband.hub.base import BaseHub
 from crossband.hub.socket import Socket
 from crossband.session import Connection
-from crossband.transports.http import Scope
+
+if TYPE_CHECKING:
+    from crossband.transports.http import Receive, Scope, Send
 
 EXTENSION = "crossband.lane"
 
@@ -63,8 +65,8 @@ class Peer(Protocol):
     def too_large(self) -> None:
         """Take note that a message over the limit was announced; none comes any more."""
 
-    def ping_received(self) -> None:
-        """Take note of a ping, which is being answered."""
+    def ping_received(self) -> bool:
+        """Take note of a ping; return whether to answer it. Of a flood the last one is."""
 
     def pong_received(self) -> None:
         """Take note that the peer is alive."""
@@ -76,27 +78,47 @@ class Peer(Protocol):
         """Clean up: the connection has ended."""
 
 
-class WebSocketOffer(Protocol):
-    """What stands under `crossband.lane` in a WebSocket's scope."""
+class Offer(Protocol):
+    """What stands under `crossband.lane` in a scope."""
 
-    def __call__(self, peer: Peer, *, limit: int, subprotocol: str | None = None) -> Lane | None:
+    def on_gone(self, callback: Callable[[], None] | None) -> None:
+        """Call back when the client hangs up before it was answered; None: no more."""
+
+
+class WebSocketOffer(Offer, Protocol):
+    """What stands there of a WebSocket."""
+
+    def take(
+        self,
+        receive: Receive,
+        send: Send,
+        peer: Peer,
+        *,
+        limit: int,
+        subprotocol: str | None = None,
+    ) -> Lane | None:
         """Accept the WebSocket and take it over; None once ASGI messages were exchanged.
 
         Messages are bounded by `limit` bytes. What the client sent already comes at the next
-        tick. None where it cannot be taken: go on over ASGI.
+        tick. None where it cannot be taken: go on over ASGI. So it is where `receive` or `send`
+        are not the server's own: a middleware wants to see what passes.
         """
 
 
-class StreamOffer(Protocol):
-    """What stands under `crossband.lane` in an HTTP request's scope."""
+class StreamOffer(Offer, Protocol):
+    """What stands there of an HTTP request."""
 
-    def __call__(
-        self, scope: Scope, peer: Peer, headers: Iterable[tuple[bytes, bytes]]
+    def take(
+        self,
+        receive: Receive,
+        send: Send,
+        peer: Peer,
+        headers: Iterable[tuple[bytes, bytes]],
     ) -> BodyLane | None:
         """Start a 200 response with these headers, and take the connection over.
 
         What is written then is the body, in chunks as HTTP/1.1 has them. None where it cannot
-        be: go on over ASGI.
+        be, as `WebSocketOffer.take`: go on over ASGI.
         """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,17 +25,30 @@ from crossband.hub.base import Admission, BaseHub, Resume
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.session import BATCH, Connection, Deadlines, Roll, Ticker
-from crossband.transports.http import ClientGone, HeaderList, Request, Send
+from crossband.transports.http import ClientGone, HeaderList, Request, Send, retry_after
 from crossband.transports.lane import BodyLane, StreamOffer, offer_of
 from crossband.transports.websocket import CLOSE_TIME, answer_envelope, plain_message
 
 if TYPE_CHECKING:
     from crossband.hub.socket import Socket
 
+_FAREWELL = sse.encode_event('{"message":"Server shutting down"}', event="server:shutdown")
 _KEEPALIVE = Wire(sse.encode_comment())
 # A client the server disconnected for good is answered 204, which stops EventSource, this
 # often remembered; the oldest is forgotten first.
 MAX_ENDED = 10_000
+# A client that is sent away for what passes comes back after 3 to 7 times the setting `retry`,
+# by chance: those that were refused together do not come back together.
+_LATER = (3, 7)
+# What passes: not in time, too much, and whatever is the server's own fault.
+_PASSING = frozenset({408, 425, 429})
+
+
+_STREAM_HEADERS: HeaderList = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 class StreamConnection(Connection):
@@ -137,8 +151,9 @@ class StreamConnection(Connection):
     def too_large(self) -> None:
         """Take nothing: see `frame_received`."""
 
-    def ping_received(self) -> None:
+    def ping_received(self) -> bool:
         """Take nothing: see `frame_received`."""
+        return False
 
     def pong_received(self) -> None:
         """Take nothing: see `frame_received`."""
@@ -217,12 +232,7 @@ class StreamDoor:
             asyncio.get_running_loop(), hub.settings.keepalive_interval, self._keep_alive
         )
         # A comment at once, so that headers leave every proxy's buffer.
-        preamble = sse.encode_comment("ok") + sse.encode_retry(round(hub.settings.retry * 1000))
-        self._preamble = Wire(preamble)
-        # All that a newcomer hears of a stopping hub.
-        self._refusal = preamble + sse.encode_event(
-            '{"message":"Server shutting down"}', event="server:shutdown"
-        )
+        self._preamble = Wire(_preamble(hub.settings.retry))
         # Sessions the server ended: (namespace, key), oldest first.
         self._ended: dict[tuple[str, str], None] = {}
 
@@ -242,23 +252,29 @@ class StreamDoor:
                 await request.preflight(cors, "GET, POST, OPTIONS")
             else:
                 raise EventError(code="method_not_allowed")
+        except ClientGone:
+            return
         except EventError as error:
+            if request.method == "GET" and _passes(error) and _is_event_source(request):
+                await self._send_away(request, cors, _encode_problem(error), error)
+                return
             if error.status == 405:
-                cors = [*cors, (b"allow", b"GET, HEAD, POST, OPTIONS")]
+                cors = [*cors, (b"allow", self._methods(rest))]
             await request.refuse(error, cors)
+
+    def _methods(self, rest: str) -> bytes:
+        # Streams have the door and the namespaces below it; what else is there is a client.
+        stream = rest in ("", "/") or rest in self._hub.namespaces
+        return b"GET, HEAD, OPTIONS" if stream else b"GET, HEAD, POST, OPTIONS"
 
     async def _stream(self, request: Request, name: str, cors: HeaderList) -> None:
         hub = self._hub
         settings = hub.settings
-        headers = [
-            *cors,
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-        ]
+        headers = [*cors, *_STREAM_HEADERS]
         key = request.first("session")
         if request.method == "HEAD":
-            await hub.guard.identify(request.handshake("sse"))
+            async with request.while_connected():
+                await hub.guard.identify(request.handshake("sse"))
             if hub.find(name) is None:
                 raise EventError(code="invalid_namespace")
             await request.send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -268,7 +284,7 @@ class StreamDoor:
             await request.respond(204, headers=cors)
             return
         if hub.stopping:
-            await self._turn_away(request, headers)
+            await self._say_goodbye(request, cors)
             return
         # EventSource sends the header when it comes back by itself; it is newer.
         cursor = _utf8(request.headers.get("last-event-id", "")) or request.first("lastEventId")
@@ -276,19 +292,21 @@ class StreamDoor:
         try:
             hub.seat(connection, request.address)
             namespace = hub.find(name)
-            admission = await hub.admit(
-                connection,
-                name,
-                request.handshake("sse"),
-                SSE_PLAIN if namespace is not None and namespace.plain else SSE,
-                resume=Resume(key, cursor or None),
-                rooms=request.query.get("room", ()),
-            )
+            codec = SSE_PLAIN if namespace is not None and namespace.plain else SSE
+            async with request.while_connected():
+                admission = await hub.admit(
+                    connection,
+                    name,
+                    request.handshake("sse"),
+                    codec,
+                    resume=Resume(key, cursor or None),
+                    rooms=request.query.get("room", ()),
+                )
             await self._open(request, connection, admission, headers)
         except ConnectionRefused as error:
             if error.code != "shutting_down":
                 raise
-            await self._turn_away(request, headers)
+            await self._say_goodbye(request, cors)
         finally:
             if not connection.on_lane:
                 connection.leave_seat()
@@ -304,7 +322,9 @@ class StreamDoor:
         hub = self._hub
         socket = connection.socket = admission.socket
         offer: StreamOffer | None = offer_of(request.scope)
-        lane = offer(request.scope, connection, headers) if offer is not None else None
+        lane = None
+        if offer is not None:
+            lane = offer.take(request.receive, request.send, connection, headers)
         if lane is None:
             (preamble,) = self._preamble.messages
             try:
@@ -337,13 +357,29 @@ class StreamDoor:
             # The watcher is done when it was the client that left.
             self._forget(connection, "transport close" if watcher.done() else "forced close")
 
-    async def _turn_away(self, request: Request, headers: HeaderList) -> None:
-        """Ask a client of a stopping hub to come back later.
+    async def _say_goodbye(self, request: Request, cors: HeaderList) -> None:
+        """Ask a newcomer of a stopping hub to come back later."""
+        await self._send_away(request, cors, _FAREWELL)
 
-        To EventSource any status but 200 means never again; a stream that ends means later.
+    async def _send_away(
+        self,
+        request: Request,
+        cors: HeaderList,
+        farewell: bytes,
+        error: EventError | None = None,
+    ) -> None:
+        """Answer with a stream that ends: come back later.
+
+        To EventSource any status but 200 means never again.
         """
+        retry = self._hub.settings.retry
+        if error is not None:
+            retry *= random.uniform(*_LATER)  # noqa: S311
+            retry = max(retry, retry_after(error))
+        body = _preamble(retry) + farewell
+        headers = [*cors, *_STREAM_HEADERS, (b"content-length", b"%d" % len(body))]
         await request.send({"type": "http.response.start", "status": 200, "headers": headers})
-        await request.send({"type": "http.response.body", "body": self._refusal})
+        await request.send({"type": "http.response.body", "body": body})
 
     def lost(self, connection: StreamConnection) -> None:
         """Clean up after a connection whose lane ended."""
@@ -363,12 +399,17 @@ class StreamDoor:
 
     async def _watch(self, request: Request, connection: StreamConnection) -> None:
         with contextlib.suppress(Exception):
-            while (await request.receive())["type"] != "http.disconnect":
+            while (await request.read())["type"] != "http.disconnect":
                 pass
         connection.close(CloseCode.NORMAL, "client left", now=True)
 
     async def _post(self, request: Request, sid: str, cors: HeaderList) -> None:
         connection = self._by_id.get(sid)
+        if connection is None and (not sid or f"/{sid}" in self._hub.namespaces):
+            raise EventError(
+                "A stream is read by GET; its client's messages go to POST /events/<sid>",
+                code="method_not_allowed",
+            )
         if connection is None or connection.socket is None:
             raise EventError(code="unknown_client")
         socket = connection.socket
@@ -385,12 +426,10 @@ class StreamDoor:
                 self._refuse_rate(connection, wait)
             await asyncio.sleep(wait)
         if self._hub.guard.authenticate is not None:
-            await self._check_token(request, socket)
+            async with request.while_connected():
+                await self._check_token(request, socket)
         limits = self._hub.settings.limits
-        try:
-            body = await request.body(limits.message_size, time=limits.body_time)
-        except ClientGone:
-            return
+        body = await request.body(limits.message_size, time=limits.body_time)
         if meter is not None and (wait := meter.take_bytes(monotonic(), len(body))):
             if not connection.borrow(wait, len(body), messages=0):
                 self._refuse_rate(connection, wait)
@@ -414,7 +453,10 @@ class StreamDoor:
         elif bare is not None:
             socket.receive(plain_message(bare, settle))
         ack_id = message.id if message is not None else None
-        answer = payload.EMPTY if settled else await outcome
+        answer: Payload | EventError = payload.EMPTY
+        if not settled:
+            async with request.while_connected():
+                answer = await outcome
         if isinstance(answer, EventError):
             if ack_id is not None:
                 answer.details["id"] = ack_id
@@ -488,6 +530,25 @@ def _bare(request: Request, body: bytes) -> str | bytes | None:
         return body.decode()
     except UnicodeDecodeError:
         raise InvalidMessage("Not UTF-8") from None
+
+
+def _preamble(retry: float) -> bytes:
+    """Return what a stream begins with; `retry` in seconds."""
+    return sse.encode_comment("ok") + sse.encode_retry(min(round(retry * 1000), sse.MAX_RETRY))
+
+
+def _encode_problem(error: EventError) -> bytes:
+    return sse.encode_event(msgspec.json.encode(error.to_dict()).decode(), event="error")
+
+
+def _passes(error: EventError) -> bool:
+    return error.status >= 500 or error.status in _PASSING
+
+
+def _is_event_source(request: Request) -> bool:
+    # Who takes JSON, too, can tell statuses apart: our own clients do.
+    accepted = request.headers.get("accept", "").lower()
+    return "text/event-stream" in accepted and "application/json" not in accepted
 
 
 def _utf8(header: str) -> str:

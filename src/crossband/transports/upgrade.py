@@ -75,8 +75,9 @@ class Upgrade:
     def too_large(self) -> None:
         self._refuse()
 
-    def ping_received(self) -> None:
+    def ping_received(self) -> bool:
         """Take note of nothing: it has little time."""
+        return True
 
     def pong_received(self) -> None:
         """Take note of nothing: see `ping_received`."""

@@ -26,7 +26,7 @@ from crossband.protocol.payload import Payload
 from crossband.protocol.websocket import PING_FRAME
 from crossband.seats import TooManyConnections
 from crossband.session import Connection, Deadlines, Roll
-from crossband.transports.http import Request, Send
+from crossband.transports.http import ClientGone, Request, Send
 from crossband.transports.lane import (
     FramedConnection,
     Lane,
@@ -197,16 +197,22 @@ class WebSocketConnection(FramedConnection):
         if self.socket is not None:
             self._door.refuse_size(self, self.socket)
 
-    def ping_received(self) -> None:
-        self._count_control()
+    def ping_received(self) -> bool:
+        return self._count_control()
 
     def pong_received(self) -> None:
         self._door.pong(self)
         self._count_control()
 
-    def _count_control(self) -> None:
-        if not self.closed and self._door.hub.control_floods(self):
+    def _count_control(self) -> bool:
+        """Count a frame that is no message; return whether the rate allows it."""
+        if self.closed:
+            return False
+        hub = self._door.hub
+        allowed = hub.count_control(self)
+        if not allowed and hub.floods(self):
             self.evict("rate_limited", CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
+        return allowed
 
     def resume_writing(self) -> None:
         self.drop()
@@ -231,7 +237,7 @@ class WebSocketConnection(FramedConnection):
 
     async def run(self, request: Request, receive_frame: Callable[[str | bytes], None]) -> str:
         """Serve until the WebSocket ends; return the disconnect reason."""
-        receive = request.receive
+        receive = request.read
         assert self._writer is not None
         writer = asyncio.get_running_loop().create_task(self._writer.run())
         reason = "transport close"
@@ -297,14 +303,13 @@ class WebSocketDoor:
                 cursor = request.first("lastEventId") or None
                 resume = Resume(request.first("session"), cursor)
             handshake: Handshake = request.handshake("websocket")
-            admission = await hub.admit(
-                connection,
-                namespace_name,
-                handshake,
-                codec,
-                resume=resume,
-                rooms=request.query.get("room", ()),
-            )
+            rooms = request.query.get("room", ())
+            async with request.while_connected():
+                admission = await hub.admit(
+                    connection, namespace_name, handshake, codec, resume=resume, rooms=rooms
+                )
+        except ClientGone:
+            return
         except TooManyConnections as error:
             await request.turn_away(error, close_code_of(error))
             return
@@ -317,7 +322,13 @@ class WebSocketDoor:
         offer: WebSocketOffer | None = offer_of(request.scope)
         lane = None
         if offer is not None:
-            lane = offer(connection, limit=limits.message_size, subprotocol=request.subprotocol)
+            lane = offer.take(
+                request.receive,
+                request.send,
+                connection,
+                limit=limits.message_size,
+                subprotocol=request.subprotocol,
+            )
         if lane is not None:
             # From here on the lane tells: of frames, and of the end.
             self._roll.add(connection)

@@ -1,0 +1,28 @@
+"""Which `receive` and `send` an application was given: the server's own, or a middleware's."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+# Starlette wraps `send` of every request, to know for its error pages whether a response was
+# started. These two only look on: (module, qualified name), and the name of what they wrap.
+_ONLOOKERS: Final = {
+    ("starlette.middleware.errors", "ServerErrorMiddleware.__call__.<locals>._send"): "send",
+    (
+        "starlette._exception_handler",
+        "wrap_app_handling_exceptions.<locals>.wrapped_app.<locals>.sender",
+    ): "send",
+}
+
+
+def unwrapped(function: Any) -> Any:
+    """Return the `receive` or `send` below those wrappers that change nothing.
+
+    What is left is the server's own, or belongs to a middleware that a lane would bypass.
+    """
+    while True:
+        place = (getattr(function, "__module__", None), getattr(function, "__qualname__", None))
+        name = _ONLOOKERS.get(place)  # type: ignore[arg-type]
+        if name is None or name not in function.__code__.co_freevars:
+            return function
+        function = function.__closure__[function.__code__.co_freevars.index(name)].cell_contents

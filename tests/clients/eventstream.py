@@ -80,7 +80,11 @@ class EventStreamClient(Client):
 
     def _on_event(self, name: str, text: str, last_id: str) -> None:
         # The last id persists over events that carry none; both read the same here.
-        data = json.loads(text)
+        try:
+            data = json.loads(text)
+        except ValueError:
+            # In a plain namespace a text is itself.
+            data = text
         if name == "welcome":
             self.sid, self.session = data["sid"], data["session"]
             self.recovered = data["recovered"]

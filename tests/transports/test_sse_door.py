@@ -739,8 +739,8 @@ async def test_back_channel_of_a_plain_namespace_takes_bare_text_and_bytes(
             response = await post(body, content_type)
             assert (response.status_code, response.json()) == (200, {"type": "ack", "data": answer})
         # Anything else is an envelope, as in other namespaces.
-        for content_type in (None, "application/json", "application/x-www-form-urlencoded"):
-            response = await post(b'{"type":"named","data":1,"id":2}', content_type)
+        for other in (None, "application/json", "application/x-www-form-urlencoded"):
+            response = await post(b'{"type":"named","data":1,"id":2}', other)
             assert response.json() == {"type": "ack", "id": 2, "data": 1}
         response = await post(b"\xff", "text/plain")
         assert (response.status_code, response.json()["reason"]) == (422, "Not UTF-8")

@@ -440,7 +440,7 @@ async def test_typed_handlers_of_a_plain_namespace(serve: Serve) -> None:
         assert await text(connection) == "STILL HERE"
 
 
-async def test_plain_namespace_is_an_ordinary_one_at_the_other_doors(
+async def test_plain_namespace_is_shared_with_the_other_doors(
     serve: Serve, new_client: NewClient
 ) -> None:
     hub = Hub()

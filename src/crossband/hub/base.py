@@ -213,8 +213,8 @@ class BaseHub(Namespace):
         """Return a namespace by name, or declare all that a pattern or function matches.
 
         `plain` makes the raw WebSocket door speak bare text and binary frames there, as
-        `message` events, and event streams carry text as it is. Raises EncodeError for an unusable name, TypeError for a function
-        that is async or does not take the name.
+        `message` events, and event streams carry text as it is. Raises EncodeError for an
+        unusable name, TypeError for a function that is async or does not take the name.
         """
         if not isinstance(name, str):
             if isinstance(name, re.Pattern):

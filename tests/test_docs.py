@@ -15,10 +15,13 @@ before a block says what to do with it:
     <!-- run: react NAME JSX --> type-check and bundle it, and show that element in a tab
     <!-- run: html NAME -->      show it in a tab, as a page of the server's
     <!-- run: shell -->          run the commands by a shell; the lines between are what they print
+    <!-- run: pytest -->         run the tests that the page has saved; all pass
     <!-- run: curl -->           the first command's stream says what stands for <sid> and <session>
     <!-- run: wscat -->          hold that conversation over a WebSocket
     <!-- run: make -->           look whether the Makefile can do that, without doing it
     <!-- run: options -->        look whether the command knows those options, without running it
+    <!-- run: unit NAME -->      read it as systemd does, with the options of its command
+    <!-- run: dockerfile -->     look at the options of its command
     <!-- run: types -->          check its types, for code that needs what only the reader has
     <!-- run: status -->         compare its keys with those of `GET /api/status`
     <!-- run: toml -->           read it
@@ -42,6 +45,7 @@ comes to stand for what was really printed there, in everything that follows.
 from __future__ import annotations
 
 import asyncio
+import configparser
 import contextlib
 import importlib.util
 import json
@@ -316,6 +320,9 @@ ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
     "docs/how-to/nginx.md": {'# Without "Upgrade"': "tests/nginx.py runs it in a real nginx"},
     "docs/how-to/operate.md": {"the event loop has been": "lines of a log; tests/hub reads them"},
     "docs/how-to/shutdown.md": {"$ kill -TERM <pid>": "tests/test_shutdown.py sends the signals"},
+    "docs/how-to/mount.md": {"$ crossband serve app:app": "tests/cli serves each of them"},
+    "docs/how-to/plain-namespaces.md": {"POST /events/": "tests/transports/test_sse_door.py posts it"},
+    "docs/how-to/deploy.md": {"chat.example.com {": "Caddy is not among what is set up for tests"},
     "docs/explanation/architecture.md": {"socket.io-client": "a drawing"},
     "docs/reference/event-stream.md": {": ok": "tests/transports reads streams byte by byte"},
     "docs/reference/python.md": {"": "signatures, which scripts/reference.py writes"},
@@ -448,6 +455,8 @@ class Page:
                     await self._open(name, code)
                 case "shell":
                     await self._shell(step.code)
+                case "pytest":
+                    await self._pytest(step.code)
                 case "curl":
                     await self._back_channel(code)
                 case "wscat":
@@ -456,6 +465,14 @@ class Page:
                     await self._make(step.code)
                 case "options":
                     check_options(step.code)
+                case "unit":
+                    unit = configparser.ConfigParser(interpolation=None, strict=False)
+                    unit.optionxform = str  # type: ignore[assignment,method-assign]
+                    unit.read_string(code)
+                    check_options(unit["Service"]["ExecStart"])
+                case "dockerfile":
+                    (command,) = re.findall(r"^CMD (\[.+\])$", code, re.MULTILINE)
+                    check_options(shlex.join(json.loads(command)))
                 case "types":
                     await self._check_types(f"{step.line}.{step.language}", code)
                 case "status":
@@ -572,7 +589,9 @@ class Page:
         elif words == ["crossband", "serve", "--api-keys", "secret"]:
             target = await self._start_server(name, create_hub(api_keys=["secret"]))
         else:
-            child = await self._start([*words, "--port", "0"])
+            # By name it may listen on ::1 alone.
+            host = ["--host", "127.0.0.1"] if "vite" in words else []
+            child = await self._start([*words, *host, "--port", "0"])
             target = int((await child.says(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)"))[1])
         proxy = self._proxies[name] = Proxy(target)
         await proxy.start()
@@ -613,6 +632,13 @@ class Page:
             assert len(got) == len(lines), f"{command}: {child.output}"
             for expected, line in zip(lines, got, strict=True):
                 assert self._matches(expected, line), f"expected {expected!r}, got {line!r}"
+
+    async def _pytest(self, code: str) -> None:
+        ((command, lines),) = await self._commands_of(code)
+        child = await self._start([sys.executable, "-m", *shlex.split(command)])
+        assert await child.exit_code(within=START) == 0, child.output
+        # Without the time it took.
+        assert child.output.splitlines()[-1].startswith(lines[-1]), child.output
 
     async def _back_channel(self, code: str) -> None:
         (stream, _), (post, _) = await self._commands_of(code)
@@ -730,7 +756,11 @@ class Page:
                     self._stream(name).put_nowait(message.text)
 
             tab.on("console", heard)
-            await tab.goto(self._fill("http://127.0.0.1:8000/api/status"))
+            where = "http://127.0.0.1:8000/api/status"
+            if name in self._proxies:
+                # A development server, which passes a mounted hub's paths on.
+                where = f"http://127.0.0.1:{self._proxies[name].port}/realtime/api/status"
+            await tab.goto(self._fill(where))
             self._tabs[name] = await tab.context.new_cdp_session(tab)
         result = await self._tabs[name].send(
             "Runtime.evaluate", {"expression": code, "replMode": True, "awaitPromise": True}
@@ -819,7 +849,7 @@ createRoot(document.getElementById("root")!).render(<StrictMode>{element}</Stric
 def check_options(code: str) -> None:
     """Look whether `crossband` takes what the commands of a block give it."""
     program: Any = typer.main.get_command(cli.app)
-    commands = re.findall(r"\bcrossband ((?:serve|demo|listen|publish|token)\b[^\n#]*)", code)
+    commands = re.findall(r"\bcrossband ((?:serve|demo|listen|publish|token)\b[^\n#']*)", code)
     assert commands
     for command in commands:
         name, *arguments = shlex.split(command)

@@ -765,14 +765,14 @@ async def test_bare_text_is_an_envelope_in_other_namespaces(
 # --- what passes: EventSource comes back from a stream that ends, and from nothing else ---------
 
 EVENT_SOURCE = {"Accept": "text/event-stream"}
-PASSING = {
+PASSING: dict[str, Exception] = {
     "keys": ConnectionRefused(code="unavailable", status=503),
     "a fault": ValueError("a bug"),
     "too slow": ConnectionRefused(code="handshake_timeout", status=503),
     "too fast": RateLimited(30.0),
     "too many": ConnectionRefused(code="too_many", status=429),
 }
-FINAL = {
+FINAL: dict[str, Exception] = {
     "token": Unauthorized("who?"),
     "banned": ConnectionRefused("banned"),
     "payment": ConnectionRefused(status=402),

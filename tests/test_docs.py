@@ -321,7 +321,9 @@ ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
     "docs/how-to/operate.md": {"the event loop has been": "lines of a log; tests/hub reads them"},
     "docs/how-to/shutdown.md": {"$ kill -TERM <pid>": "tests/test_shutdown.py sends the signals"},
     "docs/how-to/mount.md": {"$ crossband serve app:app": "tests/cli serves each of them"},
-    "docs/how-to/plain-namespaces.md": {"POST /events/": "tests/transports/test_sse_door.py posts it"},
+    "docs/how-to/plain-namespaces.md": {
+        "POST /events/": "tests/transports/test_sse_door.py posts it"
+    },
     "docs/how-to/deploy.md": {"chat.example.com {": "Caddy is not among what is set up for tests"},
     "docs/explanation/architecture.md": {"socket.io-client": "a drawing"},
     "docs/reference/event-stream.md": {": ok": "tests/transports reads streams byte by byte"},
@@ -792,14 +794,17 @@ class Page:
 
     async def _react(self, name: str, element: str, code: str) -> None:
         """Show an element of a block, bundled as an application would."""
-        self._install()
-        await self._check_types(f"{name}.tsx", code)
         (component,) = re.findall(r"^<(\w+)", element)
         (self._directory / f"{name}.main.tsx").write_text(
             MAIN.format(component=component, name=name, element=element), encoding="utf-8"
         )
         bundle = self._directory / f"{name}.js"
-        await self._run_node(*ROLLDOWN, f"{name}.main.tsx", "--file", str(bundle))
+        (self._directory / f"{name}.tsx").write_text(code, encoding="utf-8")
+        self._install()
+        await asyncio.gather(
+            self._run_node("node_modules/.bin/tsc", *TSC, f"{name}.tsx"),
+            self._run_node(*ROLLDOWN, f"{name}.main.tsx", "--file", str(bundle)),
+        )
         html = '<div id="root"></div><script type="module" src="/app.js"></script>'
         await self._open(name, html, bundle)
 

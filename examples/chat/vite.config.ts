@@ -3,10 +3,12 @@
 import react from "@vitejs/plugin-react";
 import { defineConfig, loadEnv } from "vite";
 
+import { masthead } from "../../pages/masthead";
+
 export default defineConfig(({ mode }) => ({
   // Relative, so that the page works under any mount point.
   base: "./",
-  plugins: [react()],
+  plugins: [react(), masthead("chat", { alone: mode !== "demo" })],
   build: {
     outDir: mode === "demo" ? "../../src/crossband/pages/chat" : "dist",
     emptyOutDir: true,

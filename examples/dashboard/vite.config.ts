@@ -2,8 +2,10 @@
 import react from "@vitejs/plugin-react";
 import { defineConfig, loadEnv } from "vite";
 
+import { masthead } from "../../pages/masthead";
+
 export default defineConfig(({ mode }) => ({
-  plugins: [react()],
+  plugins: [react(), masthead("dashboard")],
   // Relative, so that the page works under any mount point.
   base: "./",
   build: {

@@ -1,9 +1,12 @@
 // Builds the page that `crossband demo` serves at `/doors/`, into the Python package.
 import { defineConfig, loadEnv } from "vite";
 
+import { masthead } from "../masthead";
+
 export default defineConfig(({ mode }) => ({
   // Relative, so that the page works under any mount point.
   base: "./",
+  plugins: [masthead("doors")],
   build: {
     outDir: "../../src/crossband/pages/doors",
     emptyOutDir: true,

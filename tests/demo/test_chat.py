@@ -23,7 +23,7 @@ class Tab:
     """A client that has registered."""
 
     client: Client
-    user: dict[str, str]
+    user: dict[str, Any]
     key: str
 
     async def join(self, room: str = "general") -> list[dict[str, Any]]:
@@ -113,6 +113,39 @@ async def test_welcome_tells_the_rooms_and_the_bounds(
         {"name": name, "topic": topic} for name, topic in chat.ROOMS.items()
     ]
     assert (welcome["nameLength"], welcome["contentLength"]) == (40, 4_000)
+
+
+async def test_everybody_has_a_colour_of_their_own(open_tab: Open) -> None:
+    people = [await open_tab(f"Guest {number}", "general") for number in range(12)]
+    assert [tab.user["colour"] for tab in people] == list(range(12))
+    second = await open_tab("Guest 3", "random", key=people[3].key)
+    assert second.user["colour"] == 3
+
+
+async def test_colour_is_free_again_when_nothing_shows_it(open_tab: Open) -> None:
+    ada = await open_tab("Ada", "general")
+    bob = await open_tab("Bob", "general", key=KEY)
+    eve = await open_tab("Eve", "general")
+    await bob.say("remember me")
+    for tab in (bob, eve):
+        await tab.client.close()
+        await ada.next("user:left")
+    # What Bob said is still to be read; Eve said nothing.
+    assert [(await open_tab(name)).user["colour"] for name in ("Max", "Moritz")] == [2, 3]
+    # Bob looks as before.
+    assert (await open_tab("Bob", key=KEY)).user["colour"] == 1
+
+
+async def test_user_that_comes_back_late_is_told_its_new_colour(open_tab: Open) -> None:
+    ada = await open_tab("Ada", "general")
+    bob = await open_tab("Bob", "general")
+    await bob.client.cut()
+    await ada.next("user:left")
+    eve = await open_tab("Eve", "general")
+    assert eve.user["colour"] == bob.user["colour"] == 1
+    await bob.client.resume()
+    users = (await bob.next("room:users"))["users"]
+    assert {user["name"]: user["colour"] for user in users} == {"Ada": 0, "Bob": 2, "Eve": 1}
 
 
 async def test_users_of_a_room_are_told_and_kept_current(open_tab: Open) -> None:

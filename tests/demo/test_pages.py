@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from crossband import __version__
 from crossband.demo import NAMES, Demo, create_demo
+from crossband.invocation import program
 from crossband.standalone import create_hub
 from tests.clients import NewClient
 from tests.conftest import Serve
@@ -177,3 +179,42 @@ async def test_every_path_is_for_the_allowed_hosts(directory: Path, serve: Serve
         assert refused.json()["code"] == "host_not_allowed"
         allowed = await client.get("/", headers={"Host": f"localhost:{server.port}"})
         assert allowed.status_code == 200
+
+
+async def test_pages_are_told_where_the_doors_are(directory: Path, serve: Serve) -> None:
+    server = await serve(create_demo(directory, socketio_path=None, websocket_path="/other"))
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        response = await client.get("/api/demo")
+    assert response.json() == {
+        "version": __version__,
+        "command": program(),
+        "doors": {"socketio": None, "websocket": "/other", "sse": "/events"},
+    }
+    assert response.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("command", [".venv/bin/crossband", "/home/ada/bin/crossband"])
+async def test_path_of_this_machine_is_told_on_this_machine_only(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("crossband.demo.program", lambda: command)
+    assert (await http.get("/api/demo")).json()["command"] == command
+    response = await http.get("/api/demo", headers={"Host": "demo.example"})
+    assert response.json()["command"] == "crossband"
+
+
+@pytest.mark.parametrize("off", ["socketio_path", "websocket_path", "events_path", "api_path"])
+async def test_demo_is_served_with_a_door_switched_off(
+    directory: Path, serve: Serve, off: str
+) -> None:
+    server = await serve(create_demo(directory, **{off: None}))
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        for path in ("/", "/doors/", "/chat/", "/dashboard/", "/api/metrics", "/api/demo"):
+            assert (await client.get(path)).status_code == 200, path
+        assert (await client.post("/api/notify", json={"message": "a"})).status_code == 200
+
+
+async def test_start_page_stays_where_a_door_is_at_the_root(directory: Path, serve: Serve) -> None:
+    server = await serve(create_demo(directory, websocket_path="/"))
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        assert (await client.get("/")).text == INDEX.format("start")

@@ -8,7 +8,8 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from crossband.demo import create_demo
+from crossband import ConnectionRefused, Socket
+from crossband.demo import Demo, create_demo
 from crossband.demo.pages import PAGES
 from crossband.server import Server
 from tests.clients import WebSocketClient
@@ -75,6 +76,43 @@ async def test_values_move_each_second(server: Server, page: Page) -> None:
     )
     # The stream's own value each second.
     await expect(page.get_by_test_id("messages-0")).not_to_have_text("0")
+
+
+async def test_traffic_moves_the_charts(server: Server, page: Page) -> None:
+    board = Board(page)
+    await board.open(server.url)
+    await board.measures(2)
+    traffic, note = page.get_by_test_id("traffic"), page.get_by_test_id("traffic-note")
+    chart = page.get_by_test_id("panel-messages").locator("canvas")
+    before = await chart.evaluate("canvas => canvas.toDataURL()")
+    await traffic.press("Enter")
+    await expect(note).to_contain_text("6 clients")
+    await expect(page.get_by_test_id("clients-0")).to_have_text("5")
+    await expect(page.get_by_test_id("clients-2")).to_have_text("2")
+    # From clients: none but the traffic speaks.
+    await expect(page.get_by_test_id("messages-1")).not_to_have_text("0")
+    assert await chart.evaluate("canvas => canvas.toDataURL()") != before
+    await picture(page, "dashboard-traffic")
+    # By itself it ends after ten seconds.
+    if await traffic.text_content() == "Stop the traffic":
+        await traffic.click()
+    await expect(note).to_have_text("The traffic is over.")
+    await expect(page.get_by_test_id("clients-0")).to_have_text("0")
+    await expect(traffic).to_have_text("Make some traffic")
+
+
+async def test_traffic_that_the_server_refuses_is_told(
+    server: Server, demo: Demo, page: Page
+) -> None:
+    @demo.traffic.namespace.use
+    def refuse(socket: Socket) -> None:
+        raise ConnectionRefused("There is enough traffic")
+
+    board = Board(page)
+    await board.open(server.url)
+    await page.get_by_test_id("traffic").click()
+    await expect(page.get_by_test_id("traffic-note")).to_contain_text("Not now")
+    await expect(page.get_by_test_id("traffic")).to_have_text("Make some traffic")
 
 
 async def test_notification_arrives_and_markup_is_text(server: Server, page: Page) -> None:

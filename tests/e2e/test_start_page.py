@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from playwright.async_api import Browser, Page, expect
 
 from crossband.demo import Demo
+from crossband.invocation import program
 from crossband.server import Server
+from tests.clients import WebSocketClient
 from tests.e2e.conftest import has_no_serious_barrier, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -83,3 +87,56 @@ async def test_page_fits_and_has_no_serious_barrier(
     await has_no_serious_barrier(page)
     await picture(page, f"{path.strip('/') or 'start'}-{width}-{scheme}")
     await context.close()
+
+
+@pytest.mark.parametrize("clipboard", ["granted", "refused", "absent"])
+async def test_commands_are_copied_and_it_is_said(
+    server: Server, browser: Browser, clipboard: str
+) -> None:
+    context = await browser.new_context()
+    await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server.url)
+    page = await context.new_page()
+    if clipboard == "refused":
+        await page.add_init_script("Clipboard.prototype.writeText = () => Promise.reject('no')")
+    elif clipboard == "absent":
+        # As on plain http elsewhere than on localhost.
+        await page.add_init_script("Clipboard.prototype.writeText = undefined")
+    await page.goto(server.url)
+    commands = page.get_by_test_id("command")
+    buttons = page.get_by_test_id("copy")
+    await expect(commands).to_have_count(3)
+    await expect(buttons).to_have_count(3)
+    await expect(commands.nth(1)).to_have_text(f"curl -N {server.url}/events/dashboard")
+    for number in range(3):
+        button = buttons.nth(number)
+        await button.focus()
+        await page.keyboard.press("Enter")
+        await expect(button).to_have_text("Copied")
+        await expect(page.get_by_role("status").filter(has_text="Copied")).not_to_have_count(0)
+        await expect(button).to_be_focused()
+        copied = await page.evaluate("navigator.clipboard.readText()")
+        assert copied == await commands.nth(number).text_content()
+        # It is shown for a moment only.
+        await expect(button).to_have_text("Copy")
+    await context.close()
+
+
+async def test_commands_work_where_the_server_runs(server: Server, page: Page) -> None:
+    await page.goto(server.url)
+    command = page.get_by_test_id("command").first
+    await expect(command).to_have_text(f"{program()} listen {server.url}/")
+    text = await command.text_content()
+    assert text is not None
+    listening = await asyncio.create_subprocess_shell(
+        f"{text} --count 1", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert listening.stdout is not None
+    # Until it is there, nobody hears.
+    count = page.get_by_test_id("station-doors").locator(".live")
+    await expect(count).to_have_text("1 client")
+    sender = WebSocketClient()
+    await sender.connect(server.url)
+    await sender.call("chat:message", {"content": "it works"})
+    assert b"it works" in await listening.stdout.readline()
+    assert await listening.wait() == 0
+    await sender.close()

@@ -1,5 +1,6 @@
 // The page: signed out, a form; signed in, rooms, the log of one of them, and who is there.
 import { useEffect, useRef, useState, useSyncExternalStore } from "react";
+import { createPortal } from "react-dom";
 
 import { Composer } from "./Composer";
 import { ConnectionLamp, ConnectionNotice } from "./Connection";
@@ -24,10 +25,7 @@ export function App({ chat }: { chat: Chat }) {
 
   return (
     <>
-      <a className="skip" href="#main">
-        Skip to the chat
-      </a>
-      <Masthead chat={chat} state={state} />
+      <Here chat={chat} state={state} />
       {state.me === null || room === undefined ? (
         <SignIn chat={chat} state={state} />
       ) : (
@@ -37,29 +35,13 @@ export function App({ chat }: { chat: Chat }) {
   );
 }
 
-function Masthead({ chat, state }: { chat: Chat; state: State }) {
-  return (
-    <header className="masthead">
-      <div className="name">
-        <svg className="logo" viewBox="0 0 48 48" aria-hidden="true">
-          <path className="band-1" d="M4 12h40" />
-          <path className="band-2" d="M4 24h40" />
-          <path className="band-3" d="M4 36h40" />
-          <path className="crossing" d="M24 4v40" />
-          <circle cx="24" cy="24" r="5.5" />
-        </svg>
-        <h1>Chat</h1>
-      </div>
-      {import.meta.env.MODE === "demo" && (
-        <nav className="pages" aria-label="Demo">
-          <a href="../">Start</a>
-          <a href="../doors/">Three doors</a>
-          <a href="./" aria-current="page">
-            Chat
-          </a>
-          <a href="../dashboard/">Dashboard</a>
-        </nav>
-      )}
+// The header's own place for the page (pages/masthead.ts).
+const here = document.getElementById("here");
+
+function Here({ chat, state }: { chat: Chat; state: State }) {
+  if (here === null) return null;
+  return createPortal(
+    <>
       <ConnectionLamp link={state.link} />
       {state.me !== null && (
         <div className="me">
@@ -72,7 +54,8 @@ function Masthead({ chat, state }: { chat: Chat; state: State }) {
           </button>
         </div>
       )}
-    </header>
+    </>,
+    here,
   );
 }
 
@@ -85,6 +68,7 @@ function Conversation({ chat, state, room }: { chat: Chat; state: State; room: R
   );
   return (
     <main className="chat" id="main">
+      <h1 className="unseen">Chat</h1>
       <Sheet name="Rooms" className="rooms" open={sheet === "rooms"} onClose={() => setSheet(null)}>
         <Rooms
           state={state}

@@ -2,7 +2,7 @@
 import { Fragment, memo, useEffect, useLayoutEffect, useRef, useState } from "react";
 
 import type { Chat } from "./client";
-import { colourOf, dayOf, initialOf, list, parts, timeOf } from "./looks";
+import { dayOf, initialOf, list, looksOf, parts, timeOf } from "./looks";
 import type { Message, User } from "./protocol";
 import type { Delivery, Entry, Room } from "./state";
 
@@ -161,13 +161,13 @@ const Line = memo(function Line(props: {
     <li
       className="message"
       data-testid="message"
-      data-colour={colourOf(user)}
+      {...looksOf(user)}
       data-mine={mine}
       data-continues={continues}
       data-delivery={delivery.state}
     >
       {!continues && (
-        <span className="plate" data-colour={colourOf(user)} aria-hidden="true">
+        <span className="plate" {...looksOf(user)} aria-hidden="true">
           {initialOf(user)}
         </span>
       )}

@@ -1,7 +1,7 @@
 // Who is in a room. A thousand names are shown as well as three: the browser draws those in sight.
 import { memo, useMemo, useState } from "react";
 
-import { colourOf, initialOf } from "./looks";
+import { initialOf, looksOf } from "./looks";
 import type { User } from "./protocol";
 import type { Room } from "./state";
 
@@ -49,7 +49,7 @@ export function People({ room, me }: { room: Room; me: User | null }) {
 const Row = memo(function Row({ user, mine }: { user: User; mine: boolean }) {
   return (
     <li>
-      <span className="plate" data-colour={colourOf(user)} aria-hidden="true">
+      <span className="plate" {...looksOf(user)} aria-hidden="true">
         {initialOf(user)}
       </span>
       <bdi title={user.name}>{user.name}</bdi>

@@ -23,7 +23,7 @@ export function SignIn({ chat, state }: { chat: Chat; state: State }) {
       <ConnectionNotice link={state.link} onRetry={() => chat.reconnect()} />
       <form onSubmit={submit} autoComplete="off">
         <div className="wave" aria-hidden="true" />
-        <h2>Join the conversation</h2>
+        <h1>Join the conversation</h1>
         <p>
           Rooms, who is there, and who is typing. Cut the network while you write: every message arrives once, when you
           are back.

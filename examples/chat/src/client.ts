@@ -49,9 +49,11 @@ export class Chat {
   // Milliseconds since 1970 of the last keystroke that was told, by room.
   private readonly keystrokes = new Map<string, number>();
 
-  constructor(page: URL) {
+  /** `path` is where the server has its Socket.IO door; null where it has none. */
+  constructor(page: URL, private readonly path: string | null) {
     this.socket = io(`${page.origin}/chat`, {
-      path: new URL("../socket.io", page).pathname,
+      ...(path !== null && { path }),
+      autoConnect: false,
       reconnectionDelay: 500,
       reconnectionDelayMax: 5_000,
     });
@@ -59,6 +61,7 @@ export class Chat {
     const room = decodeURIComponent(page.hash.slice(1));
     this.state = { ...this.state, current: room, registering: this.identity !== null };
     this.shown = this.state;
+    this.reconnect();
   }
 
   // For useSyncExternalStore.
@@ -143,6 +146,11 @@ export class Chat {
 
   /** Tries to connect now, instead of when its turn comes. */
   reconnect(): void {
+    if (this.path === null) {
+      const reason = "This server has its Socket.IO door switched off.";
+      this.dispatch({ type: "link", link: { state: "refused", reason } });
+      return;
+    }
     this.socket.disconnect().connect();
   }
 

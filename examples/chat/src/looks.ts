@@ -1,13 +1,16 @@
 // How names, times and texts are shown.
 import type { User } from "./protocol";
 
-const COLOURS = 8;
+// Those of the stylesheet.
+const COLOURS = 10;
+const SHAPES = ["square", "round", "ring", "frame"] as const;
 
-/** A user's colour, the same for everybody: the number of one of the stylesheet's. */
-export function colourOf({ id }: User): number {
-  let hash = 0;
-  for (const character of id) hash = (hash * 31 + character.charCodeAt(0)) >>> 0;
-  return hash % COLOURS;
+/** How a user's name and plate are drawn: by colour, and where the colours end by shape as well. */
+export function looksOf({ colour }: User): { "data-colour": number; "data-shape": string } {
+  return {
+    "data-colour": colour % COLOURS,
+    "data-shape": SHAPES[Math.floor(colour / COLOURS) % SHAPES.length] ?? SHAPES[0],
+  };
 }
 
 const graphemes = new Intl.Segmenter(undefined, { granularity: "grapheme" });

@@ -3,6 +3,8 @@
 export interface User {
   id: string;
   name: string;
+  // A number from 0 that nobody else in the chat has.
+  colour: number;
 }
 
 export interface Message {

@@ -4,8 +4,8 @@ import { lengthOf, list, parts } from "./looks";
 import type { Message, User } from "./protocol";
 import { type Action, type State, TYPING_TIME, initial, nextTick, reduce } from "./state";
 
-const ada: User = { id: "a", name: "Ada" };
-const bob: User = { id: "b", name: "Bob" };
+const ada: User = { id: "a", name: "Ada", colour: 0 };
+const bob: User = { id: "b", name: "Bob", colour: 1 };
 const room = "general";
 
 function message(id: string, user: User = ada): Message {
@@ -100,6 +100,6 @@ test("links end before the sentence does", () => {
 });
 
 test("many names are summed up", () => {
-  const users = ["A", "B", "C", "D"].map((name) => ({ id: name, name }));
+  const users = ["A", "B", "C", "D"].map((name) => ({ id: name, name, colour: 0 }));
   expect(list(users).replace(/[\u2068\u2069]/g, "")).toBe("A, B and 2 others");
 });

@@ -123,11 +123,16 @@ export function reduce(state: State, action: Action): State {
         entries: merge(room.entries, action.messages),
       }));
     case "users":
-      return inRoom(state, action.users.room, (room) => ({
-        ...room,
-        users: new Map(action.users.users.map((user) => [user.id, user])),
-        total: action.users.total,
-      }));
+      return inRoom(
+        // The server may have given its colour away during a long cut.
+        { ...state, me: action.users.users.find(({ id }) => id === state.me?.id) ?? state.me },
+        action.users.room,
+        (room) => ({
+          ...room,
+          users: new Map(action.users.users.map((user) => [user.id, user])),
+          total: action.users.total,
+        }),
+      );
     case "joined": {
       const { user, total } = action.presence;
       return inRoom(state, action.presence.room, (room) => ({

@@ -6,6 +6,8 @@ import { PANELS, type Panel } from "./panels";
 import { type History, type Sample, WINDOW, columns, stretches } from "./samples";
 import { Status } from "./Status";
 import { Table } from "./Table";
+import { Traffic } from "./Traffic";
+import { doors } from "./addresses";
 import { useDashboard } from "./useDashboard";
 
 // Seconds that are shown at least.
@@ -23,25 +25,12 @@ export function App(): React.ReactElement {
 
   return (
     <>
-      <a className="skip" href="#panels">
-        Skip to the values
-      </a>
-      <nav className="pages" aria-label="Demo">
-        <a href="../">Start</a>
-        <a href="../doors/">Three doors</a>
-        <a href="../chat/">Chat</a>
-        <a href="./" aria-current="page">
-          Dashboard
-        </a>
-      </nav>
-      <header className="masthead">
-        <div className="name">
-          <Logo />
-          <h1>Dashboard</h1>
-        </div>
+      <div className="intro">
+        <h1>Dashboard</h1>
         <p className="what">This server, measured by itself once a second and sent as Server-Sent Events.</p>
-      </header>
-      <main data-link={link} data-testid="dashboard">
+        {doors.websocket !== null && <Traffic />}
+      </div>
+      <main id="main" data-link={link} data-testid="dashboard">
         <Status {...dashboard} />
         <div className="panels" id="panels" data-stale={link !== "live"}>
           {PANELS.map((panel) => (
@@ -135,16 +124,4 @@ function useEnd(history: History, lostAt: number | undefined, now: () => number)
   }, [lostAt]);
   const newest = history.at(-1)?.sample.time ?? now();
   return lostAt === undefined ? newest : Math.max(newest, now());
-}
-
-function Logo(): React.ReactElement {
-  return (
-    <svg className="logo" viewBox="0 0 48 48" aria-hidden="true">
-      <path className="band-1" d="M4 12h40" />
-      <path className="band-2" d="M4 24h40" />
-      <path className="band-3" d="M4 36h40" />
-      <path className="crossing" d="M24 4v40" />
-      <circle cx="24" cy="24" r="5.5" />
-    </svg>
-  );
 }

@@ -29,8 +29,13 @@ interface Props {
 }
 
 // CSS pixels.
-const HEIGHT = 148;
-const AXIS_WIDTH = 52;
+const HEIGHT = 154;
+// At least: half of a time, which stands under the left edge, has room in it.
+const AXIS_WIDTH = 40;
+// Half of a time, which stands under the right edge.
+const RIGHT = 30;
+// The lowest value stands half below the bottom edge: no time runs into it.
+const GAP = 9;
 
 export function Chart(props: Props): React.ReactElement {
   const place = useRef<HTMLDivElement>(null);
@@ -56,7 +61,7 @@ export function Chart(props: Props): React.ReactElement {
         width: element.clientWidth,
         height: HEIGHT,
         legend: { show: false },
-        padding: [8, 16, 0, 0],
+        padding: [8, RIGHT, 0, 0],
         cursor: {
           y: false,
           drag: { setScale: false, x: false, y: false },
@@ -68,11 +73,11 @@ export function Chart(props: Props): React.ReactElement {
           y: { range: (_, __, max) => [0, Math.max(newest.current.atLeast, (max ?? 0) * 1.1)] },
         },
         axes: [
-          { ...axis, space: 64, size: 26, incrs: [10, 15, 30, 60, 120], values: (_, times) => times.map(clock) },
+          { ...axis, space: 72, size: 32, gap: GAP, incrs: [10, 15, 30, 60, 120], values: (_, times) => times.map(clock) },
           {
             ...axis,
             space: 34,
-            size: AXIS_WIDTH,
+            size: widthOf,
             values: (_, values) => values.map((value) => newest.current.format(value)),
           },
         ],
@@ -115,6 +120,15 @@ export function Chart(props: Props): React.ReactElement {
   useEffect(() => chart.current?.setData(data), [data, end, marks, lostAt]);
 
   return <div className="chart" ref={place} role="img" aria-label={label} />;
+}
+
+/** The width of an axis that shows all of its longest label, in CSS pixels. */
+function widthOf(plot: uPlot, labels: string[] | null, index: number): number {
+  const { font, gap = 0 } = plot.axes[index] ?? {};
+  // uPlot has made of it a list: the font at this screen's scale comes first.
+  plot.ctx.font = String(Array.isArray(font) ? font[0] : font);
+  const widths = (labels ?? []).map((label) => plot.ctx.measureText(label).width / devicePixelRatio);
+  return Math.ceil(Math.max(AXIS_WIDTH, ...widths.map((width) => width + gap + 6)));
 }
 
 /** Paint what is under the lines: what was filled in, and what is not known. */

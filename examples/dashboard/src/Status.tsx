@@ -2,7 +2,7 @@
 import { useEffect, useState } from "react";
 import type { Dashboard, Return } from "./useDashboard";
 
-const NAMES = { connecting: "Connecting", live: "Live", lost: "Connection lost", cut: "Cut off" };
+const NAMES = { connecting: "Connecting", live: "Live", lost: "Connection lost", cut: "Cut off", off: "Switched off" };
 // Seconds without a value, on a connection that stands, before it is told.
 const SILENCE = 5;
 
@@ -20,6 +20,8 @@ export function Status({ link, error, history, lostAt, back, now, cut, restore }
   let kind = "plain";
   if (link === "connecting") {
     note = error === null ? "Asking the server…" : "The server does not answer yet. Still trying.";
+  } else if (link === "off") {
+    note = "This server has no event streams: what is shown was asked for once.";
   } else if (link !== "live") {
     kind = "away";
     note = away === undefined ? "" : `No values for ${plural(away, "second")}.`;
@@ -52,7 +54,7 @@ export function Status({ link, error, history, lostAt, back, now, cut, restore }
       <p className="note" data-testid="note">
         {note}
       </p>
-      <button type="button" onClick={isCut ? restore : cut} data-testid="cut">
+      <button type="button" hidden={link === "off"} onClick={isCut ? restore : cut} data-testid="cut">
         {isCut ? "Restore the stream" : "Cut the stream"}
       </button>
       <p className="unseen" role="status">

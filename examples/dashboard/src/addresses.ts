@@ -1,7 +1,10 @@
 // Where the server is: one level above the page, whatever the hub is mounted under.
+import { about, addressOf } from "../../../pages/about";
 
-const base = new URL("..", location.href);
+export const base = new URL("..", location.href);
+export const { doors } = await about(base);
 
-export const EVENTS_URL = new URL("events/dashboard", base).href;
+/** Null where the server has no event streams. */
+export const EVENTS_URL = doors.sse === null ? null : `${addressOf(doors.sse, base).href}/dashboard`;
 export const METRICS_URL = new URL("api/metrics", base).href;
 export const NOTIFY_URL = new URL("api/notify", base).href;

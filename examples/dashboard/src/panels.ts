@@ -1,4 +1,4 @@
-// What the four panels show of a sample.
+// What the four panels show of a sample. Only what is of a door has a door's colour.
 import type { Line } from "./Chart";
 import type { Reading, Sample } from "./samples";
 
@@ -29,7 +29,7 @@ export const PANELS: readonly Panel[] = [
     name: "cpu",
     title: "Processor",
     lines: [
-      { label: "this server, of one core", color: "--sse", read: ({ cpu }) => cpu.server },
+      { label: "this server, of one core", color: "--ink", read: ({ cpu }) => cpu.server },
       { label: "machine", color: "--quiet", dashed: true, read: ({ cpu }) => cpu.machine },
     ],
     format: percent,
@@ -39,7 +39,7 @@ export const PANELS: readonly Panel[] = [
   {
     name: "memory",
     title: "Memory",
-    lines: [{ label: "this server", color: "--sse", read: ({ memory }) => memory.server }],
+    lines: [{ label: "this server", color: "--ink", read: ({ memory }) => memory.server }],
     aside: ({ memory: { machine, total } }) =>
       `machine: ${(machine / GIB).toFixed(1)} of ${(total / GIB).toFixed(1)} GiB`,
     format: mebibytes,
@@ -62,8 +62,8 @@ export const PANELS: readonly Panel[] = [
     name: "messages",
     title: "Messages per second",
     lines: [
-      { label: "to clients", color: "--sse", read: ({ messages }) => messages.delivered },
-      { label: "from clients", color: "--websocket", read: ({ messages }) => messages.received },
+      { label: "to clients", color: "--ink", read: ({ messages }) => messages.delivered },
+      { label: "from clients", color: "--quiet", dashed: true, read: ({ messages }) => messages.received },
     ],
     aside: () => "this stream included",
     format: rate,

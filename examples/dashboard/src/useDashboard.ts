@@ -20,7 +20,7 @@ export interface Notification {
   time: number;
 }
 
-export type Link = "connecting" | "live" | "lost" | "cut";
+export type Link = "connecting" | "live" | "lost" | "cut" | "off";
 
 /** How the page came back after a cut. */
 export interface Return {
@@ -145,13 +145,18 @@ export function useDashboard(): Dashboard {
     else dispatch({ type: "lost" });
   }, [isConnected]);
 
+  useEffect(() => {
+    if (EVENTS_URL === null) void ask();
+  }, [ask]);
+
   return {
     ...state,
-    link: url === null ? "cut" : isConnected ? "live" : everLive ? "lost" : "connecting",
+    link: EVENTS_URL === null ? "off" : url === null ? "cut" : isConnected ? "live" : everLive ? "lost" : "connecting",
     error,
     now,
     cut: () => setUrl(null),
     restore: () => {
+      if (EVENTS_URL === null) return;
       const resumed = new URL(EVENTS_URL);
       if (cursor.current !== "") resumed.searchParams.set("lastEventId", cursor.current);
       setUrl(resumed.href);

@@ -1,17 +1,21 @@
 // Where the doors are: one level above the page, whatever the hub is mounted under.
+import { type About, about, addressOf } from "../../about";
 
 const ids = new Uint8Array(16);
 
 /** `http(s)://host/mount/` of the hub that served this page. */
 export const base = new URL("..", location.href);
 
+/** What the server tells of itself; the page waits for it before it opens a door. */
+export const told: About = await about(base);
+
 export function eventsUrl(): URL {
-  return new URL("events", base);
+  return addressOf(told.doors.sse ?? "/events", base);
 }
 
 /** Where a stream's client posts. Its id is public; the session shows that it is the client. */
 export function backChannelUrl(sid: string, session: string): URL {
-  return new URL(`events/${encodeURIComponent(sid)}?session=${session}`, base);
+  return new URL(`${eventsUrl().href}/${encodeURIComponent(sid)}?session=${session}`);
 }
 
 export function statusUrl(): URL {
@@ -19,13 +23,13 @@ export function statusUrl(): URL {
 }
 
 export function websocketUrl(): URL {
-  const url = new URL("ws", base);
+  const url = addressOf(told.doors.websocket ?? "/ws", base);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   return url;
 }
 
 export function socketioPath(): string {
-  return new URL("socket.io", base).pathname;
+  return addressOf(told.doors.socketio ?? "/socket.io", base).pathname;
 }
 
 /** A session key of our own choosing: a bearer secret of 128 random bits. */

@@ -1,4 +1,5 @@
 // One door on the page: shows what happens to it, asks for what the visitor wants.
+import { copyButton } from "../../copy";
 import type { DoorName, DoorState, Gap } from "./door";
 import type { Heard, Publication } from "./ledger";
 import { highlight, snippets } from "./snippets";
@@ -20,6 +21,7 @@ const STATES: Record<DoorState, string> = {
   cut: "Cut off",
   reconnecting: "Reconnecting",
   refused: "Refused",
+  off: "Switched off",
 };
 
 // Rows kept in a column.
@@ -55,7 +57,6 @@ export class Column {
     this.root.setAttribute("aria-labelledby", title.id);
     this.part("via").textContent = via;
     this.part("tape").setAttribute("aria-label", `Messages heard over ${name}`);
-    this.part("pre").setAttribute("aria-label", `Code of the ${name} door`);
     this.part("label").textContent = `Message to send over ${name}`;
     this.part("empty").textContent = "Nothing heard yet. Send something, at any door.";
     this.input.id = `${door}-input`;
@@ -82,6 +83,7 @@ export class Column {
   setState(state: DoorState): void {
     this.root.dataset["state"] = state;
     this.part("state").textContent = STATES[state];
+    this.part("cut").hidden = state === "off";
     const action =
       state === "cut" ? "Restore this door" : state === "refused" ? "Try again" : "Cut this door";
     this.part("cut-label").textContent = action;
@@ -206,16 +208,7 @@ export class Column {
   private showCode(): void {
     const code = snippets[this.door].trim();
     this.part("code").append(highlight(code));
-    const copy = this.part("copy");
-    copy.setAttribute("aria-label", `Copy the code of the ${COPY[this.door].name} door`);
-    // Browsers offer the clipboard on https and localhost only.
-    copy.hidden = !("clipboard" in navigator);
-    copy.addEventListener("click", () => {
-      void navigator.clipboard.writeText(code).then(() => {
-        copy.textContent = "Copied";
-        setTimeout(() => (copy.textContent = "Copy"), 2_000);
-      });
-    });
+    copyButton(this.part("copy") as HTMLButtonElement, `the code of the ${COPY[this.door].name} door`, () => code);
   }
 }
 

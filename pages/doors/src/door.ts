@@ -5,9 +5,9 @@ export type DoorName = (typeof DOORS)[number];
 
 /**
  * connecting → connected; connected → cut (by the visitor) or reconnecting (by anything else);
- * refused: the server said no, and the door does not come back by itself.
+ * refused: the server said no, and the door does not come back by itself. off: the server has no such door.
  */
-export type DoorState = "connecting" | "connected" | "cut" | "reconnecting" | "refused";
+export type DoorState = "connecting" | "connected" | "cut" | "reconnecting" | "refused" | "off";
 
 export interface Welcome {
   /** The socket's id at the server: what others see as `from`. */

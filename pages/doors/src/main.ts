@@ -1,6 +1,7 @@
 // Wires the doors to their columns, the ledger and the scale.
 import { Announcer } from "./announcer";
-import { base } from "./addresses";
+import { fillCommands } from "../../about";
+import { base, told } from "./addresses";
 import { startCensus } from "./census";
 import { COPY, Column, gapText } from "./column";
 import { DOORS, type Door, type DoorListener, type DoorName, type DoorState } from "./door";
@@ -59,9 +60,12 @@ for (const name of DOORS) {
     quietTimer: 0,
   };
 }
-document.querySelectorAll("[data-origin]").forEach((place) => (place.textContent = base.href));
+fillCommands(told, base);
 suggest();
-for (const name of DOORS) desks[name].door.open();
+for (const name of DOORS) {
+  if (told.doors[name] === null) switchOff(name);
+  else desks[name].door.open();
+}
 
 function openable(name: DoorName, listener: DoorListener): Door {
   switch (name) {
@@ -196,6 +200,14 @@ function waitForQuiet(name: DoorName): void {
   }, QUIET);
 }
 
+/** Show a door that this server does not have. */
+function switchOff(name: DoorName): void {
+  desks[name].state = "off";
+  desks[name].column.setState("off");
+  desks[name].column.setNote("This server has the door switched off.");
+  scale.setState(name, "off");
+}
+
 function toggle(name: DoorName): void {
   const { door, state } = desks[name];
   if (state === "cut" || state === "refused") door.restore();
@@ -236,7 +248,7 @@ function parse(data: unknown): { from: string; content: string } {
 }
 
 function visitorName(sid: string): string {
-  return sid === "" ? "published" : `visitor ${sid.slice(0, 4)}`;
+  return sid === "" ? "published" : `visitor ${sid.replace(/^_/, "").slice(0, 4)}`;
 }
 
 function plural(count: number): string {

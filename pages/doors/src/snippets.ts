@@ -17,7 +17,8 @@ const say = (content) =>
   socket.emit("chat:message", { content });
 
 // After a cut it brings its cursor by itself:
-socket.on("connect", () => log(socket.recovered));
+socket.on("connect", () =>
+  log(socket.recovered));
 `,
   websocket: `
 const door = "${websocketUrl()}";
@@ -29,16 +30,19 @@ function open() {
   ws.onmessage = (message) => {
     const event = JSON.parse(message.data);
     session = event.session ?? session;
-    if (event.offset) resume = "?session=" + session
-      + "&lastEventId=" + event.offset;
+    if (event.offset)
+      resume = "?session=" + session
+        + "&lastEventId=" + event.offset;
     if (event.type === "chat:message")
       show(event.data.from, event.data.content);
   };
 }
 open();
 
-const say = (content) => ws.send(JSON.stringify(
-  { type: "chat:message", data: { content } }));
+const say = (content) =>
+  ws.send(JSON.stringify({
+    type: "chat:message", data: { content },
+  }));
 `,
   sse: `
 const door = "${eventsUrl()}";
@@ -47,21 +51,21 @@ const events = new EventSource(
   door + "?session=" + key);
 let sid;
 
-events.addEventListener("welcome", (event) => {
-  sid = JSON.parse(event.data).sid;
-});
-events.addEventListener("chat:message", (event) => {
-  const { from, content } = JSON.parse(event.data);
-  show(from, content);
-});
+const on = (name, hear) =>
+  events.addEventListener(name, (event) =>
+    hear(JSON.parse(event.data)));
+on("welcome", (data) => sid = data.sid);
+on("chat:message", ({ from, content }) =>
+  show(from, content));
 
 // After a cut it brings its cursor by itself.
 // The way back is a POST:
 const say = (content) => fetch(
   \`\${door}/\${sid}?session=\${key}\`, {
     method: "POST",
-    body: JSON.stringify(
-      { type: "chat:message", data: { content } }),
+    body: JSON.stringify({
+      type: "chat:message", data: { content },
+    }),
   });
 `,
 };

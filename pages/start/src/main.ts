@@ -1,4 +1,6 @@
-// What goes on at each page now: asked of the hub, gently.
+// What goes on at each page now: asked of the hub, gently. And commands to copy.
+import { about, fillCommands } from "../../about";
+import { copyButton } from "../../copy";
 
 // Milliseconds between two questions.
 const INTERVAL = 2_000;
@@ -21,8 +23,7 @@ function show(status: Status): void {
     part(live, "count").textContent = String(clients);
     part(live, "unit").textContent = (clients === 1 ? live.dataset["one"] : live.dataset["many"]) ?? "";
   }
-  element("version").textContent = status.version;
-  tell("connected", `The server has been up for ${duration(status.uptime)}.`);
+  tell("connected", `The server has been up for ${duration(status.uptime)} (Crossband ${status.version}).`);
 }
 
 /** Say how it stands with the server. Screen readers hear of a change of state, not of each minute. */
@@ -41,14 +42,21 @@ async function ask(): Promise<void> {
   if (document.hidden) return;
   try {
     const response = await fetch("./api/status", { signal: AbortSignal.timeout(INTERVAL) });
-    if (!response.ok) throw new Error(response.statusText);
-    show((await response.json()) as Status);
+    if (response.ok) show((await response.json()) as Status);
+    else if (response.status < 500) keepsItsNumbers();
+    else throw new Error(response.statusText);
   } catch {
     for (const live of lives) live.dataset["state"] = "stale";
     tell("lost", "The server does not answer. The numbers are old; this page keeps asking.");
   }
   clearTimeout(timer);
   timer = window.setTimeout(() => void ask(), INTERVAL);
+}
+
+/** The status can be closed, or kept to those with a key. */
+function keepsItsNumbers(): void {
+  for (const live of lives) live.hidden = true;
+  tell("connected", "The server is up. It does not tell its numbers.");
 }
 
 function duration(seconds: number): string {
@@ -72,8 +80,13 @@ function element(id: string): HTMLElement {
   return found;
 }
 
-for (const place of document.querySelectorAll("[data-origin]")) {
-  place.textContent = new URL(".", location.href).href;
+const base = new URL(".", location.href);
+for (const row of document.querySelectorAll(".terminal dl > div")) {
+  const command = row.querySelector("code");
+  const button = row.querySelector("button");
+  if (command === null || button === null) throw new Error("a command has no button");
+  copyButton(button, row.querySelector("dt")?.textContent ?? "", () => command.textContent ?? "");
 }
+void about(base).then((told) => fillCommands(told, base));
 document.addEventListener("visibilitychange", () => void ask());
 void ask();

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import RedirectResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Mount, Route
 
+from crossband import __version__
 from crossband.demo import chat
 from crossband.demo.dashboard import Dashboard
 from crossband.demo.pages import PAGES, Page
+from crossband.demo.traffic import Traffic
+from crossband.invocation import program
 from crossband.standalone import create_hub
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 # Those below the start page, by the name of their folder and path.
 NAMES: Final = ("chat", "dashboard", "doors")
+# Who looks at the demo on the machine that it runs on.
+_LOOPBACK: Final = frozenset(("127.0.0.1", "::1", "localhost"))
 
 
 class Demo:
@@ -39,17 +44,19 @@ class Demo:
         self.hub = hub
         self.chat = chat.install(hub.of("/chat"))
         self.dashboard = Dashboard(hub)
+        self.traffic = Traffic(hub)
+        own = [*self.dashboard.routes, Route("/api/demo", self._serve_about, methods=["GET"])]
         pages = Path(directory)
         self._pages = Starlette(
             routes=[
-                *self.dashboard.routes,
+                *own,
                 *(Route(f"/{name}", _add_slash) for name in NAMES),
                 *(Mount(f"/{name}", Page(pages / name)) for name in NAMES),
                 Mount("/", Page(pages / "start")),
             ],
             lifespan=self._lifespan,
         )
-        self._own = frozenset(route.path for route in self.dashboard.routes)
+        self._own = frozenset(route.path for route in own)
 
     @property
     def settings(self) -> Settings:
@@ -78,20 +85,40 @@ class Demo:
         async with self.hub.lifespan(app), self.dashboard:
             yield
 
+    async def _serve_about(self, request: Request) -> JSONResponse:
+        """Answer what pages cannot know: where the doors are, null for one that is off."""
+        settings = self.settings
+        command = program()
+        # A path of this machine is of use on this machine, and nobody else's business.
+        here = request.client is not None and request.client.host in _LOOPBACK
+        if "/" in command and not (here and request.url.hostname in _LOOPBACK):
+            command = "crossband"
+        about = {
+            "version": __version__,
+            "command": command,
+            "doors": {
+                "socketio": settings.socketio_path or None,
+                "websocket": settings.websocket_path or None,
+                "sse": settings.events_path or None,
+            },
+        }
+        return JSONResponse(about, headers={"Cache-Control": "no-store"})
+
     def _is_hubs(self, kind: str, path: str) -> bool:
         if kind == "websocket":
             return True
         settings = self.settings
+        doors = (
+            settings.socketio_path,
+            settings.websocket_path,
+            settings.events_path,
+            settings.api_path,
+            "/healthz",
+            "/readyz",
+        )
+        # A door that is off has no path; at the root is the start page.
         return path not in self._own and any(
-            door and (path == door or path.startswith(f"{door}/"))
-            for door in (
-                settings.socketio_path,
-                settings.websocket_path,
-                settings.events_path,
-                settings.api_path,
-                "/healthz",
-                "/readyz",
-            )
+            path == door or path.startswith(f"{door}/") for door in doors if door and door != "/"
         )
 
 

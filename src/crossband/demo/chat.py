@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import re
 import secrets
 import time
@@ -88,10 +89,14 @@ class Keystroke(msgspec.Struct):
 
 
 class User(msgspec.Struct, frozen=True):
-    """A user as everybody sees it."""
+    """A user as everybody sees it.
+
+    `colour` is a number from 0 that nobody else here has, the same for everybody who looks.
+    """
 
     id: str
     name: str
+    colour: int = 0
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -263,10 +268,14 @@ class Chat:
             socket.data.clear()
             await socket.leave(*(socket.rooms - {socket.id}))
             return
-        person = person or self._arrive(user)
+        is_late = person is None
+        person = person or self._arrive(user.id, user.name)
         person.tabs.setdefault(socket.id, set())
         for room in self.rooms.keys() & socket.rooms:
             self._enter(person, socket, room)
+            if is_late:
+                # Somebody may have its colour by now.
+                self._tell_users(socket, room)
 
     async def disconnect(self, socket: Socket, reason: str) -> None:
         """Leave at once when a client says goodbye; else wait whether it comes back."""
@@ -284,19 +293,19 @@ class Chat:
         """Say who this client is. A key that is known makes it another tab of that user."""
         name = _clean(registration.name)
         key = registration.key or secrets.token_urlsafe(24)
-        user = User(_public_id(key), name)
+        id = _public_id(key)
         already = self._user_of(socket)
-        if already is not None and already.id != user.id:
+        if already is not None and already.id != id:
             raise EventError("This connection is registered already", code="registered")
-        person = self.people.get(user.id)
+        person = self.people.get(id)
         if person is None:
             if self._is_taken(name):
                 raise EventError(
                     "Somebody here has this name already", code="name_taken", name=name
                 )
-            person = self._arrive(user)
+            person = self._arrive(id, name)
         person.tabs.setdefault(socket.id, set())
-        socket.data["user"] = {"id": person.user.id, "name": person.user.name}
+        socket.data["user"] = {"id": id, "name": person.user.name}
         # What concerns the user's other tabs too is sent to, or kept from, this room.
         await socket.join(_own_room(person.user))
         rooms = [RoomInfo(name, room.topic) for name, room in self.rooms.items()]
@@ -310,8 +319,7 @@ class Chat:
             self._spend(person.moves)
             await socket.join(ref.room)
             self._enter(person, socket, ref.room)
-        listed = [user for user, _ in zip(room.people.values(), range(LISTED), strict=False)]
-        socket.emit("room:users", RoomUsers(ref.room, listed, len(room.people)))
+        self._tell_users(socket, ref.room)
         return RoomState(ref.room, list(room.history))
 
     async def leave(self, socket: Socket, ref: RoomRef) -> dict[str, str]:
@@ -361,14 +369,29 @@ class Chat:
 
     # The rules behind them.
 
-    def _arrive(self, user: User) -> Person:
+    def _arrive(self, id: str, name: str) -> Person:
+        user = User(id, name, self._free_colour(id))
         messages = Allowance(self._burst, self._rate)
         # A few times round all the rooms.
         moves = Allowance(4 * len(self.rooms) + self._burst, self._rate)
         person = Person(user, messages, moves, Allowance(self._burst, KEYSTROKES))
         self.people[user.id] = person
-        self._names.add(_alike(user.name))
+        self._names.add(_alike(name))
         return person
+
+    def _free_colour(self, id: str) -> int:
+        """Return a colour that nobody has who is here, or whose words are still to be read."""
+        taken = {person.user.colour for person in self.people.values()}
+        before: int | None = None
+        for message in (each for room in self.rooms.values() for each in room.history):
+            if message.user.id == id:
+                before = message.user.colour
+            else:
+                taken.add(message.user.colour)
+        # Whoever comes back looks as before.
+        if before is not None and before not in taken:
+            return before
+        return next(colour for colour in itertools.count() if colour not in taken)
 
     def _enter(self, person: Person, socket: Socket, name: str) -> None:
         """Note that a tab is in a room; the others are told of the user's first."""
@@ -386,6 +409,11 @@ class Chat:
         if not person.is_in(name):
             del self.rooms[name].people[person.user.id]
             self._announce("user:left", name, person.user)
+
+    def _tell_users(self, socket: Socket, name: str) -> None:
+        people = self.rooms[name].people
+        listed = list(itertools.islice(people.values(), LISTED))
+        socket.emit("room:users", RoomUsers(name, listed, len(people)))
 
     def _announce(self, event: str, name: str, user: User) -> None:
         if not self._namespace.hub.started:
@@ -414,6 +442,7 @@ class Chat:
             timer.cancel()
 
     def _user_of(self, socket: Socket) -> User | None:
+        """Return who a client said it is; the colour is that of the person."""
         # As plain data: what a session keeps has to survive a trip to wherever it is kept.
         data = socket.data.get("user")
         return None if data is None else msgspec.convert(data, User)

@@ -1,0 +1,46 @@
+// What the server tells of itself: the command that works beside it, and where its doors are.
+
+export type Doors = Record<"socketio" | "websocket" | "sse", string | null>;
+
+export interface About {
+  /** How to call `crossband` where the server runs. */
+  command: string;
+  /** Below the address that the hub is mounted at; null for a door that is switched off. */
+  doors: Doors;
+}
+
+// Of a server that does not say.
+const USUAL: About = {
+  command: "crossband",
+  doors: { socketio: "/socket.io", websocket: "/ws", sse: "/events" },
+};
+// Milliseconds.
+const PATIENCE = 5_000;
+
+export async function about(base: URL): Promise<About> {
+  try {
+    const response = await fetch(new URL("api/demo", base), { signal: AbortSignal.timeout(PATIENCE) });
+    return response.ok ? ((await response.json()) as About) : USUAL;
+  } catch {
+    return USUAL;
+  }
+}
+
+/** The address of a door's path. */
+export function addressOf(path: string, base: URL): URL {
+  return new URL(path.replace(/^\//, ""), base);
+}
+
+/** Write the commands of the page as they work beside this server. */
+export function fillCommands({ command, doors }: About, base: URL): void {
+  const fill = (mark: string, text: string) => {
+    for (const place of document.querySelectorAll(`[${mark}]`)) place.textContent = text;
+  };
+  fill("data-program", command);
+  fill("data-origin", base.href);
+  if (doors.sse !== null) fill("data-events", addressOf(doors.sse, base).href);
+  for (const needing of document.querySelectorAll<HTMLElement>("[data-needs]")) {
+    const needed = (needing.dataset["needs"] ?? "").split(" ") as (keyof Doors)[];
+    needing.hidden = needed.every((door) => doors[door] === null);
+  }
+}

@@ -277,10 +277,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+# Those beside the code have links, too.
+LINKED = [*PAGES, *sorted((ROOT / "src").rglob("*.md")), *sorted((ROOT / "tests").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
 def test_relative_links_resolve(page: Path) -> None:
     broken = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
+    prose = prose_of(page)
+    links = re.findall(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)", prose)
+    links += re.findall(r"^\[[^]]+\]: (\S+)", prose, re.MULTILINE)
+    links += re.findall(r"(?:src|srcset|href)=\"([^\"]+)\"", prose)
+    for link in links:
         if "://" in link:
             continue
         path, _, anchor = link.partition("#")
@@ -288,6 +296,27 @@ def test_relative_links_resolve(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+def test_pages_that_the_code_names_are_there() -> None:
+    folders = ("src", "tests", "examples", "benchmarks", "scripts", "pages", "clients")
+    named = {
+        name
+        for page in [*ROOT.glob("*.md"), *(each for f in folders for each in sources(ROOT / f))]
+        for name in re.findall(r"\bdocs/[\w/-]+\.md\b", page.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def sources(folder: Path) -> Iterator[Path]:
+    """Yield what was written by hand in a folder."""
+    for path in folder.rglob("*"):
+        if (
+            path.suffix in (".py", ".md", ".ts", ".tsx", ".html")
+            and "node_modules" not in path.parts
+        ):
+            yield path
 
 
 @pytest.mark.parametrize("index", [ROOT / "README.md", DOCS / "README.md"], ids=name_of)

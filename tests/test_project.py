@@ -162,3 +162,26 @@ def test_documented_make_targets_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
     assert set(re.findall(r"\bmake ([a-z]+)", code)) <= targets
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("script", ["build", "test", "check"])
+def test_npm_script_says_what_it_needs_where_nothing_is_installed(
+    script: str, tmp_path: Path
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in ("package.json", "scripts/installed.mjs"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    ran = subprocess.run(
+        ["npm", "run", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert 'The packages are not installed: run "npm ci" in the root folder' in ran.stderr
+    assert "node:internal" not in ran.stderr
+
+
+def test_every_npm_script_that_needs_packages_looks_for_them_first() -> None:
+    for path in [ROOT / "package.json", *ROOT.glob("[cep]*/*/package.json")]:
+        scripts = json.loads(path.read_text(encoding="utf-8"))["scripts"]
+        for name in {"build", "dev"} & scripts.keys():
+            assert scripts[f"pre{name}"].endswith("scripts/installed.mjs"), path

@@ -92,7 +92,7 @@ _Token = Annotated[
     typer.Option(
         envvar="CROSSBAND_TOKEN",
         metavar="TOKEN",
-        help="Who you are, to the server.",
+        help="Token that says who you are.",
         callback=_header,
     ),
 ]
@@ -148,7 +148,7 @@ def serve(
     ] = Path(),
     **options: Any,
 ) -> None:
-    """Serve a hub: yours, alone or in an application, or one for any client, fed over HTTP.
+    """Serve your hub or application, or a hub that is fed over HTTP.
 
     Each setting is read from its option, else from the environment (--ping-interval is
     CROSSBAND_PING_INTERVAL), else from the TOML file (ping_interval = 25), else it is your
@@ -235,7 +235,7 @@ def listen_(
         str,
         typer.Argument(
             metavar="URL",
-            help="ws://HOST/ws, http://HOST/events, http://HOST/socket.io/, or just the server's.",
+            help="A door, ws://HOST/ws, http://HOST/events or http://HOST/socket.io/; or http://HOST.",
         ),
     ],
     event: Annotated[
@@ -307,8 +307,10 @@ def listen_(
 
 @app.command("publish", cls=_Command)
 def publish_(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The server's, or its mount point.")],
-    event: Annotated[str, typer.Argument(metavar="EVENT", help="Its name.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Of the server, or of the hub's mount point.")
+    ],
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="Name of the event.")],
     data: Annotated[
         str | None,
         typer.Argument(metavar="DATA", help="JSON; - reads it from standard input."),
@@ -372,7 +374,8 @@ def token_(
         list[str] | None, typer.Option(metavar="A,B", help="Rooms to publish to.")
     ] = None,
     expires: Annotated[
-        str, typer.Option(metavar="TIME", help="How long it is good for: 90, 15m, 1h, 7d.")
+        str,
+        typer.Option(metavar="TIME", help="How long it is good for: 90 (seconds), 15m, 1h, 7d."),
     ] = "1h",
     claim: Annotated[
         list[str] | None,

@@ -1,6 +1,6 @@
 """Shows an event stream that ticks once a second: the time, and how many hear it.
 
-Run: uvicorn sse_ticker:app
+Run: crossband serve sse_ticker:hub
 Try: curl -N http://127.0.0.1:8000/events
      new EventSource("/events").addEventListener("tick", (tick) => console.log(tick.data))
 """
@@ -31,6 +31,3 @@ async def tick() -> None:
 @hub.on_start
 def start() -> None:
     hub.spawn(tick())
-
-
-app = hub

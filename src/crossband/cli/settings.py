@@ -113,7 +113,7 @@ HELP: Final = {
     "cors_origins": "Origins of other sites that may connect; * for any.",
     "allowed_hosts": "Hosts that requests may be for, without port; any if none is given.",
     "token_warning": "How long before its token expires a client is told.",
-    "trusted_proxies": "Proxies whose X-Forwarded headers the hub believes: addresses, networks, unix.",
+    "trusted_proxies": "Proxies whose X-Forwarded headers count: addresses, networks, unix.",
     "api_keys": "Keys for the HTTP API.",
     "status": "Who may read /api/status: anybody, who shows an API key, nobody.",
     "socketio_path": "Path of the Socket.IO door; empty switches it off.",

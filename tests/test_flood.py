@@ -15,10 +15,8 @@ from typing import Any
 
 import pytest
 
-from crossband.lane.websocket import TURN_TIME
 from tests.children import START, Child
 from tests.crowd import Member, connect, crowd
-from tests.flood import EACH
 
 ROOT = Path(__file__).parents[1]
 HONEST = 100
@@ -109,5 +107,6 @@ async def test_honest_clients_lose_nothing_beside_hostile_ones() -> None:
             numbers = heard[member]
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
             await member.close()
-        # A turn for each that sends all the time, and room for everything else.
-        assert flooded - quiet < 4 * EACH * TURN_TIME
+        # Each that sends all the time has a turn of 2 ms; a machine with much else to do makes
+        # several times as much of it. What has no turns keeps the others waiting for seconds.
+        assert flooded - quiet < 1.0

@@ -85,7 +85,7 @@ import crossband
 from crossband import Hub, cli
 from crossband.cli.settings import SETTINGS
 from crossband.errors import ERRORS, CloseCode
-from crossband.hub.events import RECEIVED_RESERVED
+from crossband.hub.events import RESERVED
 from crossband.limits import Limits
 from crossband.names import is_socket_id
 from crossband.server import Server
@@ -216,7 +216,7 @@ def test_every_close_code_is_documented() -> None:
 def test_every_event_of_the_hub_is_documented() -> None:
     documented = rows("reference/events.md")
     documented.pop("event")
-    assert {name.strip("`") for name in documented} == RECEIVED_RESERVED
+    assert {name.strip("`") for name in documented} == RESERVED
 
 
 def test_clients_of_the_how_to_stay_away_after_the_final_close_codes() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from base64 import b64encode
-from typing import Any
+from typing import Any, ClassVar
 
 from crossband.broker import Publication
 from crossband.policies import Tag
@@ -116,6 +116,9 @@ class Answer(Wire):
 class Codec(ABC):
     """The words of one door."""
 
+    # A failed event may stay without an answer, as on Node's door.
+    like_node: ClassVar[bool] = False
+
     @abstractmethod
     def event(
         self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
@@ -158,6 +161,8 @@ class Codec(ABC):
 
 class SocketIOCodec(Codec):
     """Socket.IO 5 packets inside Engine.IO message packets ("4" and the packet)."""
+
+    like_node = True
 
     def __init__(self, *, recovery: bool) -> None:
         self._recovery = recovery
@@ -259,6 +264,9 @@ class SSECodec(Codec):
             data = payload.to_data(publication.payload)
             request = envelope.encode_event(publication.event, data, id=ack_id)
             return Wire(sse.encode_event(request, event="ack:request"))
+        if publication.event in envelope.CONTROL:
+            named = envelope.encode_event(publication.event, payload.to_data(publication.payload))
+            return Wire(sse.encode_event(named, event="event:named", id=publication.cursor))
         text = self._data(publication.payload)
         return Wire(sse.encode_event(text, event=publication.event, id=publication.cursor))
 

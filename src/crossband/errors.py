@@ -135,6 +135,13 @@ class EventError(CrossbandError):
         return {"code": self.code, "error": self.message, **self.details}
 
 
+class UnknownEvent(EventError):
+    """An event that nobody handles."""
+
+    def __init__(self) -> None:
+        super().__init__(code="unknown_event")
+
+
 class InvalidMessage(EventError):
     """A message that does not fit: not decodable, or not of the handler's type."""
 

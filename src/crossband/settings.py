@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     history_age: float = 120.0
     # Off: Socket.IO events carry no offset and CONNECT answers no pid.
     recovery: bool = True
+    # Tell Socket.IO clients why their event failed: in its acknowledgement, or by `error`.
+    answer_errors: bool = True
     # Origins of other sites that may connect: exact, such as "https://app.example.com";
     # ("*",) allows any, without credentials. Same origin is always allowed.
     cors_origins: tuple[str, ...] = ()
@@ -155,6 +157,7 @@ class HubSettings(TypedDict, total=False):
     history_bytes: int
     history_age: float
     recovery: bool
+    answer_errors: bool
     cors_origins: Names
     allowed_hosts: Names
     token_warning: float

@@ -1187,8 +1187,8 @@ def test_event_has_one_handler() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["welcome", "ack", "ack:request", "gap", "error", "connect_error", "disconnecting",
-             "newListener", "removeListener", "server:shutdown"]
+    "name", ["ack:request", "event:named", "connect_error", "disconnecting", "newListener",
+             "removeListener", "server:shutdown", "token:expiring", "token:refresh"]
 )  # fmt: skip
 def test_reserved_names_are_refused(name: str) -> None:
     hub = Hub()

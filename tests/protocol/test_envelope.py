@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from crossband.errors import EncodeError, EventError, InvalidMessage
 from crossband.protocol.envelope import (
+    CONTROL,
     MAX_ID,
     Message,
     decode,
@@ -257,3 +258,28 @@ def test_any_text_or_bytes_decode_or_are_refused(text: str | bytes) -> None:
 def test_any_json_decodes_or_is_refused(value: Any) -> None:
     accepted(json.dumps(value))
     accepted(json.dumps({"type": value, "id": value, "data": value}))
+
+
+@pytest.mark.parametrize("name", sorted(CONTROL))
+def test_event_of_a_word_of_the_envelope_cannot_be_mistaken(name: str) -> None:
+    text = encode_event(name, b"5", offset="e-1", id=7)
+    assert json.loads(text) == {
+        "type": "event", "event": name, "data": 5, "offset": "e-1", "id": 7
+    }  # fmt: skip
+    message = decode(text)
+    assert (message.type, message.id, message.is_ack) == (name, 7, False)
+    bare = json.dumps({"type": name, "id": 7, "event": "x"})
+    if name == "ack":
+        assert decode(bare).is_ack
+    else:
+        with pytest.raises(InvalidMessage) as caught:
+            decode(bare)
+        assert (caught.value.details["path"], caught.value.details["id"]) == ("$.type", 7)
+
+
+def test_event_may_be_called_event() -> None:
+    assert encode_event("event", b"5") == '{"type":"event","data":5}'
+    assert decode('{"type":"event","data":5}').type == "event"
+    for bad in ("5", "null", '""'):
+        with pytest.raises(InvalidMessage):
+            decode('{"type":"event","event":' + bad + "}")

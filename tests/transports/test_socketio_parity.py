@@ -652,3 +652,93 @@ async def test_official_client_may_force_base64(
         )
         assert answer == {"answer": blob}
         await node.ask("close", client=client)
+
+
+# --- What an event comes to ---------------------------------------------------------------------
+
+
+@HUBS
+@TRANSPORTS
+async def test_unknown_event_is_not_acknowledged(
+    transport: str, kind: type[Hub], door: Any, serve: Serve
+) -> None:
+    server = await serve(echo_hub(kind))
+    client = door(transport, server.url)
+    await client.connect()
+    await client.send('421["nobody",1]', f'451-2["nobody",{PLACE % 0}]', b"\x00", '423["echo",3]')
+    assert await client.packet() == "433[3]"
+
+
+@pytest.mark.node
+async def test_official_client_times_out_on_an_unknown_event(
+    serve: Serve, node: NodeRunner
+) -> None:
+    server = await serve(echo_hub())
+    client = node.new_client(lambda message: None)
+    await node.ask(
+        "open",
+        client=client,
+        kind="socketio",
+        url=server.url,
+        namespace="/",
+        transports=["websocket"],
+    )
+    assert (await node.ask("connect", client=client))["connected"]
+    with pytest.raises(RuntimeError, match="timed out"):
+        await node.ask("call", client=client, event="nobody", args=[1], timeout=50)
+    await node.ask("close", client=client)
+
+
+@TRANSPORTS
+async def test_number_that_nobody_knows_is_answered(
+    transport: str, door: Any, serve: Serve
+) -> None:
+    server = await serve(echo_hub())
+    client = door(transport, server.url)
+    await client.connect()
+    await client.send('421[7,"x"]')
+    packet = await client.packet()
+    assert packet.startswith("431[")
+    assert json.loads(packet[3:])[0]["code"] == "unknown_event"
+
+
+@HUBS
+@TRANSPORTS
+async def test_failed_event_may_stay_unanswered(
+    transport: str, kind: type[Hub], door: Any, serve: Serve
+) -> None:
+    hub = echo_hub(kind, answer_errors=False)
+
+    @hub.on("fail")
+    async def fail(socket: Socket) -> None:
+        raise ConnectionError("no way")
+
+    server = await serve(hub)
+    client = door(transport, server.url)
+    await client.connect()
+    await client.send(
+        '421["fail"]', '42["fail"]', '422["sizes",5]', '42["nobody"]', '423["echo",3]'
+    )
+    assert await client.packet() == "433[3]"
+
+
+@HUBS
+@TRANSPORTS
+@pytest.mark.parametrize("name", ["ack", "welcome", "gap", "error"])
+async def test_words_of_the_envelope_are_events_of_socketio(
+    name: str, transport: str, kind: type[Hub], door: Any, serve: Serve
+) -> None:
+    hub = kind()
+
+    @hub.on(name)
+    def handle(socket: Socket, data: Any) -> list[Any]:
+        hub.emit(name, data)
+        return [name, data]
+
+    server = await serve(hub)
+    client = door(transport, server.url)
+    await client.connect()
+    await client.send(f'421["{name}",5]')
+    got = sorted([await client.packet(), await client.packet()])
+    assert json.loads(got[0][2:])[:2] == [name, 5]
+    assert got[1] == f'431[["{name}",5]]'

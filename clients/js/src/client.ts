@@ -178,7 +178,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
    * it is not sent.
    */
   emit<E extends EventName<Outgoing>>(event: E, ...args: Args<Outgoing[E]>): boolean {
-    return this.#send({ type: event, ...payload(args) });
+    return this.#send({ ...named(event), ...payload(args) });
   }
 
   /**
@@ -219,7 +219,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
         this.#settle(id)?.reject(new CrossbandError("timeout", `No answer to "${event}" within ${ms} ms`));
       }, ms);
       this.#pending.set(id, { resolve, reject, timer });
-      if (!this.#send({ type: event, ...payload(args), id })) {
+      if (!this.#send({ ...named(event), ...payload(args), id })) {
         this.#settle(id)?.reject(new CrossbandError("buffer_full", "Too many events wait to be sent"));
       }
     });
@@ -274,7 +274,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
           this.cursor = offset;
         }
         if (type === "token:expiring") void this.#refreshToken();
-        this.#dispatch(type, data ?? null, id);
+        this.#dispatch(type === "event" ? String(message["event"] ?? type) : type, data ?? null, id);
     }
   }
 
@@ -574,6 +574,13 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
 function payload(args: readonly unknown[]): { data?: unknown } {
   if (args.length === 0) return {};
   return { data: args.length === 1 ? args[0] : args };
+}
+
+/** Words of the envelope: an event of such a name is sent as one that has it beside its type. */
+const CONTROL: ReadonlySet<string> = new Set(["welcome", "ack", "gap", "error"]);
+
+function named(event: string): { type: string; event?: string } {
+  return CONTROL.has(event) ? { type: "event", event } : { type: event };
 }
 
 /** Names of ClientEvents. */

@@ -38,6 +38,7 @@ export function openEventStream(
     const value = parse(data);
     if (event === "welcome") ({ sid, session } = value);
     if (event === "ack:request") listener.message(value);
+    else if (event === "event:named") listener.message({ ...value, offset: id || null });
     else if (OWN.includes(event)) listener.message({ ...value, type: event });
     else listener.message({ type: event, data: value, offset: id || null });
   }

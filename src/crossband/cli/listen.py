@@ -243,7 +243,11 @@ async def _websocket(listener: Listener) -> AsyncGenerator[Event | Notice, None]
             elif isinstance(kind, str):
                 offset = frame.get("offset")
                 listener.offset = offset or listener.offset
-                yield Event(kind, _encode(frame.get("data")), offset)
+                # An event of a name that is a word of the envelope, such as "ack".
+                named = frame.get("event") if kind == "event" else None
+                yield Event(
+                    named if isinstance(named, str) else kind, _encode(frame.get("data")), offset
+                )
             else:
                 yield Event("message", _encode(frame), None)
     raise Lost("the connection ended")
@@ -287,7 +291,11 @@ async def _sse(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
                         yield listener.connected(False)
                     offset = sse.id if sse.id and sse.id != listener.offset else None
                     listener.offset = offset or listener.offset
-                    yield Event(sse.event or "message", _json_text(sse.data), offset)
+                    if sse.event == "event:named":
+                        named = _object(sse.data)
+                        yield Event(str(named.get("event")), _encode(named.get("data")), offset)
+                    else:
+                        yield Event(sse.event or "message", _json_text(sse.data), offset)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise Refused(f"{listener.url}: {exc}") from exc
     except httpx.ReadTimeout as exc:

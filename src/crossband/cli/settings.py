@@ -109,6 +109,7 @@ HELP: Final = {
     "history_size": "Events each namespace remembers for all, and for each client alone.",
     "history_bytes": "Bytes of data: of events for all, and of those for single clients.",
     "history_age": "How long events are remembered, and the sessions of clients that are away.",
+    "answer_errors": "Tell Socket.IO clients why an event failed, in its acknowledgement.",
     "recovery": "Let Socket.IO clients resume (connection state recovery).",
     "cors_origins": "Origins of other sites that may connect; * for any.",
     "allowed_hosts": "Hosts that requests may be for, without port; any if none is given.",

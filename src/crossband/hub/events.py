@@ -29,13 +29,12 @@ SOCKETIO_RESERVED: Final = frozenset(
         "removeListener",
     }
 )
-# Names with a meaning of their own on some door: neither emitted nor received.
+# Names that are Crossband's own: neither emitted nor received. The words of the envelope are not
+# among them, programs that exist have events of these names (`protocol.envelope.CONTROL`).
 RESERVED: Final = SOCKETIO_RESERVED | frozenset(
     {
-        "welcome",
-        "ack",
         "ack:request",
-        "gap",
+        "event:named",
         "server:shutdown",
         "token:expiring",
         "token:refresh",
@@ -43,8 +42,6 @@ RESERVED: Final = SOCKETIO_RESERVED | frozenset(
 )
 # A client's new token, which the hub itself handles.
 REFRESH: Final = "token:refresh"
-# The server's own answer to an event that failed.
-RECEIVED_RESERVED: Final = RESERVED | {"error"}
 
 NAME_LENGTH: Final = 256
 _array: Final = msgspec.json.Decoder(list[msgspec.Raw])

@@ -19,13 +19,14 @@ from crossband.errors import (
     EncodeError,
     EventError,
     InvalidMessage,
+    UnknownEvent,
 )
 from crossband.hub.callables import check_callable, check_outcome, is_async
 from crossband.hub.catchup import TURN, CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.events import (
-    RECEIVED_RESERVED,
     REFRESH,
+    RESERVED,
     EventSchema,
     Handler,
     check_event,
@@ -158,7 +159,7 @@ class Handlers:
             self.registry.disconnect.append(handler)
         else:
             event = check_name(event, "an event name")
-            if event in RECEIVED_RESERVED:
+            if event in RESERVED:
                 raise ValueError(f"{event!r} is a reserved event name")
             if event in self.registry.events:
                 raise ValueError(f"{event!r} has a handler already")
@@ -625,7 +626,7 @@ class Namespace(Handlers):
         """
         registry = self.registry
         event = message.event
-        if event in RECEIVED_RESERVED:
+        if event in RESERVED:
             if event == REFRESH and self.hub.guard.authenticate is not None:
                 return await self.hub.guard.refresh(socket, self._args(message))
             raise EventError(
@@ -648,7 +649,7 @@ class Namespace(Handlers):
         if schema is None:
             if registry.any:
                 return None
-            raise EventError(code="unknown_event")
+            raise UnknownEvent()
         bound = schema.bind(message.raws, message.attachments, single=message.single)
         result = schema.handler(socket, *bound)
         if schema.is_async or inspect.isawaitable(result):

@@ -25,6 +25,7 @@ from crossband.errors import (
     EventError,
     InvalidMessage,
     InvalidName,
+    UnknownEvent,
 )
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter, check_seconds
 from crossband.hub.events import NAME_LENGTH, check_event, check_name
@@ -32,6 +33,7 @@ from crossband.hub.runner import Started
 from crossband.hub.states import State
 from crossband.protocol import payload
 from crossband.protocol.payload import Payload
+from crossband.protocol.socketio import is_number
 from crossband.session import Acks, Connection, Handshake
 
 if TYPE_CHECKING:
@@ -677,6 +679,15 @@ class Socket:
         self._refuse(message, error)
 
     def _refuse(self, message: Incoming, error: EventError) -> None:
+        if self.codec.like_node:
+            if not self.namespace.hub.settings.answer_errors:
+                return
+            # Node leaves it to the client's timeout. A number is of an enum that both ends
+            # share: that nobody here knows it is worth an answer.
+            unknown = isinstance(error, UnknownEvent) and message.ack_id is not None
+            if unknown and not is_number(message.event):
+                logger.debug("nobody handles %r, which %s sent", message.event, self)
+                return
         self.tell(error, message.event, message.ack_id, message.reply)
 
     def tell(

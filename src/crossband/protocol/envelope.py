@@ -14,18 +14,33 @@ from crossband.errors import EncodeError, InvalidMessage
 from crossband.protocol import payload
 from crossband.protocol.depth import FLAT, MESSAGE_DEPTH, is_deeper
 
+# Types with a meaning of their own. An event of such a name has the type "event" and its name
+# beside it.
+CONTROL: Final = frozenset({"welcome", "ack", "gap", "error"})
+# Those that clients never send.
+_SERVERS: Final = CONTROL - {"ack"}
 # 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
 MAX_ID: Final = 2**53 - 1
 
 
 class Message(msgspec.Struct):
-    """One message from a client: `{"type", "data"?, "id"?}`."""
+    """One message from a client: `{"type", "data"?, "id"?}`.
+
+    Or `{"type": "event", "event": …}`; `type` is the event's name then.
+    """
 
     type: Annotated[str, msgspec.Meta(min_length=1)]
     # Raw JSON; UNSET when the key is absent.
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     # What the answer carries back; None when the client wants no answer.
     id: Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)] | None = None
+    # Unset unless the type is "event".
+    event: Any = msgspec.UNSET
+
+    @property
+    def is_ack(self) -> bool:
+        """Whether it is an acknowledgement, not an event of that name."""
+        return self.type == "ack" and self.event is msgspec.UNSET
 
 
 class _Reply(msgspec.Struct):
@@ -49,7 +64,16 @@ def decode(text: str | bytes) -> Message:
         if not isinstance(text, str):
             text = text.decode()  # msgspec skips over strings without a look at their UTF-8
         if len(text) <= FLAT or not is_deeper(text, MESSAGE_DEPTH):
-            return _decode(text)
+            message = _decode(text)
+            if message.type != "event":
+                message.event = msgspec.UNSET
+                if message.type in _SERVERS:
+                    raise ValueError("Reserved event name - at `$.type`")
+            elif isinstance(message.event, str) and message.event:
+                message.type = message.event
+            elif message.event is not msgspec.UNSET:
+                raise ValueError("Expected a name - at `$.event`")
+            return message
         reason, path = "Nested too deeply", "$"
     except UnicodeError:
         raise InvalidMessage("Not UTF-8") from None
@@ -75,7 +99,8 @@ def encode_event(
 ) -> str:
     """Encode an event; `data` is JSON text, `id` asks the client to acknowledge."""
     # Hot: once per publication. `data` is copied, never parsed.
-    wire = b'{"type":' + _json(event) + b',"data":' + data
+    head = b'{"type":"event","event":' if event in CONTROL else b'{"type":'
+    wire = head + _json(event) + b',"data":' + data
     if offset is not None:
         wire += b',"offset":' + _json(offset)
     if id is not None:

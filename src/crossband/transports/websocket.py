@@ -374,7 +374,7 @@ class WebSocketDoor:
             if isinstance(frame, bytes):
                 raise InvalidMessage("Expected a text frame with JSON, got a binary frame")
             message = envelope.decode(frame)
-            if message.type == "ack":
+            if message.is_ack:
                 answer_envelope(socket, message)
                 return
             data = message.data
@@ -419,7 +419,7 @@ class WebSocketDoor:
             else:
                 error.details["event"] = message.type
                 # The id of an acknowledgement is the server's.
-                ack_id = None if message.type == "ack" else message.id
+                ack_id = None if message.is_ack else message.id
         connection.push(socket.codec.problem(socket.namespace.name, error.to_dict(), ack_id))
         if self.hub.floods(connection):
             connection.evict("rate_limited", CloseCode.POLICY_VIOLATION, error.message)
@@ -485,7 +485,7 @@ def answer_envelope(
     """
     data = message.data
     raws = [] if isinstance(data, msgspec.UnsetType) else [data]
-    if message.type != "ack":
+    if not message.is_ack:
         socket.receive(Incoming(message.type, raws, (), message.id, reply, single=True))
         return False
     if message.id is None:

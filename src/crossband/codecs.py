@@ -120,10 +120,8 @@ class Codec(ABC):
     like_node: ClassVar[bool] = False
 
     @abstractmethod
-    def event(
-        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
-    ) -> Wire:
-        """Encode an event; `head` is the cursor before it when it has none itself."""
+    def event(self, publication: Publication, *, ack_id: int | None = None) -> Wire:
+        """Encode an event, with its cursor where it has one."""
 
     @abstractmethod
     def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
@@ -167,16 +165,10 @@ class SocketIOCodec(Codec):
     def __init__(self, *, recovery: bool) -> None:
         self._recovery = recovery
 
-    def event(
-        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
-    ) -> Wire:
+    def event(self, publication: Publication, *, ack_id: int | None = None) -> Wire:
         offset = None
         if self._recovery and ack_id is None:
             offset = publication.cursor
-            # The client takes any trailing string for an offset once it has a pid: the last
-            # argument, or the event's own name where there is none.
-            if offset is None and publication.payload.json.endswith((b'"]', b"[]")):
-                offset = head
         text = socketio.encode_event(
             publication.namespace, publication.event, publication.payload, id=ack_id, offset=offset
         )
@@ -220,9 +212,7 @@ class SocketIOCodec(Codec):
 class EnvelopeCodec(Codec):
     """JSON envelopes of the raw WebSocket door."""
 
-    def event(
-        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
-    ) -> Wire:
+    def event(self, publication: Publication, *, ack_id: int | None = None) -> Wire:
         data = payload.to_data(publication.payload)
         return Wire(
             envelope.encode_event(publication.event, data, offset=publication.cursor, id=ack_id)
@@ -257,9 +247,7 @@ class EnvelopeCodec(Codec):
 class SSECodec(Codec):
     """Event stream blocks; what has no field of its own is JSON in `data`."""
 
-    def event(
-        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
-    ) -> Wire:
+    def event(self, publication: Publication, *, ack_id: int | None = None) -> Wire:
         if ack_id is not None:
             data = payload.to_data(publication.payload)
             request = envelope.encode_event(publication.event, data, id=ack_id)
@@ -314,9 +302,7 @@ class PlainSSECodec(SSECodec):
 class PlainCodec(Codec):
     """Bare frames: a string is a text frame, bytes a binary frame, the rest JSON text."""
 
-    def event(
-        self, publication: Publication, *, ack_id: int | None = None, head: str | None = None
-    ) -> Wire:
+    def event(self, publication: Publication, *, ack_id: int | None = None) -> Wire:
         args = payload.decode(publication.payload)
         value = args[0] if len(args) == 1 else args
         if isinstance(value, (str, bytes)):

@@ -711,6 +711,35 @@ class BaseHub(Namespace):
             )
             raise ConnectionRefused(code="handshake_timeout", status=503) from None
 
+    async def _find_place(
+        self, namespace: Namespace, session: Session, offset: str
+    ) -> tuple[str, list[Publication]]:
+        """Return where a known client is that shows an offset which is no cursor of ours.
+
+        It is what an unrecorded event ended in: the client had all that came before it. Of
+        several such events it may be any, and so it is the first: an event may come twice, but
+        none is lost. Raises Gap.
+        """
+        name, sid = namespace.name, session.sid
+        places = namespace.places_of(offset, frozenset((sid, *session.rooms)))
+        try:
+            # Or a cursor from before its pid: nothing came since it started.
+            missed = await self.broker.history(name, session.cursor, sid)
+        except Gap:
+            if not places:
+                raise
+        else:
+            began = {session.cursor, *(item.cursor for item in missed)}
+            places = [place for place in places if place in began]
+            if not places:
+                return session.cursor, missed
+        for place in places[:-1]:
+            try:
+                return place, await self.broker.history(name, place, sid)
+            except Gap:
+                continue
+        return places[-1], await self.broker.history(name, places[-1], sid)
+
     async def _resume(
         self,
         namespace: Namespace,
@@ -746,9 +775,7 @@ class BaseHub(Namespace):
                 except Gap as error:
                     if session is None or not resume.returning or error.reason != "unknown":
                         raise
-                    # A known pid with a cursor from before it: nothing came since it started.
-                    cursor = session.cursor
-                    missed = await self.broker.history(namespace.name, cursor, sid)
+                    cursor, missed = await self._find_place(namespace, session, cursor)
                 if gap is None:
                     catch_up = CatchUp(missed, hold, cursor)
             except Gap as error:

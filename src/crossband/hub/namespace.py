@@ -6,9 +6,12 @@ import asyncio
 import functools
 import inspect
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, TypeVar, overload
+
+import msgspec
 
 from crossband.broker import Publication
 from crossband.codecs import PLAIN, Codec, Wire, tag_of
@@ -42,6 +45,11 @@ if TYPE_CHECKING:
     from crossband.session import Connection
 
 logger = logging.getLogger("crossband")
+
+# Unrecorded events whose place a namespace remembers, for `places_of`.
+TAILS = 256
+# Bytes of their arguments; of longer ones nothing is remembered.
+TAIL_SIZE = 512
 
 # Events that may come while a client that comes back is let in, however short the history.
 FEWEST_HELD = 16
@@ -275,6 +283,8 @@ class Namespace(Handlers):
         self._by_session: dict[str, Socket] = {}
         # Everything recorded is also given to these while somebody catches up.
         self._holds: list[Hold] = []
+        # The last unrecorded events that end in a string, and the cursor before each.
+        self._tails: deque[tuple[Publication, str]] = deque(maxlen=TAILS)
 
     def __repr__(self) -> str:
         return f"<Namespace {self.name!r}: {len(self._sockets)} sockets>"
@@ -384,7 +394,9 @@ class Namespace(Handlers):
         if not recipients:
             return
         self.traffic.delivered += len(recipients)
-        head = None if recorded else self.hub.broker.head(self.name)
+        json = publication.payload.json
+        if not recorded and len(json) <= TAIL_SIZE and json.endswith((b'"]', b"[]")):
+            self._tails.append((publication, self.hub.broker.head(self.name)))
         ticker = self.hub.ticker
         wires: dict[Codec, Wire | None] = {}
         current: Codec | None = None
@@ -400,7 +412,7 @@ class Namespace(Handlers):
             codec = socket.codec
             if codec is not current:
                 if codec not in wires:
-                    wires[codec] = self._encode(codec, publication, head)
+                    wires[codec] = self._encode(codec, publication)
                 current, wire = codec, wires[codec]
                 size = 0 if wire is None else wire.size
             # None: this codec cannot carry it.
@@ -414,11 +426,22 @@ class Namespace(Handlers):
                 connection.dirty = True
                 ticker.schedule().append(connection)
 
-    def _encode(
-        self, codec: Codec, publication: Publication, head: str | None = None
-    ) -> Wire | None:
+    def places_of(self, offset: str, rooms: frozenset[str]) -> list[str]:
+        """Return the cursors at which a client may be that shows `offset`, which is none.
+
+        The official client takes any string at the end of an event for its offset, or the
+        event's name where it has no argument. Oldest first.
+        """
+        places: dict[str, None] = {}
+        for publication, head in self._tails:
+            args = msgspec.json.decode(publication.payload.json)
+            if (args[-1] if args else publication.event) == offset and concerns(publication, rooms):
+                places[head] = None
+        return list(places)
+
+    def _encode(self, codec: Codec, publication: Publication) -> Wire | None:
         try:
-            wire = codec.event(publication, head=head)
+            wire = codec.event(publication)
             wire.tag = tag_of(publication)
             return wire
         except Exception as error:
@@ -602,7 +625,7 @@ class Namespace(Handlers):
             if isinstance(item, Wire):
                 connection.push(item)
             elif concerns(item, rooms):
-                wire = self._encode(socket.codec, item, catch_up.cursor)
+                wire = self._encode(socket.codec, item)
                 if wire is not None:
                     connection.push(wire)
         catch_up.pausing = True

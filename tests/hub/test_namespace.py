@@ -591,7 +591,7 @@ async def test_room_limit_is_told(hub: Hub) -> None:
     assert len(a.socket.rooms) == limit
 
 
-async def test_official_client_never_takes_a_string_for_an_offset(hub: Hub) -> None:
+async def test_string_that_the_official_client_takes_for_an_offset_is_a_place(hub: Hub) -> None:
     # Its rule: the last string of a packet, be it the event's own name, is its offset.
     one = await peer(hub, codec=SOCKETIO)
     head = hub.broker.head("/")
@@ -604,12 +604,15 @@ async def test_official_client_never_takes_a_string_for_an_offset(hub: Hub) -> N
         one.link.flushed.clear()
         await one.link.flushed.wait()
     assert one.link.taken[1:] == [
-        f'42["tick","{head}"]',
-        f'42["tick","text","{head}"]',
+        '42["tick"]',
+        '42["tick","text"]',
         '42["tick",1]',
         f'42["x","text","{cursor}"]',
-        f'42["tick","{cursor}"]',
+        '42["tick"]',
     ]
+    assert hub.places_of("text", one.socket.rooms) == [head]
+    assert hub.places_of("tick", one.socket.rooms) == [head, cursor]
+    assert hub.places_of("x", one.socket.rooms) == []
 
 
 def test_handler_registration_is_checked() -> None:

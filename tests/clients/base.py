@@ -107,7 +107,10 @@ class Client(ABC):
             raise
 
     def answer(self, event: str, handler: Callable[[Any], Any]) -> None:
-        """Answer the server's acknowledgement requests for `event` with what `handler` returns."""
+        """Answer the server's acknowledgement requests for `event` with what `handler` returns.
+
+        The raw clients take an async handler too, which may ask the server in between.
+        """
         self._answers[event] = handler
 
     async def next_event(self, name: str) -> Event:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import socket
 import struct
@@ -105,6 +106,8 @@ class EventStreamClient(Client):
             self._receive(name, data, last_id or None)
 
     async def _reply(self, ident: int, answer: Any) -> None:
+        if inspect.isawaitable(answer):
+            answer = await answer
         response = await self.post({"type": "ack", "id": ident, "data": answer})
         assert response.status_code == 200, response.text
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
+from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -46,6 +48,7 @@ class WebSocketClient(Client):
         self._acks: dict[int, asyncio.Future[Any]] = {}
         self._next_id = 0
         self._deserted: list[ClientConnection] = []
+        self._replies: set[asyncio.Task[None]] = set()
 
     async def _open(self) -> None:
         url = door_url(
@@ -104,7 +107,17 @@ class WebSocketClient(Client):
             self._receive(name, message.get("data"), message.get("offset"))
             if ident is not None and name in self._answers:
                 answer = self._answers[name](message.get("data"))
+                if inspect.isawaitable(answer):
+                    # Not here, where what it waits for is read.
+                    self._replies.add(asyncio.create_task(self._reply(connection, ident, answer)))
+                    return
                 await connection.send(json.dumps({"type": "ack", "id": ident, "data": answer}))
+
+    async def _reply(
+        self, connection: ClientConnection, ident: int, answer: Awaitable[Any]
+    ) -> None:
+        data = await answer
+        await connection.send(json.dumps({"type": "ack", "id": ident, "data": data}))
 
     async def emit(self, event: str, *data: Any) -> None:
         assert self.connection is not None

@@ -155,6 +155,8 @@ class BaseHub(Namespace):
         # The departures that are under way, by namespace and session: who comes back meanwhile
         # is greeted after them.
         self._departures: dict[tuple[str, str], asyncio.Task[None]] = {}
+        # Numbers the attempts to come in.
+        self._attempts = itertools.count()
         self._ack_ids = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._life = Life()
@@ -626,6 +628,7 @@ class BaseHub(Namespace):
     ) -> Admission:
         if self.stopping:
             raise ConnectionRefused(code="shutting_down", status=503)
+        attempt = next(self._attempts)
         identity = None
         revocations = self.guard.revocations
         if self.guard.authenticate is not None:
@@ -647,7 +650,7 @@ class BaseHub(Namespace):
         if identity is not None:
             self._count_user(connection, identity.user, namespace, resume)
         admission = await self._resume(
-            namespace, connection, handshake, codec, resume, identity, revocations
+            namespace, connection, handshake, codec, resume, identity, revocations, attempt
         )
         socket = admission.socket
         try:
@@ -749,6 +752,7 @@ class BaseHub(Namespace):
         resume: Resume,
         identity: Identity | None,
         revocations: int,
+        attempt: int,
     ) -> Admission:
         user = None if identity is None else identity.user
         session: Session | None = None
@@ -807,6 +811,7 @@ class BaseHub(Namespace):
             record,
             recovered=session is not None and catch_up is not None,
             identity=identity,
+            attempt=attempt,
         )
         if catch_up is not None:
             # Its middlewares know its id from here on.
@@ -832,6 +837,11 @@ class BaseHub(Namespace):
         if session is None:
             return
         place = (session.namespace, session.key)
+        live = admission.socket.namespace.live(session.key)
+        if live is not None and live.attempt > admission.socket.attempt:
+            # The client has come by another way meanwhile, and waits here no more.
+            self._start_anew(admission)
+            return
         earlier = self._opening.pop(place, None)
         if earlier is not None:
             # Its client is not answered yet, and starts anew if it is there to be.
@@ -842,7 +852,6 @@ class BaseHub(Namespace):
         if taken is None or taken.sid != session.sid:
             # Ended or revoked while this client was examined, or started anew by another.
             if taken is not None:
-                live = admission.socket.namespace.live(taken.key)
                 self.broker.save_session(taken, connected=live is not None)
             self._start_anew(admission)
             return

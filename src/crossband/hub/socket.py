@@ -118,6 +118,7 @@ class Socket:
         "_inbox_size",
         "_space",
         "_turn",
+        "attempt",
         "catching",
         "codec",
         "connected",
@@ -142,6 +143,7 @@ class Socket:
         *,
         recovered: bool,
         identity: Identity | None = None,
+        attempt: int = 0,
     ) -> None:
         self.namespace = namespace
         self.connection = connection
@@ -154,6 +156,8 @@ class Socket:
         # Who it is, by the last token it showed. None where nobody asked, and for anonymous
         # clients.
         self.identity = identity
+        # By which several attempts of one client are told apart: the later, the higher.
+        self.attempt = attempt
         # LIVE from the welcome until it leaves: `state` tells more.
         self.stage = State.CONNECTING
         self.connected = False

@@ -1,6 +1,6 @@
 """The states of a client, from its first byte to its last, and what may happen in each.
 
-`tests/hub/test_states.py` tries every cell of the table on every door.
+`tests/test_states.py` tries every cell of the table on every door.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Outcome(Enum):
     KEPT = "kept"
     # join, leave: from now on; before the welcome, from there on.
     MEMBER = "member"
-    # disconnect, stop: the client is not let in, and is told so.
+    # disconnect, stop: the client is not let in, and is told why.
     REFUSED = "refused"
     # disconnect, stop: the client is told, its disconnect handlers run once.
     ENDED = "ended"
@@ -62,7 +62,7 @@ class Outcome(Enum):
     TAKEN = "taken"
     # refresh: a client in this state cannot send one.
     IMPOSSIBLE = "impossible"
-    # second connect: the second gets the session, and the first is never welcomed with it.
+    # second connect: the second has the session, and the first starts anew if it is let in.
     SECOND_WINS = "second wins"
     # second connect: as that, and the first is told; its disconnect handlers run before the
     # connect handlers of the second.
@@ -87,7 +87,7 @@ _ROWS: Final[Mapping[Event, tuple[Outcome, ...]]] = {
     Event.EMIT: (*[_O.AFTER_WELCOME] * 2, *[_O.IN_ORDER] * 3, *[_O.KEPT] * 2),
     Event.JOIN: (*[_O.MEMBER] * 5, *[_O.KEPT] * 2),
     Event.LEAVE: (*[_O.MEMBER] * 5, *[_O.KEPT] * 2),
-    Event.DISCONNECT: (*[_O.REFUSED] * 2, *[_O.ENDED] * 3, *[_O.FORGOTTEN] * 2),
+    Event.DISCONNECT: (_O.REFUSED, *[_O.ENDED] * 4, *[_O.FORGOTTEN] * 2),
     Event.REFRESH: (*[_O.IMPOSSIBLE] * 2, *[_O.TAKEN] * 3, *[_O.IMPOSSIBLE] * 2),
     Event.SECOND_CONNECT: (
         *[_O.SECOND_WINS] * 2,
@@ -96,7 +96,7 @@ _ROWS: Final[Mapping[Event, tuple[Outcome, ...]]] = {
         _O.RESUMES,
     ),
     Event.CUT: (*[_O.WITHDRAWN] * 2, *[_O.DEPARTS] * 3, *[_O.NOTHING] * 2),
-    Event.STOP: (*[_O.REFUSED] * 2, *[_O.ENDED] * 3, *[_O.NOTHING] * 2),
+    Event.STOP: (_O.REFUSED, *[_O.ENDED] * 4, *[_O.NOTHING] * 2),
 }
 OUTCOMES: Final[Mapping[tuple[Event, State], Outcome]] = {
     (event, state): outcome

@@ -100,7 +100,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     this.#round = this.#doors();
     const stopWaking = onWake({
       wake: () => this.#wake(),
-      lost: () => this.#link && this.#lose("offline", "The network is gone"),
+      lost: () => this.#link && this.#lose("offline", "Offline"),
     });
     const stopKeeping = this.#keepSession();
     this.#stopListening = () => {
@@ -220,7 +220,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
       }, ms);
       this.#pending.set(id, { resolve, reject, timer });
       if (!this.#send({ ...named(event), ...payload(args), id })) {
-        this.#settle(id)?.reject(new CrossbandError("buffer_full", "Too many events wait to be sent"));
+        this.#settle(id)?.reject(new CrossbandError("buffer_full", "Too many events wait"));
       }
     });
   }
@@ -274,13 +274,13 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
           this.cursor = offset;
         }
         if (type === "token:expiring") void this.#refreshToken();
-        this.#dispatch(type === "event" ? String(message["event"] ?? type) : type, data ?? null, id);
+        this.#dispatch(message.event ?? type, data ?? null, id);
     }
   }
 
   #dispatch(event: string, data: unknown, id: number | undefined): void {
     for (const listener of this.#any) guard(() => listener(event, data));
-    if (OWN.has(event)) return;
+    if (OWN.test(event)) return;
     const ack = (...answer: unknown[]): void => {
       if (id === undefined || !this.connected) return;
       const reply = { type: "ack", ...payload(answer), id };
@@ -302,7 +302,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     if (this.#round.length === 0) this.#round = this.#doors();
     const transport = this.#round.shift()!;
     this.transport = transport;
-    this.#setTimer(() => this.#lose("timeout", "No welcome in time"), this.#options.connectTimeout ?? 10_000);
+    this.#setTimer(() => this.#lose("timeout", "No welcome"), this.#options.connectTimeout ?? 10_000);
     let shown: string | null | undefined;
     try {
       shown = typeof token === "function" ? await token() : token;
@@ -343,7 +343,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
   #doors(): TransportName[] {
     const { transports = ["websocket", "sse"], WebSocket = globalThis.WebSocket } = this.#options;
     const doors = transports.filter((name) => name !== "websocket" || WebSocket);
-    if (doors.length === 0) throw new CrossbandError("transports", "No WebSocket here: pass one as an option");
+    if (doors.length === 0) throw new CrossbandError("transports", "No WebSocket: pass one as an option");
     // What worked before is likely only away for a moment.
     if (this.#direct) return doors.slice(0, 1);
     // What was in vain twice is asked last.
@@ -477,7 +477,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     this.#link!.probe();
     this.#setTimer(() => {
       if (this.#heardAt > 0) this.#watch();
-      else this.#lose("silent", "The connection was silent for too long");
+      else this.#lose("silent", "Connection silent");
     }, PROBE_TIME);
   }
 
@@ -491,7 +491,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     for (const id of [...this.#pending.keys()]) {
       if (unsent.has(id)) continue;
       this.#settle(id)!.reject(
-        new CrossbandError("disconnected", "Lost before the answer came; it may have been handled"),
+        new CrossbandError("disconnected", "Lost before the answer; perhaps handled"),
       );
     }
   }
@@ -577,22 +577,12 @@ function payload(args: readonly unknown[]): { data?: unknown } {
 }
 
 /** Words of the envelope: an event of such a name is sent as one that has it beside its type. */
-const CONTROL: ReadonlySet<string> = new Set(["welcome", "ack", "gap", "error"]);
-
 function named(event: string): { type: string; event?: string } {
-  return CONTROL.has(event) ? { type: "event", event } : { type: event };
+  return /^(welcome|ack|gap|error)$/.test(event) ? { type: "event", event } : { type: event };
 }
 
 /** Names of ClientEvents. */
-const OWN: ReadonlySet<string> = new Set([
-  "connect",
-  "disconnect",
-  "connect_error",
-  "error",
-  "gap",
-  "shutdown",
-  "state",
-]);
+const OWN = /^(connect|disconnect|connect_error|error|gap|shutdown|state)$/;
 
 /** One listener's failure is not the next one's. */
 function guard(call: () => unknown): void {

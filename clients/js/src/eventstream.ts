@@ -92,14 +92,14 @@ export async function readEventStream(
 /** Read a response that is an error: Crossband's JSON, or somebody else's. */
 export async function refusal(response: Response): Promise<CrossbandError> {
   const { status } = response;
-  if (status === 204) return new CrossbandError("disconnected", "The server ended this client", { status });
+  if (status === 204) return new CrossbandError("disconnected", "Ended by the server", { status });
   const body: unknown = await response.json().catch(() => undefined);
   if (typeof body === "object" && body !== null && "type" in body && body.type === "error") {
     const { type: _, code, error, ...details } = body as Record<string, unknown>;
     return new CrossbandError(String(code), String(error), { ...details, status });
   }
   // Not Crossband's: a proxy, a captive portal.
-  return new CrossbandError("http", `HTTP ${status} where an event stream was expected`, { status });
+  return new CrossbandError("http", `HTTP ${status}, no event stream`, { status });
 }
 
 /** Whether a refusal would be the same again: the server's own 4xx, and 204. */

@@ -95,7 +95,7 @@ export function follow(address: string, options: FollowOptions, follower: Follow
 
   const stopWaking = onWake({
     wake: () => abort || open(),
-    lost: () => abort && drop(new CrossbandError("offline", "The network is gone")),
+    lost: () => abort && drop(new CrossbandError("offline", "Offline")),
   });
 
   function stop(): void {

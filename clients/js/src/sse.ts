@@ -37,8 +37,7 @@ export function openEventStream(
     if (signal.aborted) return;
     const value = parse(data);
     if (event === "welcome") ({ sid, session } = value);
-    if (event === "ack:request") listener.message(value);
-    else if (event === "event:named") listener.message({ ...value, offset: id || null });
+    if (event === "ack:request" || event === "event:named") listener.message({ ...value, offset: id || null });
     else if (OWN.includes(event)) listener.message({ ...value, type: event });
     else listener.message({ type: event, data: value, offset: id || null });
   }
@@ -71,7 +70,7 @@ export function openEventStream(
         answer = { ...details, type: "error", code, error: message };
       }
     } catch {
-      answer = { type: "error", code: "disconnected", error: "Lost before the answer came; it may have been handled" };
+      answer = { type: "error", code: "disconnected", error: "Lost before the answer; perhaps handled" };
     }
     if (id !== undefined) answer.id = id;
     if (!signal.aborted) listener.message(answer);
@@ -81,7 +80,7 @@ export function openEventStream(
     if (!signal.aborted) listener.alive();
   };
   readEventStream(fetch, stream, { headers, credentials, signal }, { alive, event: onEvent }).then(
-    () => end(new CrossbandError("closed", "The stream ended"), false),
+    () => end(new CrossbandError("closed", "Stream ended"), false),
     onLost,
   );
 

@@ -140,6 +140,8 @@ export interface Message {
   type: string;
   data?: unknown;
   id?: number;
+  /** The name of an event that is a word of the envelope, where `type` is "event". */
+  event?: string;
   offset?: string | null;
   [key: string]: unknown;
 }

@@ -32,7 +32,7 @@ export function openWebSocket(
   socket.onclose = ({ code, reason }) => {
     if (over) return;
     over = true;
-    const text = reason || (code === 1006 ? "The connection was lost" : `Closed with code ${code}`);
+    const text = reason || (code === 1006 ? "The connection was lost" : `Code ${code}`);
     listener.end({
       error: new CrossbandError(code === TOKEN_EXPIRED ? "unauthorized" : "closed", text, { closeCode: code }),
       final: FINAL_CODES.includes(code),

@@ -80,7 +80,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "test_hostile.py::test_broken_frame_of_a_client_that_vanished_is_no_error",
     ),
     "Heartbeats before authentication": (
-        "test_auth_doors.py::test_no_heartbeat_before_auth",
+        "test_auth_doors.py::test_one_heartbeat_before_auth",
     ),
     "Slow heads, slow bodies, responses that are never read": (
         "test_hostile.py::test_head_that_takes_too_long_is_cut",

@@ -39,7 +39,8 @@ class EventStreamClient(Client):
                 timeout=httpx.Timeout(WAIT, read=None), trust_env=False, verify=False
             )
         # A native EventSource sends its cursor in the header.
-        headers = {"Accept": "text/event-stream"}
+        # JSON too, as a program that wants a refusal's status.
+        headers = {"Accept": "text/event-stream, application/json"}
         if self.offset is not None:
             headers["Last-Event-ID"] = self.offset
         url = door_url(

@@ -245,7 +245,7 @@ async def test_sse_clients_are_listed_told_and_removed(
     answer = await http.post(f"{api}/broadcast", json=news)
     assert answer.json() == {"success": True, "clients": 2}
     assert await data_of([ada, bob], "news") == [{"text": "hello"}] * 2
-    for wrong in ({"data": 1}, {"event": "bad\nname"}, {"event": "welcome"}):
+    for wrong in ({"data": 1}, {"event": "bad\nname"}, {"event": "connect"}):
         answer = await http.post(f"{api}/broadcast", json=wrong)
         assert (answer.status_code, answer.json()["success"]) == (422, False)
 

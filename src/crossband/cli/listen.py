@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import ssl
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -43,6 +44,8 @@ CONNECT_TIMEOUT: Final = 10.0
 SILENCE: Final = 90.0
 # Bytes in one message; what a server may send is not what it accepts.
 MAX_MESSAGE: Final = 64 * 1024 * 1024
+# What the end of a Socket.IO event is taken for its cursor by: it may be a string of its own.
+_CURSOR: Final = re.compile(r"[A-Za-z0-9.]+-[0-9]+")
 
 
 class Event(NamedTuple):
@@ -347,20 +350,17 @@ async def _socketio(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
                 notice = listener.connected(recovered)
                 listener.session = pid
                 yield notice
-                for number, room in enumerate(listener.rooms if not recovered else ()):
+                for room in listener.rooms if not recovered else ():
+                    # Without an acknowledgement: what fails is told by an `error` event, also
+                    # where the hub has no rooms to join.
                     payload = Payload(msgspec.json.encode([room]))
                     await connection.send(
-                        "4"
-                        + socketio.encode_event(listener.namespace, "room:join", payload, id=number)
+                        "4" + socketio.encode_event(listener.namespace, "room:join", payload)
                     )
             elif packet.type is socketio.PacketType.CONNECT_ERROR:
                 raise Refused(f"refused: {_error_text(_object(packet.data))}")
             elif packet.type is socketio.PacketType.DISCONNECT:
                 raise Lost("the server disconnected this client")
-            elif packet.type in (socketio.PacketType.ACK, socketio.PacketType.BINARY_ACK):
-                answer = _args(socketio.split_ack(packet), packet.attachments)
-                if answer and isinstance(answer[0], dict) and "error" in answer[0]:
-                    yield Notice("error", f"room:join: {_error_text(answer[0])}")
             else:
                 yield _socketio_event(listener, packet)
     raise Lost("the connection ended")
@@ -377,10 +377,10 @@ def _socketio_event(listener: Listener, packet: socketio.Packet) -> Event | Noti
     if name == "server:shutdown":
         return Notice("shutdown", f"the server is stopping: {first.get('message')}")
     offset = None
-    # As the official client: with a pid, a string at the end is the offset. An event that
-    # is not recorded repeats the one before.
-    if listener.session is not None and packet.id is None and args and isinstance(args[-1], str):
-        cursor = args.pop()
+    # With a pid, recorded events end with their cursor; others may end with a string of theirs.
+    cursor = args[-1] if args and listener.session is not None and packet.id is None else None
+    if isinstance(cursor, str) and _CURSOR.fullmatch(cursor):
+        del args[-1]
         offset = cursor if cursor != listener.offset else None
         listener.offset = cursor
     data = None if not args else args[0] if len(args) == 1 else args

@@ -25,7 +25,7 @@ run: ## Serve the demo at http://127.0.0.1:8000 (make run PORT=9000)
 	@exec $(VENV)/crossband demo --port $(PORT)
 
 test: ## Run every test (make test ARGS="-k resume")
-	$(SETUP) dev node client pages chromium nginx
+	$(SETUP) dev node client pages chromium nginx curl
 	@npm test --silent
 # 5: ARGS selects none of these, or none of those. The first compiles for the processes of the second.
 	@$(VENV)/pytest -q -m alone $(ARGS) || [ $$? -eq 5 ]

@@ -72,7 +72,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "Packets without bound in one polling body": (
         "protocol/test_engineio.py::test_a_megabyte_of_separators_is_refused_before_it_is_split",
         "a megabyte of separators",
-        "129 packets",
+        "129 packets, the last of them bad",
     ),
     "Lengths of 2^63, truncated frames": (
         "WebSocket: 2^63 bytes announced",

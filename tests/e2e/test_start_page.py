@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from playwright.async_api import Browser, Page, expect
 
 from crossband.demo import Demo
 from crossband.invocation import program
 from crossband.server import Server
+from tests.children import Child
 from tests.clients import WebSocketClient
 from tests.e2e.conftest import has_no_serious_barrier, picture
 
@@ -127,16 +126,13 @@ async def test_commands_work_where_the_server_runs(server: Server, page: Page) -
     await expect(command).to_have_text(f"{program()} listen {server.url}/")
     text = await command.text_content()
     assert text is not None
-    listening = await asyncio.create_subprocess_shell(
-        f"{text} --count 1", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    assert listening.stdout is not None
-    # Until it is there, nobody hears.
-    count = page.get_by_test_id("station-doors").locator(".live")
-    await expect(count).to_have_text("1 client")
-    sender = WebSocketClient()
-    await sender.connect(server.url)
-    await sender.call("chat:message", {"content": "it works"})
-    assert b"it works" in await listening.stdout.readline()
-    assert await listening.wait() == 0
-    await sender.close()
+    async with Child("sh", "-c", f"{text} --count 1") as listening:
+        # Until it is there, nobody hears.
+        count = page.get_by_test_id("station-doors").locator(".live")
+        await expect(count).to_have_text("1 client")
+        sender = WebSocketClient()
+        await sender.connect(server.url)
+        await sender.call("chat:message", {"content": "it works"})
+        await listening.says("it works")
+        assert await listening.exit_code() == 0
+        await sender.close()

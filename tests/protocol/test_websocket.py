@@ -14,6 +14,7 @@ from websockets.protocol import CLIENT, Protocol
 from crossband.protocol.websocket import (
     BINARY,
     BROKEN,
+    CLOSE,
     MIN_DEFLATED,
     PING,
     PING_FRAME,
@@ -30,6 +31,7 @@ from crossband.protocol.websocket import (
 )
 
 LIMIT = 200_000
+CONTROL = (Opcode.CLOSE, Opcode.PING, Opcode.PONG)
 
 messages = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"])),
@@ -109,9 +111,7 @@ pieces = st.lists(
         st.tuples(st.just(Opcode.TEXT), st.text(max_size=300).map(os.fsencode), st.just(True)),
         st.tuples(st.just(Opcode.BINARY), st.binary(max_size=300), st.booleans()),
         st.tuples(st.just(Opcode.CONT), st.binary(max_size=10), st.booleans()),
-        st.tuples(
-            st.sampled_from([Opcode.PING, Opcode.PONG]), st.binary(max_size=125), st.just(True)
-        ),
+        st.tuples(st.sampled_from(CONTROL), st.binary(max_size=125), st.just(True)),
         st.tuples(st.just(Opcode.BINARY), st.just(b"x" * 70_000), st.just(True)),
     ),
     max_size=8,
@@ -134,8 +134,7 @@ def test_frames_are_found_however_they_are_cut(
     assert found == whole
     fragmented = False
     for (kind, payload), (opcode, data, fin), raw in zip(whole, frames, wires, strict=True):
-        control = opcode in (Opcode.PING, Opcode.PONG)
-        if control or (fin and opcode is not Opcode.CONT and not fragmented):
+        if opcode in CONTROL or (fin and opcode is not Opcode.CONT and not fragmented):
             assert (kind, payload) == (opcode, data)
         else:
             assert (kind, payload) == (RAW, raw)
@@ -171,7 +170,7 @@ def test_any_bytes_are_split_without_an_exception(chunks: list[bytes]) -> None:
     splitter = FrameSplitter(1_000)
     for chunk in chunks:
         for kind, _ in split(splitter, chunk):
-            assert kind in (TEXT, BINARY, PING, PONG, RAW, TOO_LARGE, BROKEN)
+            assert kind in (TEXT, BINARY, CLOSE, PING, PONG, RAW, TOO_LARGE, BROKEN)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +231,8 @@ def test_compressed_frames_are_left_to_the_library() -> None:
     assert split(splitter, wire) == [(RAW, wire)]
 
 
-def test_close_frame_is_left_to_the_library() -> None:
+def test_close_frame_is_split_also_within_a_message() -> None:
+    first = masked(Opcode.TEXT, b"a", fin=False)
     wire = masked(Opcode.CLOSE, b"\x03\xe8bye")
-    assert split(FrameSplitter(LIMIT), wire) == [(RAW, wire)]
+    assert split(FrameSplitter(LIMIT), wire) == [(CLOSE, b"\x03\xe8bye")]
+    assert split(FrameSplitter(LIMIT), first + wire) == [(RAW, first), (CLOSE, b"\x03\xe8bye")]

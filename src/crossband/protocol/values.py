@@ -63,7 +63,7 @@ def _key(key: Any) -> str:
     if kind is float:
         if math.isfinite(key):
             return repr(key)
-        return "NaN" if key != key else "Infinity" if key > 0 else "-Infinity"
+        return "NaN" if math.isnan(key) else "Infinity" if key > 0 else "-Infinity"
     if kind in SCALARS:
         return str(key)
     if isinstance(key, (tuple, frozenset)):

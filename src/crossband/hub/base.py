@@ -1101,6 +1101,7 @@ class BaseHub(Namespace):
         """End a client that a connect handler refused, with the error it raised."""
         if not socket.connected:
             return
+        self.traffic.refused(refusal, socket.handshake, socket.namespace.name)
         if refusal.status >= 500:
             # What passes: it may come back as itself.
             self.dismiss(socket, "forced close", CloseCode.TRY_AGAIN_LATER, refusal)

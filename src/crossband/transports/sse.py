@@ -54,7 +54,7 @@ _STREAM_HEADERS: HeaderList = [
 class StreamConnection(Connection):
     """One event stream and its one socket."""
 
-    __slots__ = ("_closing", "_door", "_idle", "_lane", "_stalled", "_writing", "socket")
+    __slots__ = ("_closing", "_door", "_idle", "_lane", "_sent", "_stalled", "_writing", "socket")
 
     def __init__(self, ticker: Ticker, door: StreamDoor, *, limit: int) -> None:
         super().__init__(ticker, limit=limit)
@@ -67,6 +67,8 @@ class StreamConnection(Connection):
         # (when, bytes unsent), as it was seen first since the client took something. None while
         # nobody has looked, and while nothing waits for the client.
         self._stalled: tuple[float, int] | None = None
+        # When the server took the last piece, over ASGI.
+        self._sent = 0.0
         # Ends the writing when the client does not take the rest. None until it begins.
         self._writing: asyncio.Timeout | None = None
         # None until opened.
@@ -92,6 +94,10 @@ class StreamConnection(Connection):
         if self._stalled is None or unsent < self._stalled[1]:
             self._stalled = now, unsent
         return now - self._stalled[0]
+
+    def refused_for(self, now: float) -> float:
+        """Return for how many seconds the server, over ASGI, has waited to take a piece."""
+        return now - self._sent if self._idle is None else 0.0
 
     def flush(self) -> None:
         if self._lane is not None:
@@ -193,6 +199,7 @@ class StreamConnection(Connection):
 
     async def _write(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
+        self._sent = monotonic()
         waited = False
         while True:
             if self.queue:
@@ -208,6 +215,7 @@ class StreamConnection(Connection):
                     piece = body[start : start + BATCH]
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                     self._stalled = None
+                    self._sent = monotonic()
                 self.wrote(sum([wire.size for wire in queue]))
             elif self._closing:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -217,6 +225,7 @@ class StreamConnection(Connection):
                 self._idle = loop.create_future()
                 await self._idle
                 self._idle = None
+                self._sent = monotonic()
 
 
 class StreamDoor:
@@ -401,6 +410,10 @@ class StreamDoor:
         with contextlib.suppress(Exception):
             while (await request.read())["type"] != "http.disconnect":
                 pass
+        # Our server and the kernel have the same time as we for a client that takes nothing, and
+        # may be the first to cut it. Their clocks are not quite ours.
+        if connection.refused_for(monotonic()) >= 0.9 * self._hub.settings.limits.send_time:
+            connection.overflow("stalled")
         connection.close(CloseCode.NORMAL, "client left", now=True)
 
     async def _post(self, request: Request, sid: str, cors: HeaderList) -> None:

@@ -263,8 +263,9 @@ async def publish(hub: Hub, until: float) -> tuple[int, float]:
         late = max(late, loop.time() - due)
         await (hub.to("fire") if number % 2 else hub).emit("number", number)
         if number % 10 == 0:
-            # Ends in a string, which the official client takes for its cursor.
-            await hub.volatile.emit("noise", "not-a-cursor")
+            # Ends in a string, which the official client takes for its cursor. Were they equal,
+            # numbers could come twice: nobody knows which of them it had last.
+            await hub.volatile.emit("noise", f"not-a-cursor {number}")
             await hub.to("elsewhere").emit("number", -1)
     raise AssertionError("itertools.count() ends never")
 

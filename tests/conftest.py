@@ -41,6 +41,15 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, LoopFactory
     return LOOPS.get(item.path.name, {"asyncio": asyncio.new_event_loop})
 
 
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Leave the level of Crossband's log as it was: commands that ran in this process set it."""
+    log = logging.getLogger("crossband")
+    level = log.level
+    yield
+    log.setLevel(level)
+
+
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """Start servers by awaiting it with an app; they are stopped after the test."""

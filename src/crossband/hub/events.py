@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -112,7 +113,7 @@ class EventSchema:
         check_runs(handler, f"the handler of {name!r} must be a function, plain or async")
         self.is_async = is_async(handler)
         try:
-            signature = inspect.signature(handler).parameters.values()
+            signature = _signature(handler).parameters.values()
         except (TypeError, ValueError) as error:
             raise TypeError(f"the handler of {name!r} has no signature to read: {error}") from error
         self.doc = inspect.getdoc(underlying(handler))
@@ -270,6 +271,15 @@ class EventSchema:
 
     def __repr__(self) -> str:
         return f"<EventSchema {self.name!r}>"
+
+
+def _signature(handler: Handler) -> inspect.Signature:
+    try:
+        return inspect.signature(handler)
+    except TypeError:
+        # Some mocks pass for functions whose parameters cannot be read, to Python 3.11.2. What
+        # is called is their `__call__`.
+        return inspect.signature(types.MethodType(type(handler).__call__, handler))
 
 
 def _spell(name: str, kind: Any) -> str:

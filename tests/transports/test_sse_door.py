@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -765,24 +765,25 @@ async def test_bare_text_is_an_envelope_in_other_namespaces(
 # --- what passes: EventSource comes back from a stream that ends, and from nothing else ---------
 
 EVENT_SOURCE = {"Accept": "text/event-stream"}
-PASSING: dict[str, Exception] = {
-    "keys": ConnectionRefused(code="unavailable", status=503),
-    "a fault": ValueError("a bug"),
-    "too slow": ConnectionRefused(code="handshake_timeout", status=503),
-    "too fast": RateLimited(30.0),
-    "too many": ConnectionRefused(code="too_many", status=429),
+# Made anew for each client: one that is raised keeps the frames it went through.
+PASSING: dict[str, Callable[[], Exception]] = {
+    "keys": lambda: ConnectionRefused(code="unavailable", status=503),
+    "a fault": lambda: ValueError("a bug"),
+    "too slow": lambda: ConnectionRefused(code="handshake_timeout", status=503),
+    "too fast": lambda: RateLimited(30.0),
+    "too many": lambda: ConnectionRefused(code="too_many", status=429),
 }
-FINAL: dict[str, Exception] = {
-    "token": Unauthorized("who?"),
-    "banned": ConnectionRefused("banned"),
-    "payment": ConnectionRefused(status=402),
-    "gone": ConnectionRefused(status=410),
+FINAL: dict[str, Callable[[], Exception]] = {
+    "token": lambda: Unauthorized("who?"),
+    "banned": lambda: ConnectionRefused("banned"),
+    "payment": lambda: ConnectionRefused(status=402),
+    "gone": lambda: ConnectionRefused(status=410),
 }
 
 
-def refusing_hub(error: Exception, where: str) -> Hub:
+def refusing_hub(error: Callable[[], Exception], where: str) -> Hub:
     def refuse(_: Any) -> None:
-        raise error
+        raise error()
 
     if where == "authenticate":
         return Hub(authenticate=refuse)

@@ -356,3 +356,24 @@ async def test_known_key_without_a_cursor_continues_where_there_was_none_to_give
     assert second.recovered
     assert second.id == first.id
     assert [message["type"] for message in await again.messages(2)] == ["welcome", "missed"]
+
+
+async def test_gap_is_told_again_to_who_was_cut_before_it() -> None:
+    """A client that shows its own key and no cursor: nothing says that it heard of the gap."""
+    hub = BaseHub(broker=MemoryBroker(history_size=2))
+    await hub.start()
+    first = await join(hub, link(hub), resume=Resume(KEY))
+    hub.leave(first, "transport close")
+    for number in range(5):
+        await hub.emit("number", number)
+    for _ in range(2):
+        connection = link(hub)
+        again = await join(hub, connection, resume=Resume(KEY, unreceived=True))
+        told = await connection.messages(2)
+        assert [message["type"] for message in told] == ["welcome", "gap"]
+        hub.leave(again, "transport close")
+    connection = link(hub)
+    await join(hub, connection, resume=Resume(KEY, told[1]["offset"], unreceived=True))
+    (welcome,) = await connection.messages(1)
+    assert welcome["recovered"]
+    await hub.stop()

@@ -803,6 +803,10 @@ class BaseHub(Namespace):
             # chose itself it will show again, whatever is answered.
             key = None if resume.returning or foreign else resume.key
             record = self._new_session(namespace, key, user)
+            if session is not None and gap is not None and resume.cursor is None:
+                # Until it shows the cursor of the gap, it may not have heard of it: cut in
+                # between, it is told again.
+                record.cursor = session.cursor
         socket = Socket(
             namespace,
             connection,

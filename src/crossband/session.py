@@ -293,8 +293,9 @@ class Connection(ABC):
         self._waiting = False
         # None unless a replay waits for the outbox to empty.
         self._drained: asyncio.Future[None] | None = None
-        # Who waits to write on, in the order in which they came.
-        self._writers: deque[asyncio.Future[None]] = deque()
+        # Who waits to write on, in the order in which they came. None while nobody does: an
+        # empty deque has 600 bytes.
+        self._writers: deque[asyncio.Future[None]] | None = None
         # What the client may send; None: as fast as it likes.
         self.meter: Meter | None = None
         # On the monotonic clock: until then nothing more is taken from a client that was faster.
@@ -399,6 +400,8 @@ class Connection(ABC):
         """Wait until half of the outbox is free, or the connection closed."""
         while not self.roomy:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._writers is None:
+                self._writers = deque()
             self._writers.append(turn)
             self._waiting = True
             try:
@@ -439,10 +442,10 @@ class Connection(ABC):
     def _release(self) -> None:
         """Let all go on who wait for room: the connection has ended."""
         self._empty()
-        for turn in self._writers:
+        for turn in self._writers or ():
             if not turn.done():
                 turn.set_result(None)
-        self._writers.clear()
+        self._writers = None
         self._waiting = False
 
     def rest(self, seconds: float) -> None:

@@ -69,7 +69,8 @@ class Hub(BaseHub):
         self._api = Api(self, __version__)
         # Of the settings, from the start on.
         self._proxies = TrustedProxies(())
-        # Path and setting of each door that is not switched off; of the settings, too.
+        # Path, without a slash at its end, and setting of each door that is not switched off;
+        # of the settings, too.
         self._doors: list[tuple[str, str]] = []
         # The event loop of the requests so far; None before the first.
         self._serving: asyncio.AbstractEventLoop | None = None
@@ -174,9 +175,14 @@ class Hub(BaseHub):
         That is "" for the door itself. None and the whole path where no door is.
         """
         for prefix, name in self._doors:
-            rest = _below(path, prefix)
+            if not path.startswith(prefix):
+                continue
+            rest = path[len(prefix) :]
+            if rest and not rest.startswith("/"):
+                continue
+            rest = rest.rstrip("/")
             # Socket.IO has nothing below its path: its namespaces are in its packets.
-            if rest is not None and not (rest and name == "socketio_path"):
+            if not rest or name != "socketio_path":
                 return name, rest
         return None, path
 
@@ -255,7 +261,7 @@ class Hub(BaseHub):
         settings = self.settings
         self._proxies = TrustedProxies(settings.trusted_proxies)
         # The longest first: one door may lie below another.
-        paths = [(path, name) for name in DOORS if (path := getattr(settings, name))]
+        paths = [(path.rstrip("/"), name) for name in DOORS if (path := getattr(settings, name))]
         self._doors = sorted(paths, key=lambda door: len(door[0]), reverse=True)
         self._engine = EngineDoor(self)
         self._websockets = WebSocketDoor(self)
@@ -384,13 +390,3 @@ def _path_below_mount(scope: Scope) -> str:
     if root and (path == root or path.startswith(root + "/")):
         path = path[len(root) :]
     return path or "/"
-
-
-def _below(path: str, prefix: str) -> str | None:
-    """Return what follows a door's path: "" for the door itself, None for another path."""
-    prefix = prefix.rstrip("/")
-    if path == prefix:
-        return ""
-    if path.startswith(prefix + "/"):
-        return path[len(prefix) :].rstrip("/")
-    return None

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 
 from crossband.broker import Broker, Deliver, Publication, Session
 from crossband.broker.log import Log
@@ -16,6 +17,8 @@ from crossband.names import is_socket_id
 # Namespaces made by pattern are named by clients: past this many that something was published
 # in, the log that was idle longest is forgotten, and its cursors become unknown.
 MAX_LOGS = 10_000
+# Epochs that are kept to be told again: each connect asks for one.
+EPOCHS = 1_000
 # Seconds between two looks for what is too old: half the history's age, within these.
 SHORTEST_SWEEP, LONGEST_SWEEP = 0.1, 60.0
 # Seconds that a session may be out of the store until nobody can bring it back: longer than any
@@ -50,7 +53,7 @@ class MemoryBroker(Broker):
         self._logs: OrderedDict[str, Log] = OrderedDict()
         # How many of them were forgotten, and what the epochs are made of besides.
         self._forgotten = 0
-        self._secret = secrets.token_bytes(16)
+        self._epoch = lru_cache(EPOCHS)(partial(_epoch, secrets.token_bytes(16)))
         # Connected sessions never expire; the others are in order of their expiry.
         self._connected: dict[tuple[str, str], Session] = {}
         self._waiting: OrderedDict[tuple[str, str], tuple[float, Session]] = OrderedDict()
@@ -100,7 +103,7 @@ class MemoryBroker(Broker):
     def head(self, namespace: str) -> str:
         log = self._logs.get(namespace)
         if log is None:
-            return self._new_log(namespace).head
+            return f"{self._epoch(self._forgotten, namespace)}-0"
         self._logs.move_to_end(namespace)
         return log.head
 
@@ -164,13 +167,16 @@ class MemoryBroker(Broker):
 
     def _know(self, session: Session) -> None:
         place = (session.namespace, session.sid)
-        self._absent.pop(place, None)
-        visits = frozenset(filter(is_socket_id, session.rooms))
+        if self._absent:
+            self._absent.pop(place, None)
+        visits = frozenset([room for room in session.rooms if is_socket_id(room)])
         before = self._ids.get(place)
         if before != visits:
             self._ids[place] = visits
-            self._count_visits(session.namespace, visits - (before or frozenset()), 1)
-            self._count_visits(session.namespace, (before or frozenset()) - visits, -1)
+            before = before or frozenset()
+            if before or visits:
+                self._count_visits(session.namespace, visits - before, 1)
+                self._count_visits(session.namespace, before - visits, -1)
 
     def _miss(self, session: Session, patience: float) -> None:
         place = (session.namespace, session.sid)
@@ -209,9 +215,7 @@ class MemoryBroker(Broker):
         So clients who only name namespaces take no place from one with a history. Its epoch is
         the same each time, until some log was forgotten, which this one may be.
         """
-        name = f"{self._forgotten} {namespace}".encode("utf-8", "surrogatepass")
-        # 40 bits that nobody guesses: an old cursor meets the same epoch once in 10^12.
-        epoch = hashlib.blake2b(name, key=self._secret, digest_size=5).hexdigest()
+        epoch = self._epoch(self._forgotten, namespace)
         return Log(size=self._size, limit=self._limit, age=self._age, epoch=epoch)
 
     def _sweep_later(self) -> None:
@@ -239,3 +243,9 @@ class MemoryBroker(Broker):
                 return
             del self._waiting[key]
             self._forget(session.namespace, session.sid)
+
+
+def _epoch(secret: bytes, forgotten: int, namespace: str) -> str:
+    """Return 40 bits that nobody guesses: an old cursor meets them again once in 10^12."""
+    name = f"{forgotten} {namespace}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(name, key=secret, digest_size=5).hexdigest()

@@ -95,8 +95,8 @@ class Incoming:
         return args
 
 
-# In the context of a handler, and of the tasks it starts: which turn of its socket it has. An
-# object of its own for each, which only its identity tells apart.
+# In the context of a handler, and of the tasks it starts: which turn of its socket it has. That
+# is its coroutine, or an object of its own; only its identity counts.
 _own_turn: Final[ContextVar[object]] = ContextVar("crossband.turn", default=None)
 
 
@@ -473,7 +473,7 @@ class Socket:
     def _step(self, coroutine: Coroutine[Any, Any, Any], message: Incoming | None) -> Any:
         """Begin a coroutine; return its result, or _WAITING when a task carries it on."""
         # What comes meanwhile is for the inbox.
-        turn = self._turn = object()
+        turn = self._turn = coroutine
         outer = _own_turn.set(turn)
         try:
             result = self.namespace.hub.reserve.begin(coroutine)
@@ -483,7 +483,10 @@ class Socket:
         finally:
             _own_turn.reset(outer)
         if type(result) is not Started:
-            self._pass_on(turn)
+            if self._turn is turn and not self._inbox:
+                self._turn = None
+            else:
+                self._pass_on(turn)
             return result
         rest: Callable[[], Awaitable[None]] = (
             functools.partial(_identity, result)

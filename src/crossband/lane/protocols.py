@@ -10,9 +10,10 @@ import asyncio
 import binascii
 import logging
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha1
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import unquote
 
@@ -40,7 +41,7 @@ from crossband.lane.deflate import KeptWindow
 from crossband.lane.head import Head
 from crossband.lane.stream import StreamLane
 from crossband.lane.websocket import BROKEN_TIME, WebSocketLane, half_close
-from crossband.lane.wrappers import unwrapped
+from crossband.lane.wrappers import is_own
 from crossband.protocol import websocket
 from crossband.transports.http import Message, Receive, Scope, Send
 from crossband.transports.lane import EXTENSION, Lane, Peer
@@ -233,8 +234,8 @@ class Handshake(asyncio.Protocol):
         transport = self.transport
         if (
             self._delegate is not None
-            or unwrapped(receive) != self._receive
-            or unwrapped(send) != self._send
+            or not is_own(receive, self._receive)
+            or not is_own(send, self._send)
             or self._lost
             or self._lane is not None
             or transport.is_closing()
@@ -495,6 +496,37 @@ class Answer:
         return {**message, "headers": headers}
 
 
+class Replay:
+    """Callbacks of a parser that parses a head a second time: the protocol is told of the rest."""
+
+    def __init__(self, http: HTTPProtocol) -> None:
+        self._http = http
+        self._over = False
+
+    def on_message_begin(self) -> None:
+        if self._over:
+            self._http.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self._over:
+            self._http.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._over:
+            self._http.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._over:
+            self._http.on_headers_complete()
+        self._over = True
+
+    def on_body(self, body: bytes) -> None:
+        self._http.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._http.on_message_complete()
+
+
 class HTTPProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which can hand a started response to the hub.
 
@@ -526,8 +558,10 @@ class HTTPProtocol(HttpToolsProtocol):
     # The newest request has a body, of which so many bytes are to come; None where it comes in
     # chunks, and nobody knows.
     _body_left: int | None = 0
-    # A head is parsed a second time, without what made the parser stop after it.
-    _replaying = False
+    # The newest request's header fields: each name's values, as they came.
+    _fields: Mapping[bytes, list[bytes]] = MappingProxyType({})
+    # It asks for a WebSocket.
+    _upgrades = False
     # The connection ends after the answer, though more of the request is to come.
     _lingers = False
     # Bytes that are read and thrown away until it is cut. None until the answer is complete.
@@ -664,7 +698,7 @@ class HTTPProtocol(HttpToolsProtocol):
         The parser stops after its head and takes the body for that protocol: a new one is
         told how long the body is, and nothing of the offer.
         """
-        self.parser = httptools.HttpRequestParser(self)
+        self.parser = httptools.HttpRequestParser(Replay(self))
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         head = [b"POST / HTTP/1.1\r\n"]
         for name, value in self.headers:
@@ -672,26 +706,25 @@ class HTTPProtocol(HttpToolsProtocol):
                 head += [name, b": ", value, b"\r\n"]
         if not self.cycle.keep_alive:
             head.append(b"connection: close\r\n")
-        self._replaying = True
         self._parse(b"".join([*head, b"\r\n"]))
-        self._replaying = False
         if rest and not self.transport.is_closing():
             self._parse(rest)
 
     def _should_upgrade(self) -> bool:
+        return self._upgrades
+
+    def _asks_for_websocket(self) -> bool:
         # RFC 9110 §7.8: not of HTTP/1.0. RFC 6455 §4.1: a GET.
         if (
             self.ws_protocol_class is None
-            or self.scope["method"] != "GET"
-            or self.scope["http_version"] != "1.1"
+            or self.parser.get_method() != b"GET"
+            or self.parser.get_http_version() != "1.1"
         ):
             return False
-        found = {b"connection": b"", b"upgrade": b""}
-        for name, value in self.headers:
-            if name in found:
-                found[name] += value.lower() + b","
-        options = [option.strip() for option in found[b"connection"].split(b",")]
-        return b"upgrade" in options and found[b"upgrade"].strip(b", \t") == b"websocket"
+        fields = self._fields
+        upgrade = b",".join(fields.get(b"upgrade", ())).lower().strip(b", \t")
+        options = b",".join(fields.get(b"connection", ())).lower().split(b",")
+        return upgrade == b"websocket" and b"upgrade" in [option.strip() for option in options]
 
     def data_received(self, data: bytes) -> None:
         if self._unwanted is not None:
@@ -736,8 +769,6 @@ class HTTPProtocol(HttpToolsProtocol):
         return left is not None and left <= MAX_UNWANTED and not cycle.waiting_for_100_continue
 
     def on_message_begin(self) -> None:
-        if self._replaying:
-            return
         super().on_message_begin()
         extensions: Any = {EXTENSION: self} if self.offers else {}
         self.scope["extensions"] = extensions
@@ -746,17 +777,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_time, self._close)
 
-    def on_url(self, url: bytes) -> None:
-        if not self._replaying:
-            super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._replaying:
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
-        if self._replaying:
-            return
         self._end_head()
         if len(self.pipeline) >= MAX_REQUESTS:
             self._close()
@@ -764,15 +785,16 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         version = self.parser.get_http_version()
-        hosts = 0
-        self._body_left = 0
+        fields: dict[bytes, list[bytes]] = {}
         for name, value in self.headers:
-            if name == b"host":
-                hosts += 1
-            elif name == b"content-length":
-                self._body_left = int(value)
-            elif name == b"transfer-encoding":
-                self._body_left = None
+            fields.setdefault(name, []).append(value)
+        self._fields = fields
+        self._upgrades = self.parser.should_upgrade() and self._asks_for_websocket()
+        hosts = len(fields.get(b"host", ()))
+        if b"transfer-encoding" in fields:
+            self._body_left = None
+        else:
+            self._body_left = int(fields.get(b"content-length", (b"0",))[-1])
         if version not in ("1.1", "1.0"):
             self._refuse(505, "HTTP/1.1 or HTTP/1.0 only")
         elif hosts != 1 and (version == "1.1" or hosts):
@@ -794,7 +816,8 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._unwatch()
-        if [value for name, value in self.headers if name == b"sec-websocket-version"] != [b"13"]:
+        fields = self._fields
+        if fields.get(b"sec-websocket-version") != [b"13"]:
             # RFC 6455 §4.2.2, RFC 9110 §15.5.22.
             self._refuse(
                 426,
@@ -818,7 +841,6 @@ class HTTPProtocol(HttpToolsProtocol):
         path = raw_path.decode("ascii")
         if "%" in path:
             path = unquote(path)
-        protocols = [value for name, value in self.headers if name == b"sec-websocket-protocol"]
         scope: dict[str, Any] = {
             "type": "websocket",
             "asgi": {"version": self.asgi_version, "spec_version": "2.4"},
@@ -832,7 +854,9 @@ class HTTPProtocol(HttpToolsProtocol):
             "query_string": url.query or b"",
             "headers": self.headers,
             "subprotocols": [
-                token.strip() for value in protocols for token in value.decode("latin-1").split(",")
+                token.strip()
+                for value in fields.get(b"sec-websocket-protocol", ())
+                for token in value.decode("latin-1").split(",")
             ],
             "state": self.app_state.copy(),
             "extensions": {"websocket.http.response": {}},
@@ -861,28 +885,20 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _websocket_key(self) -> bytes | None:
         """Return the key of a handshake as RFC 6455 §4.2.1 wants it; None of any other."""
-        found: dict[bytes, bytes] = {}
-        for name, value in self.headers:
-            if name in _HANDSHAKE_HEADERS:
-                if name in found:
-                    return None
-                found[name] = value
-        key = found.get(b"sec-websocket-key", b"")
-        try:
-            valid = len(key) == 24 and len(b64decode(key, validate=True)) == 16
-        except binascii.Error:
-            valid = False
+        fields = self._fields
+        # A body is not of the common case.
         if (
-            valid
-            and found.get(b"sec-websocket-version") == b"13"
-            and b"host" in found
-            # A body, or one more way to say how long it is: not of the common case.
-            and len(found) == 3
-            and len(self.headers) <= MAX_HEADERS
-            and self.scope["method"] == "GET"
-            and self.scope["http_version"] == "1.1"
+            len(fields.get(b"host", ())) != 1
+            or not _FRAMING.isdisjoint(fields)
+            or len(self.headers) > MAX_HEADERS
         ):
-            return key
+            return None
+        match fields.get(b"sec-websocket-key"):
+            case [key] if len(key) == 24:
+                try:
+                    return key if len(b64decode(key, validate=True)) == 16 else None
+                except binascii.Error:
+                    return None
         return None
 
     def _end_head(self) -> None:
@@ -906,8 +922,8 @@ class HTTPProtocol(HttpToolsProtocol):
         cycle = self._running
         if (
             cycle is None
-            or unwrapped(send) != cycle.send
-            or unwrapped(receive) != cycle.receive
+            or not is_own(send, cycle.send)
+            or not is_own(receive, cycle.receive)
             or cycle.response_started
             or cycle.disconnected
             or cycle.more_body
@@ -951,13 +967,3 @@ class HTTPProtocol(HttpToolsProtocol):
 
 # What says how long a body is.
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
-# Told by name what a handshake must have once, and what it must not have at all.
-_HANDSHAKE_HEADERS: Final = frozenset(
-    {
-        b"host",
-        b"sec-websocket-key",
-        b"sec-websocket-version",
-        b"content-length",
-        b"transfer-encoding",
-    }
-)

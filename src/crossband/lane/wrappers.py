@@ -15,14 +15,15 @@ _ONLOOKERS: Final = {
 }
 
 
-def unwrapped(function: Any) -> Any:
-    """Return the `receive` or `send` below those wrappers that change nothing.
+def is_own(function: Any, own: Any) -> bool:
+    """Tell whether a `receive` or `send` is the server's own, below wrappers that change nothing.
 
-    What is left is the server's own, or belongs to a middleware that a lane would bypass.
+    Any other belongs to a middleware that a lane would bypass.
     """
-    while True:
+    while function != own:
         place = (getattr(function, "__module__", None), getattr(function, "__qualname__", None))
         name = _ONLOOKERS.get(place)  # type: ignore[arg-type]
         if name is None or name not in function.__code__.co_freevars:
-            return function
+            return False
         function = function.__closure__[function.__code__.co_freevars.index(name)].cell_contents
+    return True

@@ -152,7 +152,7 @@ class Api:
         identity = None
         key = self._valid_key(request)
         if key is None:
-            async with request.while_connected():
+            with request.while_connected():
                 identity = await self._identify(request)
             self._hub.count_message(identity.user)
         else:
@@ -176,7 +176,7 @@ class Api:
         if namespace is None:
             raise EventError(code="invalid_namespace")
         if identity is not None:
-            async with request.while_connected():
+            with request.while_connected():
                 await self._hub.guard.demand(identity, "publish", message.room)
         args = () if message.data is msgspec.UNSET else (message.data,)
         try:

@@ -9,8 +9,9 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import cached_property
+from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -50,6 +51,46 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 class ClientGone(Exception):
     """The client closed before its request was complete, or answered."""
+
+
+class WhileConnected:
+    """The body of a `with` block, which is cancelled when its client hangs up."""
+
+    __slots__ = ("_gone", "_offer", "_request", "_task", "_watcher")
+
+    def __init__(self, request: Request) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._request = request
+        self._task = task
+        # What tells of the end. None where messages are watched instead.
+        self._offer: Offer | None = offer_of(request.scope)
+        self._watcher: asyncio.Task[None] | None = None
+        self._gone = False
+
+    def __enter__(self) -> None:
+        if self._offer is not None:
+            self._offer.on_gone(self._leave)
+        else:
+            loop = asyncio.get_running_loop()
+            self._watcher = loop.create_task(self._request.watch(self._leave))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._offer is not None:
+            self._offer.on_gone(None)
+        elif self._watcher is not None:
+            self._watcher.cancel()
+        if not self._gone or (kind is not None and kind is not asyncio.CancelledError):
+            return
+        # Without an error whoever was cancelled has gone on.
+        if not self._task.uncancel() or error is None:
+            raise ClientGone from None
+
+    def _leave(self) -> None:
+        self._gone = True
+        self._task.cancel()
 
 
 class Request:
@@ -148,42 +189,11 @@ class Request:
         """Return the next ASGI message."""
         return self._early.popleft() if self._early else await self.receive()
 
-    @contextlib.asynccontextmanager
-    async def while_connected(self) -> AsyncIterator[None]:
+    def while_connected(self) -> WhileConnected:
         """Cancel the body of this block when the client hangs up. Raises ClientGone."""
-        task = asyncio.current_task()
-        assert task is not None
-        gone = False
+        return WhileConnected(self)
 
-        def leave() -> None:
-            nonlocal gone
-            gone = True
-            task.cancel()
-
-        offer: Offer | None = offer_of(self.scope)
-        watcher = None
-        if offer is not None:
-            offer.on_gone(leave)
-        else:
-            watcher = asyncio.get_running_loop().create_task(self._watch(leave))
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not gone or task.uncancel():
-                raise
-            raise ClientGone from None
-        else:
-            if gone:
-                # Whoever was cancelled has gone on.
-                task.uncancel()
-                raise ClientGone
-        finally:
-            if offer is not None:
-                offer.on_gone(None)
-            if watcher is not None:
-                watcher.cancel()
-
-    async def _watch(self, leave: Callable[[], None]) -> None:
+    async def watch(self, leave: Callable[[], None]) -> None:
         """Call back when the client has gone; what it sent before is kept for `read`."""
         if self.headers.get("expect", "").lower() == "100-continue":
             # To ask for the body is to tell the client to send it.

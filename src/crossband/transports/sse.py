@@ -282,7 +282,7 @@ class StreamDoor:
         headers = [*cors, *_STREAM_HEADERS]
         key = request.first("session")
         if request.method == "HEAD":
-            async with request.while_connected():
+            with request.while_connected():
                 await hub.guard.identify(request.handshake("sse"))
             if hub.find(name) is None:
                 raise EventError(code="invalid_namespace")
@@ -302,7 +302,7 @@ class StreamDoor:
             hub.seat(connection, request.address)
             namespace = hub.find(name)
             codec = SSE_PLAIN if namespace is not None and namespace.plain else SSE
-            async with request.while_connected():
+            with request.while_connected():
                 admission = await hub.admit(
                     connection,
                     name,
@@ -439,7 +439,7 @@ class StreamDoor:
                 self._refuse_rate(connection, wait)
             await asyncio.sleep(wait)
         if self._hub.guard.authenticate is not None:
-            async with request.while_connected():
+            with request.while_connected():
                 await self._check_token(request, socket)
         limits = self._hub.settings.limits
         body = await request.body(limits.message_size, time=limits.body_time)
@@ -468,7 +468,7 @@ class StreamDoor:
         ack_id = message.id if message is not None else None
         answer: Payload | EventError = payload.EMPTY
         if not settled:
-            async with request.while_connected():
+            with request.while_connected():
                 answer = await outcome
         if isinstance(answer, EventError):
             if ack_id is not None:

@@ -304,7 +304,7 @@ class WebSocketDoor:
                 resume = Resume(request.first("session"), cursor)
             handshake: Handshake = request.handshake("websocket")
             rooms = request.query.get("room", ())
-            async with request.while_connected():
+            with request.while_connected():
                 admission = await hub.admit(
                     connection, namespace_name, handshake, codec, resume=resume, rooms=rooms
                 )

@@ -452,5 +452,6 @@ async def test_holes_of_a_short_history_are_told_as_gaps(
     fire = await run(hub, server.url, node, seed=seed, crowd=crowd, seconds=5.0, pause=1.0)
     say(fire.report())
     assert not fire.failures()
-    # Of every kind there was somebody who missed something, and knew.
-    assert set(fire.heard_gaps()) == {f"expired ({kind})" for kind in crowd}
+    # Of every kind there was somebody who missed something, and knew. Who was cut before it heard
+    # of its new session is told that the old one's offset is unknown.
+    assert set(fire.heard_gaps()) >= {f"expired ({kind})" for kind in crowd}

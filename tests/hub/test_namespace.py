@@ -610,9 +610,10 @@ async def test_string_that_the_official_client_takes_for_an_offset_is_a_place(hu
         f'42["x","text","{cursor}"]',
         '42["tick"]',
     ]
-    assert hub.places_of("text", one.socket.rooms) == [head]
-    assert hub.places_of("tick", one.socket.rooms) == [head, cursor]
-    assert hub.places_of("x", one.socket.rooms) == []
+    rooms = one.socket.rooms
+    assert [place.cursor for place in hub.places_of("text", rooms)] == [head]
+    assert [place.cursor for place in hub.places_of("tick", rooms)] == [head, cursor]
+    assert hub.places_of("x", rooms) == []
 
 
 def test_handler_registration_is_checked() -> None:

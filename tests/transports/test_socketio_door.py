@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from crossband import ConnectionRefused, Hub, Socket
+from crossband.hub.namespace import TAILS
 from crossband.limits import Limits
 from tests.clients import NewClient, NodeRunner
 from tests.clients.base import WAIT
@@ -831,6 +832,63 @@ async def test_unrecorded_event_carries_nothing_more_and_costs_no_gap(
     assert answer_again == answer
     assert json.loads((await text(again))[2:])[:2] == ["number", 2]
     await again.close()
+
+
+@pytest.mark.parametrize("between", ["recorded", "unrecorded"])
+async def test_client_whose_place_may_be_forgotten_hears_of_a_gap(
+    between: str, serve: Serve
+) -> None:
+    hub = echo_hub(history_size=4 if between == "recorded" else 100)
+    server = await serve(hub)
+    departures = Departures(hub)
+    other, _ = await engine_websocket(server.url)
+    connection, answer = await engine_websocket(server.url)
+    await hub.volatile.emit("status", "busy")
+    assert json.loads((await text(connection))[2:]) == ["status", "busy"]
+    connection.transport.abort()
+    await departures.next()
+    await hub.emit("number", 1)
+    for number in range(TAILS):
+        if between == "recorded":
+            await hub.emit("number", number)
+        else:
+            await hub.volatile.emit("tick")
+    # It did not get this one; which of the two it shows nobody can tell.
+    await hub.volatile.emit("status", "busy")
+    await hub.emit("number", 2)
+    again, answer_again = await engine_websocket(
+        server.url, {"pid": answer["pid"], "offset": "busy"}
+    )
+    assert answer_again["pid"] != answer["pid"]
+    event, data, *_ = json.loads((await text(again))[2:])
+    assert (event, data["reason"]) == ("gap", "expired")
+    await again.close()
+    await other.close()
+
+
+async def test_place_behind_what_another_client_was_sent_alone_costs_no_event_twice(
+    serve: Serve,
+) -> None:
+    hub = echo_hub()
+    server = await serve(hub)
+    departures = Departures(hub)
+    other, other_answer = await engine_websocket(server.url)
+    connection, answer = await engine_websocket(server.url)
+    await hub.emit("number", 1)
+    await text(connection)
+    await hub.to(other_answer["sid"]).emit("private", 1)
+    await hub.volatile.emit("status", "busy")
+    await text(connection)
+    connection.transport.abort()
+    await departures.next()
+    await hub.emit("number", 2)
+    again, answer_again = await engine_websocket(
+        server.url, {"pid": answer["pid"], "offset": "busy"}
+    )
+    assert answer_again == answer
+    assert json.loads((await text(again))[2:])[:2] == ["number", 2]
+    await again.close()
+    await other.close()
 
 
 async def test_recovered_client_gets_its_pid_sid_rooms_and_data_back(serve: Serve) -> None:

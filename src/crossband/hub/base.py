@@ -40,7 +40,7 @@ from crossband.hub.catchup import CatchUp, Turns
 from crossband.hub.events import Handler, check_name
 from crossband.hub.guard import Authenticate, Authorize, Guard
 from crossband.hub.life import Life, LifeFunction
-from crossband.hub.namespace import Namespace, NamespacePattern, call
+from crossband.hub.namespace import Namespace, NamespacePattern, Place, call
 from crossband.hub.runner import Reserve, places
 from crossband.hub.socket import FINAL_REASONS, Socket, cancelling
 from crossband.hub.states import State
@@ -721,10 +721,11 @@ class BaseHub(Namespace):
 
         It is what an unrecorded event ended in: the client had all that came before it. Of
         several such events it may be any, and so it is the first: an event may come twice, but
-        none is lost. Raises Gap.
+        none is lost. Raises Gap, also where that first one may be forgotten and others are not.
         """
         name, sid = namespace.name, session.sid
         places = namespace.places_of(offset, frozenset((sid, *session.rooms)))
+        oldest = namespace.first_place
         try:
             # Or a cursor from before its pid: nothing came since it started.
             missed = await self.broker.history(name, session.cursor, sid)
@@ -732,16 +733,41 @@ class BaseHub(Namespace):
             if not places:
                 raise
         else:
-            began = {session.cursor, *(item.cursor for item in missed)}
-            places = [place for place in places if place in began]
-            if not places:
+            # Those of the client that had the session, not of one before it.
+            first = 0
+            beyond = len(places)
+            while first < beyond:
+                middle = (first + beyond) // 2
+                if await self._precedes(places[middle], session, missed):
+                    first = middle + 1
+                else:
+                    beyond = middle
+            del places[:first]
+            if oldest is not None and await self._precedes(oldest, session, missed):
+                # What was forgotten was before it, too.
+                oldest = None
+            if not places and oldest is None:
                 return session.cursor, missed
-        for place in places[:-1]:
-            try:
-                return place, await self.broker.history(name, place, sid)
-            except Gap:
-                continue
-        return places[-1], await self.broker.history(name, places[-1], sid)
+        if oldest is not None:
+            # What a client has answered to it has received, and since its last answer it has
+            # been alive or away no longer than this. A place from before is not followed by a
+            # forgotten one.
+            settings = self.settings
+            longest = settings.history_age + settings.ping_interval + settings.ping_timeout
+            if not places or places[0].time > time.monotonic() - longest:
+                raise Gap("expired")
+        cursor = places[0].cursor
+        return cursor, await self.broker.history(name, cursor, sid)
+
+    async def _precedes(
+        self, place: Place, session: Session, missed: Sequence[Publication]
+    ) -> bool:
+        """Tell whether a place is before a session's cursor, which `missed` is all that follows."""
+        try:
+            later = await self.broker.history(session.namespace, place.cursor, session.sid)
+        except Gap:
+            return True
+        return len(later) > len(missed)
 
     async def _resume(
         self,

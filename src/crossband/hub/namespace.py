@@ -8,8 +8,9 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, TypeVar, overload
 
 import msgspec
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("crossband")
 
 # Unrecorded events whose place a namespace remembers, for `places_of`.
-TAILS = 256
+TAILS = 1_000
 # Bytes of their arguments; of longer ones nothing is remembered.
 TAIL_SIZE = 512
 
@@ -64,6 +65,14 @@ Middleware = TypeVar("Middleware", bound=Callable[[Any], Awaitable[None] | None]
 EventMiddleware = TypeVar(
     "EventMiddleware", bound=Callable[[Any, str, list[Any]], Awaitable[None] | None]
 )
+
+
+class Place(NamedTuple):
+    """Where in the order an unrecorded event was sent: after which cursor, and when."""
+
+    cursor: str
+    # Of the monotonic clock, in seconds.
+    time: float
 
 
 class Registry:
@@ -284,7 +293,7 @@ class Namespace(Handlers):
         # Everything recorded is also given to these while somebody catches up.
         self._holds: list[Hold] = []
         # The last unrecorded events that end in a string, and the cursor before each.
-        self._tails: deque[tuple[Publication, str]] = deque(maxlen=TAILS)
+        self._tails: deque[tuple[Publication, Place]] = deque(maxlen=TAILS)
 
     def __repr__(self) -> str:
         return f"<Namespace {self.name!r}: {len(self._sockets)} sockets>"
@@ -396,7 +405,8 @@ class Namespace(Handlers):
         self.traffic.delivered += len(recipients)
         json = publication.payload.json
         if not recorded and len(json) <= TAIL_SIZE and json.endswith((b'"]', b"[]")):
-            self._tails.append((publication, self.hub.broker.head(self.name)))
+            place = Place(self.hub.broker.head(self.name), monotonic())
+            self._tails.append((publication, place))
         ticker = self.hub.ticker
         wires: dict[Codec, Wire | None] = {}
         current: Codec | None = None
@@ -426,18 +436,24 @@ class Namespace(Handlers):
                 connection.dirty = True
                 ticker.schedule().append(connection)
 
-    def places_of(self, offset: str, rooms: frozenset[str]) -> list[str]:
-        """Return the cursors at which a client may be that shows `offset`, which is none.
+    def places_of(self, offset: str, rooms: frozenset[str]) -> list[Place]:
+        """Return the places at which a client may be that shows `offset`, which is no cursor.
 
         The official client takes any string at the end of an event for its offset, or the
         event's name where it has no argument. Oldest first.
         """
-        places: dict[str, None] = {}
-        for publication, head in self._tails:
+        places: dict[str, Place] = {}
+        for publication, place in self._tails:
             args = msgspec.json.decode(publication.payload.json)
-            if (args[-1] if args else publication.event) == offset and concerns(publication, rooms):
-                places[head] = None
-        return list(places)
+            last = args[-1] if args else publication.event
+            if last == offset and concerns(publication, rooms):
+                places.setdefault(place.cursor, place)
+        return list(places.values())
+
+    @property
+    def first_place(self) -> Place | None:
+        """The oldest place that is remembered. None where none was forgotten yet."""
+        return self._tails[0][1] if len(self._tails) == TAILS else None
 
     def _encode(self, codec: Codec, publication: Publication) -> Wire | None:
         try:

@@ -134,6 +134,21 @@ async def test_events_are_shown_with_their_cursor(
     assert output.count == 4
 
 
+@pytest.mark.parametrize("name", ["ack", "welcome", "gap", "error"])
+async def test_events_named_like_words_of_the_protocol_are_shown(
+    name: str, door: Door, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = Hub()
+    server = await serve(hub)
+    output = Watched(door)
+    async with following(listener_of(door, server), output):
+        await hub.emit(name, {"reason": "mine"})
+        assert await output.next_event() == (name, {"reason": "mine"})
+        await hub.emit(name)
+        assert await output.next_event() == (name, None)
+    assert output.count == 2
+
+
 async def test_json_lines(door: Door, serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     hub = Hub()
     server = await serve(hub)

@@ -100,11 +100,11 @@ function make(url: string, options: Options = {}): Client {
 const heard = (client: Client, event: string): Promise<any> =>
   new Promise((resolve) => client.once(event, resolve as never));
 
-async function publish(port: number, data: unknown, room?: string): Promise<void> {
+async function publish(port: number, data: unknown, room?: string, event = "n"): Promise<void> {
   const response = await fetch(`http://127.0.0.1:${port}/api/broadcast`, {
     method: "POST",
     headers: { Authorization: `Bearer ${KEY}` },
-    body: JSON.stringify({ event: "n", data, room }),
+    body: JSON.stringify({ event, data, room }),
   });
   expect(response.status).toBe(200);
 }
@@ -150,6 +150,23 @@ describe.each(DOORS)("over %s", (door) => {
       code: "invalid_message",
       details: { path: "$.content" },
     });
+  });
+
+  test("events that are named like words of the protocol are events as any other", async () => {
+    const { port } = await serve();
+    const client = make(`http://127.0.0.1:${port}`, options);
+    await heard(client, "connect");
+    for (const name of ["ack", "welcome"]) {
+      for (const data of [{ id: 1, ok: true }, [1, "two"]]) {
+        const event = heard(client, name);
+        await publish(port, data, undefined, name);
+        await expect(event).resolves.toEqual(data);
+      }
+      await expect(client.emitWithAck(name, 1)).rejects.toMatchObject({
+        code: "unknown_event",
+        details: { event: name },
+      });
+    }
   });
 
   test("what was missed in a cut arrives, once and in order", async () => {

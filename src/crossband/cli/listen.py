@@ -370,7 +370,8 @@ def _socketio_event(listener: Listener, packet: socketio.Packet) -> Event | Noti
     name, raws = socketio.split_event(packet)
     args = _args(raws, packet.attachments)
     first = args[0] if args and isinstance(args[0], dict) else {}
-    if name == "gap":
+    # An application has events of its own with these names.
+    if name == "gap" and first.keys() == {"reason", "offset"}:
         return listener.missed(first)
     if name == "error" and "code" in first:
         return Notice("error", _error_text(first))

@@ -29,7 +29,8 @@ from websockets.typing import Subprotocol
 
 from crossband import Hub, Socket
 from crossband.limits import Limits
-from crossband.server import KEEP_ALIVE, Server
+from crossband.server import Server
+from crossband.settings import KEEP_ALIVE
 from tests.clients.base import WAIT
 from tests.clients.raw import CLOSE, PING, PONG, TEXT, RawWebSocket, dialled, frame, http
 from tests.conftest import Serve

@@ -34,7 +34,7 @@ from crossband.hub.runner import places
 from crossband.lane import HTTPProtocol, WebSocketProtocol
 from crossband.limits import Limits
 from crossband.mounts import hubs_in
-from crossband.settings import Settings
+from crossband.settings import KEEP_ALIVE, Settings
 
 ASGIApp = Callable[
     [
@@ -53,10 +53,6 @@ _DRAIN_TICK: Final = 0.005
 _BACKLOG: Final = 2048
 # Of a unix socket. As uvicorn: a proxy that runs as another user must be able to connect.
 UDS_MODE: Final = 0o666
-# Seconds a connection may be idle between two HTTP requests. nginx: 75 s, too. AWS's and
-# Azure's load balancers keep theirs for 60 s, and a request that meets a closing server's end
-# is lost; uvicorn and Node close after 5 s.
-KEEP_ALIVE: Final = 75.0
 # Seconds for what is left when all is closed: a handler in a thread cannot be cancelled, and
 # Python would wait for it, for ever.
 _REST_TIME: Final = 1.0

@@ -15,6 +15,11 @@ import msgspec
 from crossband.addresses import TrustedProxies
 from crossband.limits import Limits
 
+# Seconds a connection may be idle between two HTTP requests, where the server is ours. nginx:
+# 75 s, too. AWS's and Azure's load balancers keep theirs for 60 s, and a request that meets a
+# closing server's end is lost; uvicorn and Node close after 5 s.
+KEEP_ALIVE: Final = 75.0
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Configure a hub; `Hub(**settings)` takes the same names.

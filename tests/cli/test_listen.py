@@ -14,7 +14,8 @@ import pytest
 
 from crossband import ConnectionRefused, Hub, Socket
 from crossband.cli import listen
-from crossband.cli.listen import Door, Event, Listener, Lost, Notice, Output, Refused
+from crossband.cli.doors import Door, locate
+from crossband.cli.listen import Event, Listener, Lost, Notice, Output, Refused
 from crossband.server import Server
 from crossband.standalone import create_hub
 from tests.conftest import Serve
@@ -82,7 +83,7 @@ def door(request: pytest.FixtureRequest) -> Door:
 
 
 def listener_of(door: Door, server: Server, **options: Any) -> Listener:
-    _, url = listen.locate(server.url, door, options.get("namespace", "/"))
+    _, url = locate(server.url, door, options.get("namespace", "/"))
     return Listener(door, url, **options)
 
 
@@ -494,46 +495,3 @@ async def test_event_stream_of_another_server(serve: Serve) -> None:
     await listen.follow(listener_of(Door.SSE, server), output, limit=2)
     assert await output.next_event() == ("message", "plain\ntext")
     assert await output.next_event() == ("n", 5)
-
-
-# Addresses.
-
-
-@pytest.mark.parametrize(
-    ("url", "door", "namespace", "expected"),
-    [
-        ("http://h:1", None, "/", (Door.SSE, "http://h:1/events")),
-        ("https://h/", None, "/", (Door.SSE, "https://h/events")),
-        ("h:1", None, "/", (Door.SSE, "http://h:1/events")),
-        ("localhost", None, "/", (Door.SSE, "http://localhost/events")),
-        ("ws://h:1", None, "/", (Door.WEBSOCKET, "ws://h:1/ws")),
-        ("wss://[::1]:1/", None, "/", (Door.WEBSOCKET, "wss://[::1]:1/ws")),
-        ("ws://h/ws", None, "/", (Door.WEBSOCKET, "ws://h/ws")),
-        ("ws://h/ws/admin", None, "/", (Door.WEBSOCKET, "ws://h/ws/admin")),
-        ("ws://h/live?token=x", None, "/", (Door.WEBSOCKET, "ws://h/live?token=x")),
-        ("http://h/events", None, "/", (Door.SSE, "http://h/events")),
-        ("http://h/my/stream", None, "/", (Door.SSE, "http://h/my/stream")),
-        ("http://h/socket.io", None, "/", (Door.SOCKETIO, "ws://h/socket.io/")),
-        ("https://h/rt/socket.io/", None, "/", (Door.SOCKETIO, "wss://h/rt/socket.io/")),
-        ("ws://h/socket.io/", None, "/", (Door.SOCKETIO, "ws://h/socket.io/")),
-        ("http://h", Door.WEBSOCKET, "/", (Door.WEBSOCKET, "ws://h/ws")),
-        ("http://h/rt", Door.WEBSOCKET, "/", (Door.WEBSOCKET, "ws://h/rt/ws")),
-        ("https://h/rt", Door.SOCKETIO, "/", (Door.SOCKETIO, "wss://h/rt/socket.io/")),
-        ("ws://h/rt", Door.SSE, "/", (Door.SSE, "http://h/rt/events")),
-        ("http://h", None, "/admin", (Door.SSE, "http://h/events/admin")),
-        ("ws://h", None, "/a b", (Door.WEBSOCKET, "ws://h/ws/a%20b")),
-        ("http://h", Door.SOCKETIO, "/admin", (Door.SOCKETIO, "ws://h/socket.io/")),
-    ],
-)
-def test_url_names_a_door(
-    url: str, door: Door | None, namespace: str, expected: tuple[Door, str]
-) -> None:
-    assert listen.locate(url, door, namespace) == expected
-
-
-@pytest.mark.parametrize(
-    "url", ["", "ftp://h", "http://", "http:///events", "http://h:0", "http://h:99999", "http://["]
-)
-def test_url_that_names_none(url: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        listen.locate(url, None, "/")

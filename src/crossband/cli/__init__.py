@@ -1,4 +1,8 @@
-"""The commands: serve, demo, listen, publish, token."""
+"""The commands: serve, demo, listen, publish, token.
+
+Each command imports what the others do not need: half of what they import together is for one
+of them alone, and a command that runs for a moment should start in one.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperCommand
 
 from crossband import __version__
 from crossband.auth.keys import check_algorithms
-from crossband.cli import banner, listen, settings, tokens
-from crossband.cli import publish as publishing
-from crossband.errors import CrossbandError
-from crossband.mounts import Mounted
-from crossband.server import Server, StartError
+from crossband.cli import settings, tokens
+from crossband.cli.doors import Door, locate
+from crossband.errors import CrossbandError, StartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crossband.asgi import Hub
+    from crossband.mounts import Mounted
     from crossband.server import ASGIApp, LogLevel
 
 app = typer.Typer(
@@ -97,8 +98,6 @@ _Token = Annotated[
     ),
 ]
 
-_errors = Console(stderr=True, soft_wrap=True, highlight=False)
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -156,6 +155,7 @@ def serve(
     """
     where, access, hub_settings, limits = _read_settings(options, config)
     from crossband.cli import target as targets
+    from crossband.mounts import Mounted
 
     generated: str | None = None
     note: str | None = None
@@ -215,6 +215,7 @@ def demo(
     A chat, a dashboard of this server, and the three doors side by side.
     """
     from crossband.demo import create_demo
+    from crossband.mounts import Mounted
 
     try:
         where, *_ = settings.split(settings.read({"host": host, "port": port}, {}, None))
@@ -251,10 +252,8 @@ def listen_(
         typer.Option(metavar="NAME", help="Namespace, such as /admin.", show_default=False),
     ] = "/",
     door: Annotated[
-        listen.Door | None,
-        typer.Option(
-            metavar="|".join(listen.Door), help="Which door URL means, where it does not say."
-        ),
+        Door | None,
+        typer.Option(metavar="|".join(Door), help="Which door URL means, where it does not say."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     count: Annotated[
@@ -278,9 +277,11 @@ def listen_(
     if not namespace.startswith("/"):
         _fail(f"--namespace: expected a name that begins with /, not {namespace!r}", code=2)
     try:
-        found, address = listen.locate(url, door, namespace)
+        found, address = locate(url, door, namespace)
     except ValueError as exc:
         _fail(str(exc), code=2)
+    from crossband.cli import banner, listen
+
     listener = listen.Listener(
         found,
         address,
@@ -337,6 +338,8 @@ def publish_(
     ] = False,
 ) -> None:
     """Publish an event to the clients of a server."""
+    from crossband.cli import publish as publishing
+
     try:
         publishing.locate(url)
     except ValueError as exc:
@@ -507,6 +510,9 @@ def _run(
     page: bool = False,
     note: str | None = None,
 ) -> None:
+    from crossband.cli import banner
+    from crossband.server import Server
+
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.WARNING,
@@ -558,12 +564,14 @@ def _print(text: str) -> None:
 
 
 def _fail_output(exc: OSError) -> NoReturn:
+    from crossband.cli import banner
+
     banner.close_output()
     _fail(f"cannot write to standard output: {exc.strerror}")
 
 
 def _warn(message: str) -> None:
-    _errors.print(Text(f"warning: {message}", "yellow"))
+    _tell((f"warning: {message}", "yellow"))
 
 
 def _plural(count: int, word: str) -> str:
@@ -571,5 +579,12 @@ def _plural(count: int, word: str) -> str:
 
 
 def _fail(message: str, *, code: int = 1) -> NoReturn:
-    _errors.print(Text.assemble(("error: ", "bold red"), message))
+    _tell(("error: ", "bold red"), message)
     raise typer.Exit(code)
+
+
+def _tell(*parts: str | tuple[str, str]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(*parts))

@@ -7,14 +7,13 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
 from crossband import __version__
 from crossband.invocation import program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.console import Console
 
     from crossband.mounts import Mounted
     from crossband.server import Server
@@ -60,8 +59,10 @@ def _show(
     if not sys.stdout.isatty():
         _one_line(server, title, generated_key)
         return
+    from rich.console import Console
+
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text.assemble("\n", (f"Crossband {__version__}", "bold"), f"  {title}\n"))
+    _line(console, "\n", (f"Crossband {__version__}", "bold"), f"  {title}\n")
     for mounted in hubs:
         settings: Settings = mounted.hub.settings
         if server.uds is not None:
@@ -123,7 +124,7 @@ def _publish(
         _entry(console, "API key", generated_key, f"{command} --api-key {generated_key}")
         if not page:
             own = "made for this run; --api-keys or CROSSBAND_API_KEYS sets your own"
-            console.print(Text(f"{'':13}{own}\n", "dim"))
+            _line(console, (f"{'':13}{own}\n", "dim"))
     elif settings.api_keys:
         _entry(console, "Publish", f"{command} --api-key …", None)
     else:
@@ -145,7 +146,13 @@ def _unix(console: Console, path: str, mount: str, settings: Settings) -> None:
 
 
 def _entry(console: Console, name: str, address: str, attempt: str | None) -> None:
-    console.print(Text.assemble("  ", (f"{name:<11}", "bold cyan"), address))
+    _line(console, "  ", (f"{name:<11}", "bold cyan"), address)
     if attempt is not None:
-        console.print(Text.assemble(" " * 13, (attempt, "dim")))
+        _line(console, " " * 13, (attempt, "dim"))
     console.print()
+
+
+def _line(console: Console, *parts: str | tuple[str, str]) -> None:
+    from rich.text import Text
+
+    console.print(Text.assemble(*parts))

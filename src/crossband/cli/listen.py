@@ -11,30 +11,19 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import httpx
-import httpx_sse
 import msgspec
 import websockets
 from rich.console import Console
 from rich.text import Text
 from websockets.asyncio.client import ClientConnection
 
+from crossband.cli.doors import Door, reason_of
 from crossband.errors import CrossbandError, ProtocolError
 from crossband.protocol import engineio, socketio
 from crossband.protocol.payload import Payload, reconstruct
-
-
-class Door(StrEnum):
-    """A door, by the name it has in options and output."""
-
-    WEBSOCKET = "websocket"
-    SSE = "sse"
-    SOCKETIO = "socketio"
-
 
 # Seconds before the first and, doubled each time, at most before a later attempt.
 FIRST_DELAY: Final = 0.5
@@ -158,67 +147,6 @@ _REASONS: Final = {
 }
 
 
-def locate(url: str, door: Door | None, namespace: str) -> tuple[Door, str]:
-    """Find the door a URL means, and the URL to connect to.
-
-    The address of a server is enough: `http://…` means its event stream, `ws://…` its
-    WebSocket, and `door` chooses. Raises ValueError for what is no such URL.
-    """
-    parts = parse_url(url, ("http", "https", "ws", "wss"))
-    path = parts.path.rstrip("/")
-    segments = path.split("/")
-    if door is None:
-        if "socket.io" in segments:
-            door = Door.SOCKETIO
-        elif parts.scheme in ("ws", "wss"):
-            door = Door.WEBSOCKET
-        else:
-            door = Door.SSE
-    default = {Door.WEBSOCKET: "ws", Door.SSE: "events", Door.SOCKETIO: "socket.io"}[door]
-    if not path or (default not in segments and _is_other_door(door, parts)):
-        path = f"{path}/{default}"
-    secure = parts.scheme in ("https", "wss")
-    if door is Door.SSE:
-        scheme = "https" if secure else "http"
-    else:
-        scheme = "wss" if secure else "ws"
-    if door is Door.SOCKETIO:
-        path += "/"
-    elif namespace != "/":
-        path += quote(namespace)
-    return door, parts._replace(scheme=scheme, path=path).geturl()
-
-
-def _is_other_door(door: Door, parts: SplitResult) -> bool:
-    # `--door websocket http://host/realtime` names a mount point, not a WebSocket.
-    return (door is Door.SSE) != (parts.scheme in ("http", "https")) or door is Door.SOCKETIO
-
-
-def parse_url(url: str, schemes: tuple[str, ...]) -> SplitResult:
-    """Split a URL, `localhost:8000` taken for `http://localhost:8000`. Raises ValueError."""
-    if "://" not in url:
-        url = f"http://{url}"
-    try:
-        parts = urlsplit(url)
-        # As it is looked up.
-        (parts.hostname or "").encode("idna")
-    except UnicodeError:
-        raise ValueError(f"{url}: {parts.hostname!r} is no name of a host") from None
-    except ValueError as exc:
-        raise ValueError(f"{url}: {exc}") from None
-    if parts.scheme not in schemes:
-        raise ValueError(f"{url}: expected a URL of {', '.join(schemes)}, not {parts.scheme}")
-    if not parts.hostname:
-        raise ValueError(f"{url}: the URL names no host")
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if port == 0:
-        raise ValueError(f"{url}: expected a port of 1 to 65535")
-    return parts
-
-
 # Doors.
 
 
@@ -257,13 +185,18 @@ async def _websocket(listener: Listener) -> AsyncGenerator[Event | Notice, None]
 
 
 async def _sse(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
+    # Here, because httpx takes longer to import than all else that this command needs.
+    import httpx
+    import httpx_sse
+
     # With JSON, or a refusal would be a stream that ends.
     accepted = "text/event-stream, application/json"
     headers = {"Accept": accepted, "Cache-Control": "no-store", **listener.headers}
     if listener.offset is not None:
         headers["Last-Event-ID"] = listener.offset
     timeout = httpx.Timeout(CONNECT_TIMEOUT, read=SILENCE)
-    verify = listener.tls() or True
+    # Without TLS, the machine's certificates need not be read: 30 ms at every attempt.
+    verify = listener.tls() or False
     try:
         async with (
             httpx.AsyncClient(timeout=timeout, verify=verify) as client,
@@ -447,28 +380,6 @@ def _status_error(status: int, body: bytes | bytearray, url: str) -> Refused | L
     if status >= 500 or status in (408, 429):
         return Lost(text)
     return Refused(text)
-
-
-def reason_of(exc: BaseException) -> str:
-    """Say in a few words why a connection failed."""
-    seen: BaseException | None = exc
-    while seen is not None:
-        if isinstance(seen, ConnectionRefusedError):
-            return "connection refused"
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return f"the certificate is not trusted ({seen.verify_message}); see --insecure"
-        if isinstance(seen, ssl.SSLError):
-            return f"TLS failed ({seen.reason or seen}); is it a TLS port?"
-        if isinstance(seen, OSError) and seen.strerror:
-            found = seen.strerror
-            if "Multiple exceptions" in found:
-                break
-            return found[0].lower() + found[1:]
-        seen = seen.__cause__ or seen.__context__
-    text = str(exc) or type(exc).__name__
-    if "Connect call failed" in text or "All connection attempts failed" in text:
-        return "connection refused"
-    return text
 
 
 def _error_text(error: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ import functools
 import inspect
 import math
 import reprlib
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,7 @@ import typer
 from crossband.auth.keys import check_algorithms
 from crossband.errors import CrossbandError
 from crossband.limits import Limits
-from crossband.server import KEEP_ALIVE
-from crossband.settings import DOORS, Settings
+from crossband.settings import DOORS, KEEP_ALIVE, Settings
 
 PREFIX: Final = "CROSSBAND_"
 # Read by commands rather than as settings of the server.
@@ -317,6 +315,8 @@ def _pick(struct: type[S], values: Mapping[str, Any]) -> S:
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:

@@ -1,0 +1,98 @@
+"""What a URL on the command line means: a door and its address; and why it was not reached."""
+
+from __future__ import annotations
+
+import ssl
+from enum import StrEnum
+from urllib.parse import SplitResult, quote, urlsplit
+
+
+class Door(StrEnum):
+    """A door, by the name it has in options and output."""
+
+    WEBSOCKET = "websocket"
+    SSE = "sse"
+    SOCKETIO = "socketio"
+
+
+def locate(url: str, door: Door | None, namespace: str) -> tuple[Door, str]:
+    """Find the door a URL means, and the URL to connect to.
+
+    The address of a server is enough: `http://…` means its event stream, `ws://…` its
+    WebSocket, and `door` chooses. Raises ValueError for what is no such URL.
+    """
+    parts = parse_url(url, ("http", "https", "ws", "wss"))
+    path = parts.path.rstrip("/")
+    segments = path.split("/")
+    if door is None:
+        if "socket.io" in segments:
+            door = Door.SOCKETIO
+        elif parts.scheme in ("ws", "wss"):
+            door = Door.WEBSOCKET
+        else:
+            door = Door.SSE
+    default = {Door.WEBSOCKET: "ws", Door.SSE: "events", Door.SOCKETIO: "socket.io"}[door]
+    if not path or (default not in segments and _is_other_door(door, parts)):
+        path = f"{path}/{default}"
+    secure = parts.scheme in ("https", "wss")
+    if door is Door.SSE:
+        scheme = "https" if secure else "http"
+    else:
+        scheme = "wss" if secure else "ws"
+    if door is Door.SOCKETIO:
+        path += "/"
+    elif namespace != "/":
+        path += quote(namespace)
+    return door, parts._replace(scheme=scheme, path=path).geturl()
+
+
+def _is_other_door(door: Door, parts: SplitResult) -> bool:
+    # `--door websocket http://host/realtime` names a mount point, not a WebSocket.
+    return (door is Door.SSE) != (parts.scheme in ("http", "https")) or door is Door.SOCKETIO
+
+
+def parse_url(url: str, schemes: tuple[str, ...]) -> SplitResult:
+    """Split a URL, `localhost:8000` taken for `http://localhost:8000`. Raises ValueError."""
+    if "://" not in url:
+        url = f"http://{url}"
+    try:
+        parts = urlsplit(url)
+        # As it is looked up.
+        (parts.hostname or "").encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{url}: {parts.hostname!r} is no name of a host") from None
+    except ValueError as exc:
+        raise ValueError(f"{url}: {exc}") from None
+    if parts.scheme not in schemes:
+        raise ValueError(f"{url}: expected a URL of {', '.join(schemes)}, not {parts.scheme}")
+    if not parts.hostname:
+        raise ValueError(f"{url}: the URL names no host")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError(f"{url}: expected a port of 1 to 65535")
+    return parts
+
+
+def reason_of(exc: BaseException) -> str:
+    """Say in a few words why a connection failed."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, ConnectionRefusedError):
+            return "connection refused"
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return f"the certificate is not trusted ({seen.verify_message}); see --insecure"
+        if isinstance(seen, ssl.SSLError):
+            return f"TLS failed ({seen.reason or seen}); is it a TLS port?"
+        if isinstance(seen, OSError) and seen.strerror:
+            found = seen.strerror
+            if "Multiple exceptions" in found:
+                break
+            return found[0].lower() + found[1:]
+        seen = seen.__cause__ or seen.__context__
+    text = str(exc) or type(exc).__name__
+    if "Connect call failed" in text or "All connection attempts failed" in text:
+        return "connection refused"
+    return text

@@ -91,7 +91,7 @@ async def test_address_of_a_client_behind_a_proxy(
     server = await serve(hub)
     headers = {"X-Forwarded-For": "1.1.1.1, 203.0.113.9", "X-Forwarded-Proto": "https"}
     async with (
-        httpx.AsyncClient(trust_env=False) as http,
+        httpx.AsyncClient(trust_env=False, verify=False) as http,
         http.stream("GET", f"{server.url}/events", headers=headers) as stream,
     ):
         assert stream.status_code == 200

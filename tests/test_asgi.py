@@ -135,7 +135,7 @@ async def test_mounted_hub_from_first_client_to_sigterm(
     async with (
         running(server, app, directory) as (program, address),
         contextlib.AsyncExitStack() as stack,
-        httpx.AsyncClient(base_url=address, trust_env=False) as http,
+        httpx.AsyncClient(base_url=address, trust_env=False, verify=False) as http,
     ):
         realtime = f"{address}/realtime"
         clients: list[Client] = []
@@ -487,7 +487,7 @@ async def test_websockets_may_be_at_the_root_beside_the_other_doors(
         client = new_client(kind)
         await client.connect(server.url)
         assert await client.call("echo", kind) == kind
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, verify=False) as http:
         assert (await http.get("/api/status")).json()["clients"]["total"] == 2
         assert (await http.get("/readyz")).status_code == 200
         front = await http.get("/")
@@ -500,7 +500,7 @@ async def test_websockets_may_be_at_the_root_beside_the_other_doors(
 async def test_event_streams_may_be_at_the_root(lane: bool, serve: Serve) -> None:
     hub = Hub(events_path="/")
     server = await serve(hub, lane=lane)
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, verify=False) as http:
         async with http.stream("GET", "/") as stream:
             assert stream.headers["content-type"].startswith("text/event-stream")
         assert (await http.get("/api/status")).status_code == 200
@@ -511,7 +511,7 @@ async def test_event_streams_may_be_at_the_root(lane: bool, serve: Serve) -> Non
 
 async def test_socketio_may_be_at_the_root(serve: Serve) -> None:
     server = await serve(Hub(socketio_path="/"))
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, verify=False) as http:
         opened = await http.get("/", params={"EIO": "4", "transport": "polling"})
         assert opened.text.startswith('0{"sid"')
         assert told_doors(await http.get("/nowhere")).startswith("there is /, /ws")
@@ -522,7 +522,7 @@ async def test_doors_may_lie_below_the_api(lane: bool, serve: Serve) -> None:
     hub = Hub(events_path="/api/events", websocket_path="/api/ws", socketio_path="/api/socket.io")
     hub.of("/admin")
     server = await serve(hub, lane=lane)
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, verify=False) as http:
         for path in ("/api/events", "/api/events/admin"):
             async with http.stream("GET", path) as stream:
                 assert stream.status_code == 200
@@ -551,7 +551,7 @@ async def test_door_that_is_switched_off_is_not_there(
 ) -> None:
     settings: dict[str, Any] = {door: off}
     server = await serve(Hub(**settings))
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, verify=False) as http:
         assert told_doors(await http.get(path)) == others
         assert told_doors(await http.post(path)) == others
     with pytest.raises(InvalidStatus) as refused:
@@ -563,7 +563,7 @@ async def test_hub_without_doors_says_so(serve: Serve) -> None:
     server = await serve(
         Hub(socketio_path=None, websocket_path=None, events_path=None, api_path=None)
     )
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False, verify=False) as http:
         assert told_doors(await http.get("/")) == "every door is switched off"
         assert (await http.get("/readyz")).status_code == 200
 

@@ -173,7 +173,7 @@ class PollingReader(SocketIOReader):
     """Reads by polling: while it is not asked to read, there is no poll."""
 
     async def _connect(self, url: str) -> None:
-        self._http = httpx.AsyncClient(timeout=WAIT, trust_env=False)
+        self._http = httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False)
         self._polling = Polling(self._http, url)
         self._polling.params["reader"] = "1"
         await self._polling.open()

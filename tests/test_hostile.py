@@ -142,7 +142,7 @@ class HonestPolling(Honest):
     name = "polling"
 
     def __init__(self) -> None:
-        self.http = httpx.AsyncClient(timeout=WAIT, trust_env=False)
+        self.http = httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False)
         # None until connected.
         self.polling: Polling | None = None
 
@@ -406,7 +406,7 @@ class Body(Attack):
     status: int = 400
 
     async def strike(self, stage: Scene) -> None:
-        async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as client:
             polling = Polling(client, stage.url)
             await polling.connect()
             async with stage.at_once():
@@ -1387,7 +1387,7 @@ async def test_pings_of_a_client_that_does_not_read_cost_nothing(serve: Serve) -
 
 @pytest.fixture
 async def browser() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as client:
         yield client
 
 
@@ -1679,7 +1679,7 @@ async def test_stop_in_the_midst_of_arrivals_leaves_nobody(
 
 
 async def httpx_get(url: str) -> None:
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as client:
         await client.get(url)
 
 

@@ -76,7 +76,7 @@ async def test_connections_of_every_door_are_taken_over(serve: Serve) -> None:
     async with (
         connect(websocket_url(server)) as raw,
         connect(websocket_url(server, "/socket.io/?EIO=4&transport=websocket")) as official,
-        httpx.AsyncClient() as http,
+        httpx.AsyncClient(verify=False) as http,
         http.stream("GET", server.url + "/events") as stream,
     ):
         await raw.recv()
@@ -140,7 +140,7 @@ async def test_client_with_a_small_window_can_read_everything(
     server = await serve(hub)
     window = ClientPerMessageDeflateFactory(server_max_window_bits=bits)
     if path == "upgrade":
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(verify=False) as http:
             polling = Polling(http, server.url)
             await polling.connect()
             path = f"/socket.io/?EIO=4&transport=websocket&sid={polling.params['sid']}"
@@ -300,7 +300,7 @@ async def test_other_websocket_routes_keep_their_asgi(serve: Serve) -> None:
     async with connect(websocket_url(server, "/realtime/ws")) as client:
         assert json.loads(await client.recv())["type"] == "welcome"
         assert len(lanes(server)) == 1
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(verify=False) as http:
         for _ in range(2):
             assert (await http.get(server.url + "/page")).json() == {"page": 1}
 
@@ -321,7 +321,7 @@ async def test_what_a_client_sent_before_it_was_accepted_is_not_lost(serve: Serv
         await reached.wait()
         writer.write(bytes((0x81, 0x80 | 33, 0, 0, 0, 0)) + b'{"type":"echo","data":"x","id":1}')
         # A whole round trip later the server has read it, too.
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(verify=False) as http:
             await http.get(server.url + "/healthz")
         gate.set()
         received = b""

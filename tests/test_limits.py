@@ -35,7 +35,7 @@ KEY = "the-only-key"
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as client:
         yield client
 
 
@@ -547,7 +547,9 @@ async def open_socketio(url: str, stack: AsyncExitStack) -> dict[str, Any]:
 
 
 async def open_polling(url: str, stack: AsyncExitStack) -> dict[str, Any]:
-    http = await stack.enter_async_context(httpx.AsyncClient(timeout=WAIT, trust_env=False))
+    http = await stack.enter_async_context(
+        httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False)
+    )
     polling = Polling(http, url)
     response = await polling.poll()
     if response.status_code == 200:
@@ -557,7 +559,9 @@ async def open_polling(url: str, stack: AsyncExitStack) -> dict[str, Any]:
 
 
 async def open_stream(url: str, stack: AsyncExitStack) -> dict[str, Any]:
-    http = await stack.enter_async_context(httpx.AsyncClient(timeout=WAIT, trust_env=False))
+    http = await stack.enter_async_context(
+        httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False)
+    )
     response = await stack.enter_async_context(http.stream("GET", f"{url}/events"))
     if response.status_code == 200:
         return {}
@@ -612,7 +616,7 @@ async def test_refused_clients_hold_no_seat(kind: type[Hub], serve: Serve) -> No
     for path in ("/ws/nope", "/ws?session=short"):
         with pytest.raises(InvalidStatus):
             await connect(websocket_url(server.url, path), proxy=None)
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as http:
         assert (await http.get(f"{server.url}/events/nope")).status_code == 404
         polling = Polling(http, server.url)
         await polling.open()

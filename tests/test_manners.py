@@ -88,7 +88,7 @@ async def test_other_websocket_version_is_told_the_one_that_is_spoken(
 @LANES
 async def test_plain_request_to_a_websocket_is_told_to_upgrade(lane: bool, serve: Serve) -> None:
     server = await serve(Hub(), lane=lane)
-    async with httpx.AsyncClient(base_url=server.url) as client:
+    async with httpx.AsyncClient(base_url=server.url, verify=False) as client:
         for method in ("GET", "POST", "HEAD"):
             response = await client.request(method, "/ws")
             assert response.status_code == 400
@@ -402,7 +402,9 @@ async def returned(server: Server) -> None:
 async def test_offer_of_another_protocol_is_ignored_on_every_door(lane: bool, serve: Serve) -> None:
     server = await serve(hub_with_echo(), lane=lane)
     headers = dict(line.split(": ") for line in H2C)
-    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=WAIT) as client:
+    async with httpx.AsyncClient(
+        base_url=server.url, headers=headers, timeout=WAIT, verify=False
+    ) as client:
         opened = (await client.get("/socket.io/?EIO=4&transport=polling")).text
         sid = json.loads(opened[1:])["sid"]
         session = f"/socket.io/?EIO=4&transport=polling&sid={sid}"
@@ -461,7 +463,7 @@ async def test_body_that_nobody_wants_is_not_read_on(
     server = await serve(hub_with_echo(), lane=lane)
     path = TARGETS[target]
     if target == "polling":
-        async with httpx.AsyncClient(base_url=server.url) as client:
+        async with httpx.AsyncClient(base_url=server.url, verify=False) as client:
             path += json.loads((await client.get(path.partition("&sid")[0])).text[1:])["sid"]
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {ENDLESS}"
     piece = b"x" * 65_536
@@ -603,7 +605,9 @@ async def test_event_stream_passes_through_middlewares(
 
     server = await serve(mounted(hub, *middlewares), lane=lane)
     async with (
-        httpx.AsyncClient(timeout=WAIT, headers={"Origin": "https://x.example"}) as client,
+        httpx.AsyncClient(
+            timeout=WAIT, headers={"Origin": "https://x.example"}, verify=False
+        ) as client,
         client.stream("GET", server.url + "/rt/events") as stream,
     ):
         assert stream.headers["x-stamp"] == "1"
@@ -621,7 +625,7 @@ async def test_mounted_hub_takes_the_lane_where_no_middleware_is_bypassed(serve:
     hub = Hub()
     server = await serve(mounted(hub))
     async with (
-        httpx.AsyncClient(timeout=WAIT) as client,
+        httpx.AsyncClient(timeout=WAIT, verify=False) as client,
         client.stream("GET", server.url + "/rt/events") as stream,
         connect(server.url.replace("http", "ws", 1) + "/rt/ws") as websocket,
     ):

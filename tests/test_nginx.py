@@ -67,7 +67,7 @@ async def test_idle_connection_outlives_the_timeout_of_the_proxy(
     async with (
         Server(hub) as server,
         Nginx(tmp_path, server.port, http=http) as nginx,
-        httpx.AsyncClient() as stream,
+        httpx.AsyncClient(verify=False) as stream,
     ):
         await client.connect(nginx.url)
         comments = 0
@@ -85,7 +85,7 @@ async def test_page_behind_the_proxy_is_of_the_same_origin(tmp_path: Path) -> No
     async with (
         Server(hub) as server,
         Nginx(tmp_path, server.port) as nginx,
-        httpx.AsyncClient() as http,
+        httpx.AsyncClient(verify=False) as http,
     ):
         for origin, status in ((nginx.url, 200), ("http://elsewhere.test", 403)):
             headers = {"Origin": origin}

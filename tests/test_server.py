@@ -79,15 +79,15 @@ class FakeHub:
             await send({"type": "websocket.close", "code": 1001})
 
 
-async def get(url: str, **options: Any) -> str:
-    async with httpx.AsyncClient(**options) as client:
+async def get(url: str, *, verify: ssl.SSLContext | bool = False, **options: Any) -> str:
+    async with httpx.AsyncClient(verify=verify, **options) as client:
         return (await client.get(url)).text
 
 
 @contextlib.asynccontextmanager
 async def stream(url: str) -> AsyncIterator[AsyncIterator[str]]:
     """Open a stream and return its chunks, the first already received."""
-    async with httpx.AsyncClient() as client, client.stream("GET", url) as response:
+    async with httpx.AsyncClient(verify=False) as client, client.stream("GET", url) as response:
         chunks = response.aiter_text()
         assert await anext(chunks) == "first"
         yield chunks
@@ -464,7 +464,9 @@ def program(*arguments: str) -> Any:
 def test_signal_stops_the_process_gracefully(number: signal.Signals) -> None:
     with program() as process:
         url = process.stdout.readline().strip()
-        assert httpx.get(url).text.startswith("uvloop" if os.name == "posix" else "asyncio")
+        assert httpx.get(url, verify=False).text.startswith(
+            "uvloop" if os.name == "posix" else "asyncio"
+        )
         process.send_signal(number)
         assert process.stdout.readline() == "stopping\n"
         assert process.wait(timeout=WAIT) == 0

@@ -144,7 +144,9 @@ def taken_port() -> Iterator[int]:
 def test_open_hub_on_loopback_is_for_this_machine(run: Run) -> None:
     def status(url: str, host: str) -> int:
         host += ":" + url.rpartition(":")[2]
-        return httpx.get(f"{url}/healthz", headers={"Host": host}, trust_env=False).status_code
+        return httpx.get(
+            f"{url}/healthz", headers={"Host": host}, trust_env=False, verify=False
+        ).status_code
 
     for kind in ("serve", "demo"):
         url = run(kind, "--port", "0").started()
@@ -175,8 +177,8 @@ def test_standalone_hub_is_served(run: Run) -> None:
         f"curl {url}/api/status",
     ):
         assert line in command.banner
-    assert httpx.get(f"{url}/api/status").json()["clients"]["total"] == 0
-    assert httpx.get(f"{url}/readyz").status_code == 200
+    assert httpx.get(f"{url}/api/status", verify=False).json()["clients"]["total"] == 0
+    assert httpx.get(f"{url}/readyz", verify=False).status_code == 200
     # The banner's key is good for publishing, as its line says.
     found = re.search(r"crossband (publish .*) --api-key (\w+)", command.banner)
     assert found is not None
@@ -204,7 +206,7 @@ def test_door_that_is_switched_off_is_not_in_the_banner(run: Run) -> None:
     assert "/v1/api/status" in command.banner
     assert "WebSocket " not in command.banner
     assert "SSE" not in command.banner
-    answer = httpx.get(f"{url}/events", trust_env=False)
+    answer = httpx.get(f"{url}/events", trust_env=False, verify=False)
     assert answer.status_code == 404
     assert answer.json()["error"].endswith(": there is /socket.io/, /v1/api/status")
 
@@ -225,7 +227,9 @@ def test_given_key_is_not_printed(terminal: bool, run: Run) -> None:
     url = command.started()
     assert "topsecret" not in command.banner
     headers = {"X-API-Key": "topsecret"}
-    answer = httpx.post(f"{url}/api/broadcast", json={"event": "e", "data": 1}, headers=headers)
+    answer = httpx.post(
+        f"{url}/api/broadcast", json={"event": "e", "data": 1}, headers=headers, verify=False
+    )
     assert answer.status_code == 200
 
 
@@ -233,7 +237,7 @@ def test_given_key_is_not_printed(terminal: bool, run: Run) -> None:
 def test_signal_stops_it_while_clients_are_connected(run: Run, number: signal.Signals) -> None:
     command = run("serve", "--port", "0", "--log-level", "warning")
     url = command.started()
-    with httpx.stream("GET", f"{url}/events") as response:
+    with httpx.stream("GET", f"{url}/events", verify=False) as response:
         lines = response.iter_lines()
         while next(lines) != "event: welcome":
             pass
@@ -246,7 +250,7 @@ def test_signal_stops_it_while_clients_are_connected(run: Run, number: signal.Si
 def test_second_signal_does_not_wait_for_handlers(run: Run) -> None:
     command = run("serve", "my_hub:hub", "--port", "0", "--shutdown-timeout", "60")
     url = command.started()
-    with httpx.stream("GET", f"{url}/events") as response:
+    with httpx.stream("GET", f"{url}/events", verify=False) as response:
         lines = response.iter_lines()
         while next(lines) != "event: welcome":
             pass
@@ -281,8 +285,11 @@ def test_own_hub_keeps_its_settings_unless_overridden(run: Run, tmp_path: Path) 
     assert f"{url}/from-environment-api" in command.banner
     # It has no API key, and is not given one behind its back.
     assert "nobody can publish over HTTP" in command.banner
-    assert httpx.post(f"{url}/from-environment-api/broadcast", json={}).status_code == 403
-    with httpx.stream("GET", f"{url}/from-option") as response:
+    assert (
+        httpx.post(f"{url}/from-environment-api/broadcast", json={}, verify=False).status_code
+        == 403
+    )
+    with httpx.stream("GET", f"{url}/from-option", verify=False) as response:
         lines = response.iter_lines()
         welcome = next(line for line in lines if line.startswith("data: "))
         client = json.loads(welcome.removeprefix("data: "))
@@ -290,6 +297,7 @@ def test_own_hub_keeps_its_settings_unless_overridden(run: Run, tmp_path: Path) 
             f"{url}/from-option/{client['sid']}",
             params={"session": client["session"]},
             json={"type": "size"},
+            verify=False,
         ).json()
     assert answer.get("data") == [5, 3], answer
 
@@ -329,8 +337,8 @@ def test_application_is_served_with_the_settings_and_the_lane_of_its_hub(
     assert f'io("{url}", {{ path: "/realtime/socket.io/" }})' in command.banner
     assert f"curl {url}/realtime/api/status" in command.banner
     assert command.banner.count("started") == 1
-    assert httpx.get(f"{url}/hello").json() == "world"
-    with httpx.stream("GET", f"{url}/realtime/events") as response:
+    assert httpx.get(f"{url}/hello", verify=False).json() == "world"
+    with httpx.stream("GET", f"{url}/realtime/events", verify=False) as response:
         lines = response.iter_lines()
         welcome = next(line for line in lines if line.startswith("data: "))
         client = json.loads(welcome.removeprefix("data: "))
@@ -338,6 +346,7 @@ def test_application_is_served_with_the_settings_and_the_lane_of_its_hub(
             f"{url}/realtime/events/{client['sid']}",
             params={"session": client["session"]},
             json={"type": "look"},
+            verify=False,
         ).json()
     assert answer.get("data") == [7, True], answer
     assert command.end()[0] == 0
@@ -497,8 +506,8 @@ def test_demo_is_served(run: Run) -> None:
     command = run("demo", "--port", "0", terminal=True)
     url = command.started()
     assert f"Page       {url}/" in command.banner
-    assert "html" in httpx.get(url).text
-    assert httpx.get(f"{url}/api/status").status_code == 200
+    assert "html" in httpx.get(url, verify=False).text
+    assert httpx.get(f"{url}/api/status", verify=False).status_code == 200
     assert command.end() == (0, "", "")
 
 
@@ -545,7 +554,7 @@ def test_server_runs_where_its_banner_cannot_be_written(run: Run, full: IO[str])
     found = re.search(r"http://127\.0\.0\.1:\d+", line)
     assert found is not None
     assert "standard output cannot be written to: No space left on device" in line
-    assert httpx.get(f"{found[0]}/readyz").status_code == 200
+    assert httpx.get(f"{found[0]}/readyz", verify=False).status_code == 200
     code, _, err = command.end()
     assert (code, err) == (0, "")
 

@@ -137,7 +137,9 @@ async def test_refused_origin_is_logged_once_and_counted_on_every_door(
     hub = Hub(api_keys=[KEY])
     server = await serve(hub, lane=lane)
     headers = {"Origin": ORIGIN}
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, headers=headers) as http:
+    async with httpx.AsyncClient(
+        timeout=WAIT, trust_env=False, headers=headers, verify=False
+    ) as http:
         for path in ("/events", "/api/status", "/socket.io/?EIO=4&transport=polling"):
             assert (await http.get(server.url + path)).status_code == 403
     with pytest.raises(InvalidStatus):
@@ -155,7 +157,7 @@ async def test_wrong_api_key_is_logged_without_it_and_counted(
     hub = Hub(api_keys=[KEY])
     server = await serve(hub, lane=lane)
     shown = "Bearer a-wrong-key" if header == "Authorization" else "a-wrong-key"
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as http:
         for headers in ({header: shown}, {header: shown}, {}):
             answer = await http.post(
                 f"{server.url}/api/broadcast", json={"event": "x"}, headers=headers
@@ -172,7 +174,7 @@ async def test_wrong_api_key_is_logged_without_it_and_counted(
 async def test_refused_host_is_counted(serve: Serve) -> None:
     hub = Hub(allowed_hosts=["chat.example"])
     server = await serve(hub)
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as http:
         assert (await http.get(f"{server.url}/api/status")).status_code == 400
     assert hub.status()["refusals"]["host_not_allowed"] == 1
 
@@ -193,7 +195,9 @@ async def test_status_is_for_those_whom_the_setting_names(
 ) -> None:
     hub = Hub(status=status, api_keys=[KEY])
     server = await serve(hub)
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, headers=headers) as http:
+    async with httpx.AsyncClient(
+        timeout=WAIT, trust_env=False, headers=headers, verify=False
+    ) as http:
         answer = await http.get(f"{server.url}/api/status")
         assert answer.status_code == expected
         assert (await http.head(f"{server.url}/api/status")).status_code == expected

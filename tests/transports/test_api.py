@@ -55,7 +55,7 @@ async def test_publication_that_cannot_be_used_is_told_where_and_why(
     hub.policy("keyed", "latest", key=broken_key)
     server = await serve(hub)
     head = hub.broker.head("/")
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as http:
         answer = await http.post(
             f"{server.url}/api/broadcast", json=body, headers={"X-API-Key": KEY}
         )
@@ -71,7 +71,7 @@ async def test_fields_of_a_publication_in_the_query_are_refused(serve: Serve, qu
     hub = Hub(api_keys=[KEY])
     server = await serve(hub)
     head = hub.broker.head("/")
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as http:
         answer = await http.post(
             f"{server.url}/api/broadcast?{query}",
             json={"event": "x", "data": 1},
@@ -88,7 +88,7 @@ async def test_publication_without_a_room_is_for_everybody(
     server = await serve(Hub(api_keys=[KEY]))
     client = new_client("websocket")
     await client.connect(server.url)
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as http:
         for number, body in enumerate(({}, {"room": None, "namespace": "/"})):
             answer = await http.post(
                 f"{server.url}/api/broadcast",

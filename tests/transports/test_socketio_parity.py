@@ -36,7 +36,7 @@ PLACE = '{"_placeholder":true,"num":%d}'
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=WAIT, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=WAIT, trust_env=False, verify=False) as client:
         yield client
 
 
@@ -215,7 +215,7 @@ async def test_posts_are_bounded_in_number(serve: Serve, http: httpx.AsyncClient
 
     server = await serve(hub)
     async with httpx.AsyncClient(
-        timeout=WAIT, trust_env=False, limits=httpx.Limits(max_connections=100)
+        timeout=WAIT, trust_env=False, limits=httpx.Limits(max_connections=100), verify=False
     ) as many:
         polling = Polling(many, server.url)
         await polling.connect()

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any, Final, Unpack
 
@@ -30,9 +31,10 @@ from crossband.workers import worker_processes
 
 logger = logging.getLogger("crossband")
 
-# As in pyproject.toml, which a test compares: `importlib.metadata`, which would know, is a
-# sixth of the time that `import crossband` takes.
-__version__: Final = "0.1.0"
+try:
+    __version__ = version("crossband")
+except PackageNotFoundError:
+    __version__ = "0"
 
 # Seconds a signal waits beyond the drain, before the server hears it too.
 FAREWELL_TIME: Final = 1.0

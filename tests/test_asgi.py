@@ -386,7 +386,7 @@ async def stubborn(until: asyncio.Event) -> None:
 async def test_signal_does_not_wait_long_for_what_is_being_handled(
     ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crossband.asgi.FAREWELL_TIME", 0.01)
+    monkeypatch.setattr("crossband.signals.FAREWELL_TIME", 0.01)
     hub = Hub()
     waiting = asyncio.Event()
     await hub.start()

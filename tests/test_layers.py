@@ -19,6 +19,7 @@ LAYERS = (
     ("server", "standalone"),
     ("lane", "mounts"),
     ("asgi",),
+    ("lifespan",),
     ("transports",),
     ("hub",),
     ("session",),
@@ -26,7 +27,7 @@ LAYERS = (
     ("settings",),
     ("limits", "rates", "seats", "addresses", "policies", "broker", "presence", "auth"),
     ("protocol",),
-    ("errors", "names", "invocation", "workers"),
+    ("errors", "names", "invocation", "workers", "signals"),
 )
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

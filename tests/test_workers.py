@@ -82,7 +82,7 @@ def test_processes_are_counted_as_the_server_tells() -> None:
 async def test_workers_with_a_broker_of_their_own_are_not_warned(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("crossband.asgi.worker_processes", lambda: 2)
+    monkeypatch.setattr("crossband.workers.worker_processes", lambda: 2)
 
     class Joined(MemoryBroker):
         """Stands for one that joins processes."""

@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import logging
-import signal
-import sys
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
-from types import FrameType
-from typing import Any, Final, Unpack
+from typing import Any, Unpack
 
 from crossband.addresses import TrustedProxies
 from crossband.auth import redaction
 from crossband.broker import Broker
 from crossband.broker.memory import MemoryBroker
-from crossband.errors import CloseCode, EventError, StartError
+from crossband.errors import CloseCode, EventError
 from crossband.hub.base import BaseHub
 from crossband.hub.guard import Authenticate, Authorize
+from crossband.lifespan import Lifespan
 from crossband.settings import DOORS, HubSettings
+from crossband.signals import StopSignals
 from crossband.transports.api import Api
 from crossband.transports.engine import EngineDoor
 from crossband.transports.http import Receive, Request, Scope, Send, host_of
 from crossband.transports.sse import StreamDoor
 from crossband.transports.websocket import CLOSE_TIME, WebSocketDoor
-from crossband.workers import worker_processes
-
-logger = logging.getLogger("crossband")
+from crossband.workers import warn_of_workers
 
 try:
     __version__ = version("crossband")
 except PackageNotFoundError:
     __version__ = "0"
-
-# Seconds a signal waits beyond the drain, before the server hears it too.
-FAREWELL_TIME: Final = 1.0
-SignalHandler = Callable[[int, FrameType | None], Any]
 
 
 class Hub(BaseHub):
@@ -72,25 +62,24 @@ class Hub(BaseHub):
         # Path, without a slash at its end, and setting of each door that is not switched off;
         # of the settings, too.
         self._doors: list[tuple[str, str]] = []
-        # The event loop of the requests so far; None before the first.
-        self._serving: asyncio.AbstractEventLoop | None = None
-        # Shared by first requests that come together.
-        self._starting: asyncio.Task[None] | None = None
-        # By signal: our handler and the one before it.
-        self._signals: dict[int, tuple[SignalHandler, SignalHandler]] = {}
-        # Passes on the signal that waits for the farewell; None when none does.
-        self._pass_on: Callable[[], None] | None = None
-        # What nobody awaits: held, or the event loop may forget it.
-        self._background: set[asyncio.Task[None]] = set()
+        self._lifespan = Lifespan(
+            self.start,
+            self.stop,
+            runs_on=lambda loop: self._loop is loop,
+            stop_after_listeners=self._stop_after_listeners,
+        )
+        self._signals = StopSignals(
+            self.stop, stopping=lambda: self.stopping, drain=self._drain_patience
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "lifespan":
-            await self._serve_lifespan(receive, send)
+            await self._lifespan.serve(receive, send)
             return
         loop = asyncio.get_running_loop()
-        if self._serving is not loop:
-            await self._begin_serving(loop)
+        if self._lifespan.loop is not loop:
+            await self._lifespan.begin(loop)
         if self._proxies:
             self._proxies.apply(scope)
         request = Request(
@@ -227,19 +216,8 @@ class Hub(BaseHub):
         begins = not self.started
         await super().start()
         if begins and type(self.broker) is MemoryBroker:
-            self._warn_of_workers()
-        self._chain_signals()
-
-    def _warn_of_workers(self) -> None:
-        workers = worker_processes()
-        if workers > 1:
-            logger.warning(
-                "this is one of %d worker processes, AND THEY DO NOT HEAR EACH OTHER: each has "
-                "clients, rooms and a history of its own, and an event reaches the clients of one "
-                "process only. Run one worker: more need a broker that joins them, which this "
-                "version does not have",
-                workers,
-            )
+            warn_of_workers()
+        self._signals.chain()
 
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.
@@ -250,12 +228,20 @@ class Hub(BaseHub):
         stopped hub answers 503 until it is started again.
         """
         if self.started:
-            # Not even a first request, that was on its way, starts it again here.
-            self._serving = asyncio.get_running_loop()
+            self._lifespan.end()
         try:
             await super().stop()
         finally:
-            self._unchain_signals()
+            self._signals.unchain()
+
+    async def _stop_after_listeners(self) -> None:
+        # No poll follows those that wait now.
+        self.last_polls = True
+        await self.stop()
+
+    def _drain_patience(self) -> float:
+        clients = sum(len(namespace.sockets) for namespace in self.namespaces.values())
+        return self.drain_seconds(clients)
 
     def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self.settings
@@ -281,106 +267,6 @@ class Hub(BaseHub):
             async with asyncio.timeout(patience):
                 for door in doors:
                     await door.emptied.wait()
-
-    async def _begin_serving(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start with the first request where there was no lifespan."""
-        if self._loop is not loop or self._starting is not None:
-            if self._starting is None or self._starting.get_loop() is not loop:
-                self._starting = loop.create_task(self.start())
-            starting = self._starting
-            try:
-                await asyncio.shield(starting)
-            finally:
-                # A start that failed is tried again by the next request.
-                if self._starting is starting and starting.done():
-                    self._starting = None
-        if self._serving is not loop:
-            self._serving = loop
-            self._watch_hypercorn(loop)
-
-    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
-        try:
-            await self.start()
-        except Exception as error:
-            if not isinstance(error, StartError):
-                logger.exception("the hub could not start")
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self.stop()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    # Servers wait for open streams before they tell an application to shut down, and event
-    # streams do not end by themselves: so the hub listens for the server's end too.
-
-    def _chain_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous = signal.getsignal(number)
-            # SIG_DFL: nobody serves here who wants to stop gently.
-            if callable(previous) and number not in self._signals:
-                handler = functools.partial(self._on_signal, previous)
-                self._signals[number] = handler, previous
-                signal.signal(number, handler)
-
-    def _unchain_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number, (handler, previous) in self._signals.items():
-            # Another one may have been put over ours: then ours only passes on.
-            if signal.getsignal(number) is handler:
-                signal.signal(number, previous)
-        self._signals.clear()
-
-    def _on_signal(self, previous: SignalHandler, number: int, frame: FrameType | None) -> None:
-        loop = self._loop
-        if loop is None or loop.is_closed() or (self.stopping and self._pass_on is None):
-            previous(number, frame)
-            return
-        if self._pass_on is not None:
-            # The second signal: no more patience.
-            pass_on, self._pass_on = self._pass_on, None
-            pass_on()
-            previous(number, frame)
-            return
-        # uvicorn would close WebSockets before we could say why: it hears the signal after us.
-        self._pass_on = functools.partial(previous, number, None)
-        loop.call_soon_threadsafe(lambda: self._spawn(self._stop_then_pass_on()))
-
-    async def _stop_then_pass_on(self) -> None:
-        stopping = self._spawn(self.stop())
-        clients = sum(len(namespace.sockets) for namespace in self.namespaces.values())
-        patience = FAREWELL_TIME + self.drain_seconds(clients)
-        await asyncio.wait({stopping}, timeout=patience)
-        pass_on, self._pass_on = self._pass_on, None
-        if pass_on is not None:
-            asyncio.get_running_loop().call_soon(pass_on)
-
-    def _watch_hypercorn(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Its worker processes get no signal, and cut streams after `graceful_timeout` without
-        # a word. What ends there first is its `raise_shutdown` task, whatever the trigger.
-        utils = sys.modules.get("hypercorn.utils")
-        code = getattr(getattr(utils, "raise_shutdown", None), "__code__", None)
-        if code is None:
-            return
-        for task in asyncio.all_tasks(loop):
-            if getattr(task.get_coro(), "cr_code", None) is code:
-                task.add_done_callback(self._on_hypercorn_stopping)
-
-    def _on_hypercorn_stopping(self, _: object) -> None:
-        # It closes its listeners and idle connections now: no poll will follow.
-        self.last_polls = True
-        self._spawn(self.stop())
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        # Not one of those that stop() waits for, or cancels: they wait for stop().
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
 
 
 def _path_below_mount(scope: Scope) -> str:

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import FrameType
 from typing import Any
+
+logger = logging.getLogger("crossband")
+
+
+def warn_of_workers() -> None:
+    """Warn where this is one of several processes, for a hub whose broker does not join them."""
+    workers = worker_processes()
+    if workers > 1:
+        logger.warning(
+            "this is one of %d worker processes, AND THEY DO NOT HEAR EACH OTHER: each has "
+            "clients, rooms and a history of its own, and an event reaches the clients of one "
+            "process only. Run one worker: more need a broker that joins them, which this "
+            "version does not have",
+            workers,
+        )
 
 
 def worker_processes() -> int:

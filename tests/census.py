@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from crossband import Hub, Socket
 from crossband.broker.memory import MemoryBroker
-from crossband.hub.base import Admission
+from crossband.hub.admission import Admission
 from crossband.hub.catchup import CatchUp, Hold
 from crossband.hub.socket import Incoming
 from crossband.session import Acks, Connection
@@ -30,9 +30,9 @@ def census(hub: Hub) -> Counter[str]:
         counts["sessions of sockets"] += len(namespace._by_session)
         counts["rooms"] += namespace.room_count
         counts["holds"] += namespace.holds
-    counts["tasks of the hub"] = len(hub._tasks)
-    counts["seats"] = hub.seats.taken
-    counts["addresses with seats"] = hub.seats.addresses
+    counts["tasks of the hub"] = len(hub.node._tasks)
+    counts["seats"] = hub.quotas.seats.taken
+    counts["addresses with seats"] = hub.quotas.seats.addresses
     engine, websockets, streams = hub._engine, hub._websockets, hub._streams
     if engine is not None and websockets is not None and streams is not None:
         counts["engine sessions"] = len(engine.connections)
@@ -47,7 +47,7 @@ def census(hub: Hub) -> Counter[str]:
     assert isinstance(broker, MemoryBroker)
     counts["connected sessions"] = len(broker._connected)
     # Those in reserve are bounded, and stay.
-    spare = hub.reserve.tasks if hub.started else set()
+    spare = hub.node.reserve.tasks if hub.started else set()
     for task in asyncio.all_tasks() - spare:
         coroutine = task.get_coro()
         counts[f"task {getattr(coroutine, '__qualname__', coroutine)}"] += 1

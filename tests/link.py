@@ -9,7 +9,8 @@ from typing import Any
 
 from crossband.codecs import ENVELOPE, Codec
 from crossband.errors import CloseCode
-from crossband.hub.base import BaseHub, Resume
+from crossband.hub.admission import Resume
+from crossband.hub.base import BaseHub
 from crossband.hub.socket import Socket
 from crossband.session import Connection, Handshake, Ticker
 from tests.clients.base import WAIT

@@ -388,7 +388,7 @@ async def cut(stage: Stage, state: State, outcome: Outcome) -> None:
         if state is State.ADMITTED:
             # Nobody looks at the client while it is answered: it may be let in for a moment.
             hung_up.set()
-        await until(lambda: not stage.hub.seats.taken and not stage.hub.holds)
+        await until(lambda: not stage.hub.quotas.seats.taken and not stage.hub.holds)
         later = [what for what, _ in stage.log[len(log) :]]
         assert later.count("connect") == later.count("disconnect")
         if state is State.CONNECTING:

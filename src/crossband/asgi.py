@@ -65,7 +65,7 @@ class Hub(BaseHub):
         self._lifespan = Lifespan(
             self.start,
             self.stop,
-            runs_on=lambda loop: self._loop is loop,
+            runs_on=lambda loop: self.node.loop is loop,
             stop_after_listeners=self._stop_after_listeners,
         )
         self._signals = StopSignals(

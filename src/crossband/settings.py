@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address
 from itertools import permutations
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 from urllib.parse import urlsplit
 
 import msgspec
@@ -241,3 +242,29 @@ def _as_sent(origin: str) -> str:
         raise ValueError
     shown = "" if port is None or port == _PORTS.get(parts.scheme) else f":{port}"
     return f"{parts.scheme}://{host}{shown}"
+
+
+def changed(base: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Return settings with some of them changed.
+
+    Raises ValueError for one that is unknown or does not fit.
+    """
+    known = {item.name: item for item in msgspec.structs.fields(Settings)}
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r}{_hint(name, known)}")
+    values = {name: changes.get(name, getattr(base, name)) for name in known}
+    try:
+        # Checks the types, and takes lists for tuples and dicts for limits.
+        return msgspec.convert(values, Settings, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"invalid setting: {error}") from None
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    limits = Limits.__struct_fields__
+    near = difflib.get_close_matches(name, [*known, *limits], n=1)
+    if not near:
+        return ""
+    found = f"limits={{{near[0]!r}: …}}" if near[0] in limits else repr(near[0])
+    return f"; did you mean {found}?"

@@ -12,7 +12,8 @@ import pytest
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE
 from crossband.errors import CloseCode, ConnectionRefused, EventError
-from crossband.hub.base import BaseHub, Resume
+from crossband.hub.admission import Resume
+from crossband.hub.base import BaseHub
 from crossband.hub.socket import Socket
 from tests.link import Link, handshake, join
 

@@ -12,7 +12,8 @@ from crossband.broker import Publication
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE, SOCKETIO, EnvelopeCodec, Wire
 from crossband.errors import CloseCode
-from crossband.hub.base import BaseHub, Resume
+from crossband.hub.admission import Resume
+from crossband.hub.base import BaseHub
 from crossband.hub.catchup import TURN
 from crossband.hub.socket import Socket
 from tests.clients.base import WAIT
@@ -406,7 +407,7 @@ async def test_slow_connect_handler_loses_nothing(hub: BaseHub) -> None:
 async def test_too_slow_connect_handler_is_a_gap(
     hub: BaseHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crossband.hub.base.CONNECT_HANDLER_TIME", 0.01)
+    monkeypatch.setattr("crossband.hub.admission.CONNECT_HANDLER_TIME", 0.01)
     cursor = await start_of(hub)
     gate = asyncio.Event()
 

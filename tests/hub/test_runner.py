@@ -302,7 +302,7 @@ async def test_handlers_that_begin_others_leave_a_bounded_reserve(hub: BaseHub) 
     made[0][1].receive(event("pass on", 1, ack_id=0))
     for number, (link, _) in enumerate(made):
         assert (await link.messages(2))[1] == {"type": "ack", "id": number, "data": number + 1}
-    assert 1 <= len(hub.reserve.tasks) <= SPARE
+    assert 1 <= len(hub.node.reserve.tasks) <= SPARE
 
 
 async def test_handlers_that_wait_leave_nothing_in_reserve(hub: BaseHub) -> None:
@@ -318,7 +318,7 @@ async def test_handlers_that_wait_leave_nothing_in_reserve(hub: BaseHub) -> None
     release.set()
     for link, _ in made:
         await link.messages(2)
-    assert hub.reserve.tasks == set()
+    assert hub.node.reserve.tasks == set()
 
 
 # What a handler does beside keeping its task, by name.
@@ -616,9 +616,9 @@ async def test_who_cancels_all_tasks_of_the_loop_ends_no_later_handler(hub: Base
 
     link, socket = await welcomed(hub)
     socket.receive(event("fine", ack_id=1))
-    (spare,) = hub.reserve.tasks
+    (spare,) = hub.node.reserve.tasks
     for ticks in (0, 1, 3):
-        for task in hub.reserve.tasks:
+        for task in hub.node.reserve.tasks:
             task.cancel()
         for _ in range(ticks):
             await asyncio.sleep(0)
@@ -638,7 +638,7 @@ async def test_stop_waits_for_a_handler_and_no_longer(hub: BaseHub) -> None:
         await release.wait()
         ended.append("handler")
 
-    hub.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=600)
+    hub.node.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=600)
     link, socket = await welcomed(hub)
     socket.receive(event("wait"))
     stopping = asyncio.create_task(hub.stop())

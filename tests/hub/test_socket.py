@@ -293,7 +293,7 @@ async def test_event_behind_a_cancelled_handler_is_handled_before_the_hub_has_st
     socket = await join(hub, link)
     socket.receive(event("hang"))
     hanging = await running.get()
-    hub.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=600)
+    hub.node.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=600)
     stopping = asyncio.create_task(hub.stop())
     assert (await link.messages(2))[1]["type"] == "server:shutdown"
     hanging.cancel()
@@ -311,7 +311,7 @@ async def test_poster_is_answered_when_the_hub_stops_its_handler(hub: BaseHub) -
 
     socket = await join(hub, Link(hub.ticker))
     socket.receive(Incoming("hang", [], reply=outcome.append))
-    hub.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=0.05)
+    hub.node.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=0.05)
     await hub.stop()
     (answer,) = outcome
     assert isinstance(answer, EventError)

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from crossband.auth import MAX_TOKEN, Action, Identity
 from crossband.broker import Publication
@@ -22,12 +22,10 @@ from crossband.errors import (
 )
 from crossband.hub.callables import check_callable
 from crossband.hub.namespace import call
+from crossband.hub.node import Node
 from crossband.hub.socket import EXPIRED, REVOKED, Socket, cancelling
 from crossband.protocol import payload
 from crossband.session import Alarms, Handshake
-
-if TYPE_CHECKING:
-    from crossband.hub.base import BaseHub
 
 logger = logging.getLogger("crossband")
 
@@ -45,9 +43,10 @@ class Guard:
 
     def __init__(
         self,
-        hub: BaseHub,
+        node: Node,
         authenticate: Authenticate | None,
         authorize: Authorize | None,
+        dismiss: Callable[[Socket, str, CloseCode, EventError], None],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -55,7 +54,9 @@ class Guard:
             check_callable(authenticate, "Hub(authenticate=…)", "handshake")
         if authorize is not None:
             check_callable(authorize, "Hub(authorize=…)", "identity", "action", "room")
-        self._hub = hub
+        self._node = node
+        # Ends a client, and tells it why.
+        self._dismiss = dismiss
         self.authenticate = authenticate
         self.authorize = authorize
         self._clock = clock
@@ -80,7 +81,7 @@ class Guard:
         """Return who a client is; None for an anonymous one. Raises ConnectionRefused."""
         if self.authenticate is None:
             return None
-        limit = self._hub.settings.limits.handshake_time
+        limit = self._node.settings.limits.handshake_time
         timer = asyncio.timeout(limit)
         try:
             async with timer:
@@ -130,7 +131,7 @@ class Guard:
     def check_admitted(self, socket: Socket, revocations: int) -> None:
         """End a client whose user was revoked since there were so many revocations."""
         if socket.identity is not None and self.revoked_since(socket.identity.user, revocations):
-            self._hub.dismiss(socket, REVOKED, CloseCode.REVOKED, _revoked())
+            self._dismiss(socket, REVOKED, CloseCode.REVOKED, _revoked())
 
     # What.
 
@@ -190,7 +191,7 @@ class Guard:
             self._alarms.discard(socket)
         else:
             # Plain namespaces have no way to refresh.
-            warning = 0.0 if socket.codec is PLAIN else self._hub.settings.token_warning
+            warning = 0.0 if socket.codec is PLAIN else self._node.settings.token_warning
             self._alarms.add(socket, identity.expires - warning)
 
     def _fall_due(self, socket: Socket) -> None:
@@ -200,7 +201,7 @@ class Guard:
         left = identity.expires - self._clock()
         if left <= 0:
             error = Unauthorized("The token has expired", reason="expired")
-            self._hub.dismiss(socket, EXPIRED, CloseCode.TOKEN_EXPIRED, error)
+            self._dismiss(socket, EXPIRED, CloseCode.TOKEN_EXPIRED, error)
             return
         assert self._alarms is not None
         self._alarms.add(socket, identity.expires)
@@ -248,7 +249,7 @@ class Guard:
         return answer
 
     async def revoke(self, user: str) -> int:
-        """End all connections of a user; see `BaseHub.revoke`."""
+        """End all connections of a user; see `Hub.revoke`."""
         _check_user(user)
         self._revoked.pop(user, None)
         self.revocations += 1
@@ -259,8 +260,8 @@ class Guard:
         # A Socket.IO connection in several namespaces is one.
         connections = {id(socket.connection) for socket in sockets}
         for socket in sockets:
-            self._hub.dismiss(socket, REVOKED, CloseCode.REVOKED, _revoked())
-        self._hub.broker.drop_sessions(user)
+            self._dismiss(socket, REVOKED, CloseCode.REVOKED, _revoked())
+        self._node.broker.drop_sessions(user)
         return len(connections)
 
 

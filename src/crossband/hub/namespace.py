@@ -36,13 +36,14 @@ from crossband.hub.events import (
     check_event,
     check_name,
 )
+from crossband.hub.node import Node
 from crossband.hub.socket import Incoming, Socket
-from crossband.hub.traffic import Traffic
 from crossband.policies import Policy
 from crossband.protocol import payload
 
 if TYPE_CHECKING:
-    from crossband.hub.base import BaseHub
+    from crossband.hub.departures import Departures
+    from crossband.hub.guard import Guard
     from crossband.session import Connection
 
 logger = logging.getLogger("crossband")
@@ -271,16 +272,20 @@ class Namespace(Handlers):
 
     def __init__(
         self,
-        hub: BaseHub,
+        node: Node,
+        guard: Guard,
+        departures: Departures,
         name: str,
         *,
         plain: bool = False,
         registry: Registry | None = None,
     ) -> None:
         super().__init__(registry if registry is not None else Registry())
-        self.hub = hub
+        self.node = node
+        self.guard = guard
+        self.departures = departures
         # All namespaces of a hub count together: those of patterns come and go.
-        self.traffic: Traffic = hub.traffic
+        self.traffic = node.traffic
         self.name = name
         # The raw WebSocket door speaks bare frames here, no envelopes.
         self.plain = plain
@@ -382,10 +387,10 @@ class Namespace(Handlers):
                 self.name, event, data, rooms, except_, None, policy.dropping, policy.key(args)
             )
         self.traffic.published += 1
-        outcome = self.hub.post(publication, record=record)
+        outcome = self.node.post(publication, record=record)
         # Of all, the slowest does not decide how fast is written: that would stop the others.
         only = self._sockets.get(rooms[0]) if len(rooms) == 1 else None
-        return Emission(outcome, self.hub.pace if only is None else only)
+        return Emission(outcome, self.node.pace if only is None else only)
 
     def deliver(self, publication: Publication) -> None:
         """Give a publication to its recipients. Hot: the loop is once per recipient.
@@ -405,9 +410,9 @@ class Namespace(Handlers):
         self.traffic.delivered += len(recipients)
         json = publication.payload.json
         if not recorded and len(json) <= TAIL_SIZE and json.endswith((b'"]', b"[]")):
-            place = Place(self.hub.broker.head(self.name), monotonic())
+            place = Place(self.node.broker.head(self.name), monotonic())
             self._tails.append((publication, place))
-        ticker = self.hub.ticker
+        ticker = self.node.ticker
         wires: dict[Codec, Wire | None] = {}
         current: Codec | None = None
         wire: Wire | None = None
@@ -507,7 +512,7 @@ class Namespace(Handlers):
         event = check_event(event)
         publication = Publication(self.name, event, payload.encode(args), rooms, except_)
         # One id for all, so that the packet is encoded once.
-        ack_id = self.hub.next_ack_id()
+        ack_id = self.node.next_ack_id()
         wires: dict[Codec, Wire] = {}
         answers: list[asyncio.Future[Any]] = []
         asked: list[tuple[Socket, Wire]] = []
@@ -592,7 +597,7 @@ class Namespace(Handlers):
 
         What is for single clients only if its room is one of these.
         """
-        settings = self.hub.settings
+        settings = self.node.settings
         held = Hold(
             connection,
             count=max(2 * settings.history_size, FEWEST_HELD),
@@ -632,7 +637,7 @@ class Namespace(Handlers):
         for _ in range(TURN):
             if not connection.roomy:
                 catch_up.pausing = True
-                self.hub.run_to_end(self._advance_later(socket, catch_up))
+                self.node.run_to_end(self._advance_later(socket, catch_up))
                 return
             item = catch_up.next()
             if item is None:
@@ -645,7 +650,7 @@ class Namespace(Handlers):
                 if wire is not None:
                     connection.push(wire)
         catch_up.pausing = True
-        self.hub.turns.add(lambda: self._go_on(socket, catch_up))
+        self.node.turns.add(lambda: self._go_on(socket, catch_up))
 
     async def _advance_later(self, socket: Socket, catch_up: CatchUp) -> None:
         await socket.connection.drained()
@@ -666,8 +671,8 @@ class Namespace(Handlers):
         registry = self.registry
         event = message.event
         if event in RESERVED:
-            if event == REFRESH and self.hub.guard.authenticate is not None:
-                return await self.hub.guard.refresh(socket, self._args(message))
+            if event == REFRESH and self.guard.authenticate is not None:
+                return await self.guard.refresh(socket, self._args(message))
             raise EventError(
                 code="invalid_message", path="$.type", reason="Reserved event name", event=event
             )
@@ -710,7 +715,7 @@ class Namespace(Handlers):
             try:
                 await self._notify(socket, "connect", function, socket)
             except ConnectionRefused as refusal:
-                self.hub.refuse(socket, refusal)
+                self.departures.refuse(socket, refusal)
                 return
 
     async def disconnected(self, socket: Socket, reason: str) -> None:
@@ -736,14 +741,16 @@ class Namespace(Handlers):
 class NamespacePattern(Handlers):
     """Handlers for every namespace whose name matches; each exists while it has sockets."""
 
-    def __init__(self, hub: BaseHub, matches: Callable[[str], bool], *, plain: bool) -> None:
+    def __init__(
+        self, namespaces: Mapping[str, Namespace], matches: Callable[[str], bool], *, plain: bool
+    ) -> None:
         super().__init__(Registry())
-        self.hub = hub
+        self._namespaces = namespaces
         self.matches = matches
         self.plain = plain
 
     def emit(self, event: str, *args: Any) -> None:
         """Publish an event in each of these namespaces that has sockets now."""
-        for namespace in list(self.hub.namespaces.values()):
+        for namespace in list(self._namespaces.values()):
             if namespace.registry is self.registry:
                 namespace.emit(event, *args)

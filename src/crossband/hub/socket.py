@@ -232,7 +232,7 @@ class Socket:
             room = check_name(room, "a room name")
             if room == self.id or room in own:
                 continue
-            limit = self.namespace.hub.settings.limits.rooms
+            limit = self.namespace.node.settings.limits.rooms
             # The room of its own id counts.
             if len(own) + 1 >= limit:
                 raise EventError(f"A client may be in {limit} rooms", code="too_many_rooms")
@@ -240,7 +240,7 @@ class Socket:
             if self.connected:
                 self.namespace.enter(self, room)
         if self.connected:
-            self.namespace.hub.broker.save_session(self.record, connected=True)
+            self.namespace.node.broker.save_session(self.record, connected=True)
 
     async def subscribe(self, *rooms: str) -> None:
         """Join rooms at the client's own wish: as `join`, if `authorize` allows it.
@@ -251,7 +251,7 @@ class Socket:
         """
         await self.authorize("subscribe", *rooms)
         await self.join(*rooms)
-        if self.namespace.hub.guard.authorize is not None:
+        if self.namespace.guard.authorize is not None:
             self.record.asked = self.record.asked.union(rooms)
 
     async def authorize(self, action: Action, *rooms: str | None) -> None:
@@ -261,7 +261,7 @@ class Socket:
         that is not allowed.
         """
         for room in rooms:
-            await self.namespace.hub.guard.demand(self.identity, action, room)
+            await self.namespace.guard.demand(self.identity, action, room)
 
     async def leave(self, *rooms: str) -> None:
         """Leave rooms; nothing happens for those it is not in."""
@@ -272,7 +272,7 @@ class Socket:
                 self.record.rooms.discard(room)
                 self.namespace.exit(self, room)
         if self.connected:
-            self.namespace.hub.broker.save_session(self.record, connected=True)
+            self.namespace.node.broker.save_session(self.record, connected=True)
 
     def emit(self, event: str, *args: Any) -> Emission:
         """Send an event to this client. As `Emitter.emit`; recorded, so that it is resumable.
@@ -315,8 +315,7 @@ class Socket:
         if not self.connected:
             raise Disconnected("the client has left")
         event = check_event(event)
-        hub = self.namespace.hub
-        ack_id = hub.next_ack_id()
+        ack_id = self.namespace.node.next_ack_id()
         publication = Publication(self.namespace.name, event, payload.encode(args))
         wire = self.codec.event(publication, ack_id=ack_id)
         answer = self.expect_ack(ack_id)
@@ -360,7 +359,7 @@ class Socket:
         Official clients and Crossband's do not come back by themselves after this. Before its
         welcome the client is refused; one that was cut starts anew if it comes back.
         """
-        self.namespace.hub.part(self, close=close)
+        self.namespace.departures.part(self, close=close)
 
     # What follows is for the transports.
 
@@ -369,7 +368,7 @@ class Socket:
         if self.codec is PLAIN:
             raise CrossbandError("a plain namespace has no acknowledgements")
         if self._acks is None:
-            self._acks = Acks(limit=self.namespace.hub.settings.limits.pending_acks)
+            self._acks = Acks(limit=self.namespace.node.settings.limits.pending_acks)
         answer = self._acks.expect(ack_id)
         if self._space is not None and not self.crowded:
             self._space.set()
@@ -419,7 +418,7 @@ class Socket:
         namespace.traffic.received += 1
         if message.event in registry.concurrent:
             self._beside += 1
-            namespace.hub.run_to_end(self._handle_beside(message))
+            namespace.node.run_to_end(self._handle_beside(message))
             return
         if self._turn is not None:
             self.enqueue(message)
@@ -476,7 +475,7 @@ class Socket:
         turn = self._turn = coroutine
         outer = _own_turn.set(turn)
         try:
-            result = self.namespace.hub.reserve.begin(coroutine)
+            result = self.namespace.node.reserve.begin(coroutine)
         except BaseException:
             self._pass_on(turn)
             raise
@@ -517,7 +516,7 @@ class Socket:
     def _go_on(self) -> None:
         """Begin what waits, one after another, until one takes its time."""
         self._turn = None
-        if self.namespace.hub.out_of_time:
+        if self.namespace.node.out_of_time:
             return
         inbox = self._inbox
         self._going_on = True
@@ -567,7 +566,7 @@ class Socket:
         """Whether so much waits that the transport should stop reading."""
         if not self._inbox and not self._beside:
             return False
-        limits = self.namespace.hub.settings.limits
+        limits = self.namespace.node.settings.limits
         times = ACK_INBOX if self.owed else 1
         return self.waiting >= limits.inbox * times or self._inbox_size >= limits.inbox_size * times
 
@@ -633,7 +632,7 @@ class Socket:
             if self._turn is not turn:
                 # It has stepped aside, and the others have gone on.
                 self._come_back()
-            elif self.namespace.hub.out_of_time:
+            elif self.namespace.node.out_of_time:
                 self._turn = None
             else:
                 self._end_turn()
@@ -663,7 +662,7 @@ class Socket:
         # Cancelled is also a handler that awaited something that was.
         if in_task and isinstance(error, asyncio.CancelledError) and cancelling():
             code = "shutting_down"
-            if not self.namespace.hub.out_of_time:
+            if not self.namespace.node.out_of_time:
                 code = "internal_error"
                 logger.error("the handler of %r was cancelled for %s", message.event, self)
             self._refuse(message, EventError(code=code))
@@ -687,7 +686,7 @@ class Socket:
 
     def _refuse(self, message: Incoming, error: EventError) -> None:
         if self.codec.like_node:
-            if not self.namespace.hub.settings.answer_errors:
+            if not self.namespace.node.settings.answer_errors:
                 return
             # Node leaves it to the client's timeout. A number is of an enum that both ends
             # share: that nobody here knows it is worth an answer.

@@ -26,7 +26,8 @@ from crossband.errors import (
     ProtocolError,
     RateLimited,
 )
-from crossband.hub.base import BaseHub, Resume
+from crossband.hub.admission import Resume
+from crossband.hub.base import BaseHub
 from crossband.hub.events import SOCKETIO_RESERVED
 from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import engineio, socketio

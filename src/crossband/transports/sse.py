@@ -21,7 +21,8 @@ from crossband.errors import (
     RateLimited,
     Unauthorized,
 )
-from crossband.hub.base import Admission, BaseHub, Resume
+from crossband.hub.admission import Admission, Resume
+from crossband.hub.base import BaseHub
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.session import BATCH, Connection, Deadlines, Roll, Ticker

@@ -19,7 +19,8 @@ from crossband.errors import (
     MessageTooLarge,
     RateLimited,
 )
-from crossband.hub.base import BaseHub, Resume
+from crossband.hub.admission import Resume
+from crossband.hub.base import BaseHub
 from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import envelope
 from crossband.protocol.payload import Payload

@@ -1,0 +1,133 @@
+"""How clients leave: cut, disconnected, refused or sent away; and what runs then."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from crossband.errors import CloseCode, ConnectionRefused, EventError
+from crossband.hub.guard import Guard
+from crossband.hub.namespace import Namespace
+from crossband.hub.node import Node
+from crossband.hub.socket import FINAL_REASONS, Socket
+from crossband.hub.states import State
+from crossband.session import Connection
+
+logger = logging.getLogger("crossband")
+
+# Seconds that the connect handlers of a client that is back wait for the disconnect handlers
+# of its earlier connection, and these for their connect handlers. One that hangs must not keep
+# the client from being served.
+DEPARTURE_TIME: Final = 5.0
+_FAREWELL: Final = "Server shutting down"
+
+
+class Departures:
+    """Takes clients out of their namespaces, and knows who is still leaving."""
+
+    def __init__(self, node: Node, guard: Guard, vacate: Callable[[Namespace], None]) -> None:
+        self._node = node
+        self._guard = guard
+        # Told of each namespace that a client left.
+        self._vacate = vacate
+        # Those under way, by namespace and session: who comes back meanwhile is greeted after
+        # them.
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    def of(self, namespace: str, key: str) -> asyncio.Task[None] | None:
+        """Return the departure of a session's last client; None where it is over."""
+        return self._tasks.get((namespace, key))
+
+    def leave(self, socket: Socket, reason: str, *, keep_session: bool = True) -> None:
+        """Take a socket out of its namespace, and keep its session if it may come back."""
+        if not socket.connected:
+            return
+        socket.connected = False
+        self._node.traffic.left(socket, reason)
+        namespace = socket.namespace
+        namespace.remove(socket)
+        if socket.identity is not None:
+            self._guard.left(socket)
+        if keep_session and reason not in FINAL_REASONS:
+            self._node.broker.save_session(socket.record, connected=False)
+        else:
+            self._node.broker.drop_session(namespace.name, socket.session)
+        socket.left()
+        socket.stage = State.GONE
+        if namespace.registry.disconnect:
+            socket.stage = State.LEAVING
+            place = (namespace.name, socket.session)
+            departure = self._node.run_to_end(self._depart(socket, reason, self._tasks.get(place)))
+            self._tasks[place] = departure
+            departure.add_done_callback(functools.partial(self._departed, place))
+        self._vacate(namespace)
+
+    async def _depart(
+        self, socket: Socket, reason: str, earlier: asyncio.Task[None] | None
+    ) -> None:
+        """Run the disconnect handlers, not before the connect handlers have ended."""
+        try:
+            waits_for = [each for each in (earlier, socket.greeting) if each is not None]
+            if waits_for:
+                _, late = await asyncio.wait(waits_for, timeout=DEPARTURE_TIME)
+                if late:
+                    logger.warning(
+                        "a connect handler takes more than %g s: the disconnect handlers run "
+                        "before its end for %s",
+                        DEPARTURE_TIME,
+                        socket,
+                    )
+            await socket.namespace.disconnected(socket, reason)
+        finally:
+            socket.stage = State.GONE
+
+    def _departed(self, place: tuple[str, str], departure: asyncio.Task[None]) -> None:
+        if self._tasks.get(place) is departure:
+            del self._tasks[place]
+
+    def part(self, socket: Socket, *, close: bool) -> None:
+        """Disconnect a socket from the server's side, for good."""
+        if socket.stage in (State.CONNECTING, State.ADMITTED):
+            socket.refused = True
+            return
+        name = socket.namespace.name
+        if not socket.connected:
+            # It was cut, and is to start anew if it comes back; not if it is back already.
+            if socket.namespace.live(socket.session) is None:
+                self._node.broker.drop_session(name, socket.session)
+            return
+        self.leave(socket, "server namespace disconnect")
+        socket.connection.end_socket(
+            name, CloseCode.DISCONNECTED, "server namespace disconnect", close=close
+        )
+
+    def refuse(self, socket: Socket, refusal: ConnectionRefused) -> None:
+        """End a client that a connect handler refused, with the error it raised."""
+        if not socket.connected:
+            return
+        self._node.traffic.refused(refusal, socket.handshake, socket.namespace.name)
+        if refusal.status >= 500:
+            # What passes: it may come back as itself.
+            self.dismiss(socket, "forced close", CloseCode.TRY_AGAIN_LATER, refusal)
+        else:
+            self.dismiss(socket, "server namespace disconnect", CloseCode.DISCONNECTED, refusal)
+
+    def dismiss(self, socket: Socket, reason: str, code: CloseCode, error: EventError) -> None:
+        """Tell a client why it must go, and end it."""
+        name = socket.namespace.name
+        socket.connection.push(socket.codec.problem(name, error.to_dict(), None))
+        self.leave(socket, reason)
+        socket.connection.end_socket(name, code, error.message)
+
+    def send_away(self, connection: Connection, sockets: Sequence[Socket]) -> None:
+        """Say farewell to all clients of a connection, as the server stops, and close it."""
+        for socket in sockets:
+            if socket.connected:
+                farewell = socket.codec.shutdown(socket.namespace.name, _FAREWELL)
+                if farewell is not None:
+                    connection.push(farewell)
+                self.leave(socket, "server shutting down")
+        connection.close(CloseCode.GOING_AWAY, _FAREWELL)

@@ -1,0 +1,121 @@
+"""The namespaces of a hub, by name."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import overload
+from weakref import WeakValueDictionary
+
+from crossband.broker import Publication
+from crossband.errors import EncodeError
+from crossband.hub.callables import check_callable
+from crossband.hub.departures import Departures
+from crossband.hub.events import check_name
+from crossband.hub.guard import Guard
+from crossband.hub.namespace import Namespace, NamespacePattern, Registry
+from crossband.hub.node import Node
+
+logger = logging.getLogger("crossband")
+
+
+class Directory:
+    """Finds namespaces, and makes those that a pattern matches."""
+
+    def __init__(self, node: Node, guard: Guard, departures: Departures) -> None:
+        self._node = node
+        self._guard = guard
+        self._departures = departures
+        # Declared ones, and those of patterns while they have sockets.
+        self.namespaces: dict[str, Namespace] = {}
+        # Those of patterns: clients name them, so none outlives its clients.
+        self._matched: WeakValueDictionary[str, Namespace] = WeakValueDictionary()
+        self._patterns: list[NamespacePattern] = []
+
+    def _make(self, name: str, *, plain: bool, registry: Registry | None = None) -> Namespace:
+        return Namespace(
+            self._node, self._guard, self._departures, name, plain=plain, registry=registry
+        )
+
+    @overload
+    def of(self, name: str, *, plain: bool = False) -> Namespace: ...
+    @overload
+    def of(
+        self, name: re.Pattern[str] | Callable[[str], bool], *, plain: bool = False
+    ) -> NamespacePattern: ...
+    def of(
+        self, name: str | re.Pattern[str] | Callable[[str], bool], *, plain: bool = False
+    ) -> Namespace | NamespacePattern:
+        """Return a namespace by name, or declare all that a pattern or function matches.
+
+        `plain` makes the raw WebSocket door speak bare text and binary frames there, as
+        `message` events, and event streams carry text as it is. Raises EncodeError for an
+        unusable name, TypeError for a function that is async or does not take the name.
+        """
+        if not isinstance(name, str):
+            if isinstance(name, re.Pattern):
+                matches = _full_match(name)
+            elif callable(name):
+                # What an async one returns would be true for every name.
+                check_callable(name, "of()", "name", plain=True)
+                matches = name
+            else:
+                raise TypeError(
+                    f"of() takes a name, a compiled pattern or a function, not {name!r}"
+                )
+            pattern = NamespacePattern(self.namespaces, matches, plain=plain)
+            self._patterns.append(pattern)
+            return pattern
+        if not name.startswith("/"):
+            name = "/" + name
+        namespace = self.find(name)
+        if namespace is None:
+            name = check_name(name, "a namespace name")
+            namespace = self.namespaces[name] = self._make(name, plain=plain)
+        elif plain:
+            namespace.plain = True
+        return namespace
+
+    def find(self, name: str) -> Namespace | None:
+        """Return a declared namespace, making it if a pattern matches; else None."""
+        namespace = self._known(name)
+        if namespace is not None or not self._patterns:
+            return namespace
+        try:
+            check_name(name, "a namespace name")
+        except EncodeError:
+            return None
+        for pattern in self._patterns:
+            try:
+                matches = pattern.matches(name)
+            except Exception:
+                logger.exception("a pattern of namespaces failed on %r", name)
+                continue
+            if matches:
+                namespace = self._make(name, plain=pattern.plain, registry=pattern.registry)
+                self._matched[name] = namespace
+                return namespace
+        return None
+
+    def _known(self, name: str) -> Namespace | None:
+        return self.namespaces.get(name) or self._matched.get(name)
+
+    def enlist(self, namespace: Namespace) -> None:
+        """Note that a namespace has a client: a pattern's may have emptied meanwhile."""
+        self.namespaces[namespace.name] = namespace
+
+    def vacate(self, namespace: Namespace) -> None:
+        """Note that a client left a namespace: without any, a pattern's is dropped."""
+        if not namespace.sockets and self._matched.get(namespace.name) is namespace:
+            self.namespaces.pop(namespace.name, None)
+
+    def deliver(self, publication: Publication) -> None:
+        """Give a publication to its namespace, if anybody is there."""
+        namespace = self._known(publication.namespace)
+        if namespace is not None:
+            namespace.deliver(publication)
+
+
+def _full_match(pattern: re.Pattern[str]) -> Callable[[str], bool]:
+    return lambda name: pattern.fullmatch(name) is not None

@@ -1,0 +1,198 @@
+"""The ground of the hub: one process's event loop, tasks, broker, settings and numbers.
+
+Namespaces, sockets and all that decides about them stand on it; it knows none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Coroutine, Iterable
+from typing import Any
+
+from crossband.broker import Broker, Deliver, Publication
+from crossband.broker.memory import MemoryBroker
+from crossband.hub.catchup import Turns
+from crossband.hub.runner import Reserve, places
+from crossband.hub.traffic import Traffic
+from crossband.session import Ticker
+from crossband.settings import Settings
+
+logger = logging.getLogger("crossband")
+
+
+class Node:
+    """One process that serves a hub."""
+
+    # Set by `begin`.
+    reserve: Reserve
+    turns: Turns
+
+    def __init__(self, broker: Broker | str | None, settings: Settings) -> None:
+        if isinstance(broker, str):
+            if broker != "memory://":
+                scheme = broker.partition(":")[0]
+                raise ValueError(f"no broker for {scheme!r}: this version has 'memory://'")
+            broker = None
+        elif broker is not None and not isinstance(broker, Broker):
+            raise TypeError(
+                "Hub(broker) takes a Broker, such as MemoryBroker(), or 'memory://', not "
+                + (f"the class {broker.__name__}" if isinstance(broker, type) else repr(broker))
+            )
+        self.settings = settings
+        # False when it makes its own from the settings.
+        self._own_broker = broker is None
+        self._broker: Broker | None = broker
+        self.traffic = Traffic()
+        # Numbers the attempts to come in, and the acknowledgements that are asked for.
+        self._attempts = itertools.count()
+        self._ack_ids = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # None until started; emits from other threads are sent to it.
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._thread: int | None = None
+        self._ticker: Ticker | None = None
+        self._started_at = 0.0
+        # Somebody stops it; and it takes too long: what is still being handled is cancelled.
+        self.stopping = False
+        self.out_of_time = False
+
+    def configure(self, settings: Settings) -> None:
+        """Take other settings, before it begins."""
+        self.settings = settings
+        if self._own_broker:
+            self._broker = None
+
+    @property
+    def broker(self) -> Broker:
+        if self._broker is None:
+            self._broker = MemoryBroker(
+                history_size=self.settings.history_size,
+                history_bytes=self.settings.history_bytes,
+                history_age=self.settings.history_age,
+            )
+        return self._broker
+
+    # Life.
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the hub started; 0 before."""
+        return time.monotonic() - self._started_at if self.loop is not None else 0.0
+
+    @property
+    def pace(self) -> Ticker | None:
+        """What who publishes to several waits for: that full outboxes are written."""
+        return self._ticker
+
+    @property
+    def ticker(self) -> Ticker:
+        assert self._ticker is not None, "the hub is not started"
+        return self._ticker
+
+    async def begin(self, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
+        """Start on an event loop: what is published goes to `deliver`."""
+        await self.broker.start(deliver)
+        self.loop = loop
+        self._thread = threading.get_ident()
+        self._ticker = Ticker(loop)
+        self.reserve = Reserve(loop, self.run_to_end, self._tasks)
+        self.turns = Turns(loop)
+        self._started_at = time.monotonic()
+        self.stopping = self.out_of_time = False
+
+    async def end(self) -> None:
+        """Let go of the event loop and the broker."""
+        try:
+            await self.broker.stop()
+        finally:
+            self.loop = None
+            self._thread = None
+
+    def run_to_end(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a task that `stop` waits for: what is being handled."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of the hub failed", exc_info=error)
+
+    async def finish_tasks(self, deadline: float) -> None:
+        """Wait for what is being handled; cancel what is left at the deadline."""
+        me = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        try:
+            # Before the others: a runner ends with its work from here on.
+            await self.reserve.close()
+            # A task may leave what is behind it to another one.
+            while waiting := self._tasks - {me}:
+                patience = max(0.0, deadline - loop.time())
+                _, pending = await asyncio.wait(waiting, timeout=patience)
+                if pending:
+                    self._cancel(pending)
+                    await asyncio.wait(pending, timeout=1.0)
+                    return
+        except asyncio.CancelledError:
+            # The server has no more patience.
+            self._cancel(self._tasks - {me})
+            raise
+
+    def _cancel(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        self.out_of_time = True
+        tasks = list(tasks)
+        if handlers := places(tasks):
+            logger.warning("handlers did not end in time and are cancelled: %s", handlers)
+        for task in tasks:
+            task.cancel()
+
+    # Numbers.
+
+    def next_ack_id(self) -> int:
+        return next(self._ack_ids)
+
+    def next_attempt(self) -> int:
+        return next(self._attempts)
+
+    # Publishing.
+
+    def post(
+        self, publication: Publication, *, record: bool
+    ) -> str | Awaitable[str | None] | concurrent.futures.Future[str | None] | None:
+        """Hand a publication to the broker, on the hub's own thread."""
+        loop = self.loop
+        if loop is None or self._thread == threading.get_ident():
+            return self.broker.publish(publication, record=record)
+        outcome: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+
+        async def settle(pending: Awaitable[str | None]) -> None:
+            try:
+                outcome.set_result(await pending)
+            except Exception as error:
+                outcome.set_exception(error)
+
+        def publish() -> None:
+            # Who waited for the cursor may have given up; the event is published all the same.
+            wanted = outcome.set_running_or_notify_cancel()
+            try:
+                cursor = self.broker.publish(publication, record=record)
+            except Exception as error:
+                if wanted:
+                    outcome.set_exception(error)
+                return
+            if not wanted:
+                return
+            if cursor is None or isinstance(cursor, str):
+                outcome.set_result(cursor)
+            else:
+                self.run_to_end(settle(cursor))
+
+        loop.call_soon_threadsafe(publish)
+        return outcome

@@ -1,0 +1,124 @@
+"""How much a client, a user or a publisher may: connections and rates."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Final
+
+from crossband.addresses import network_of
+from crossband.errors import RateLimited
+from crossband.hub.node import Node
+from crossband.rates import Buckets, Meter
+from crossband.seats import Seats, TooManyConnections
+from crossband.session import Connection
+
+logger = logging.getLogger("crossband")
+
+# Seconds between two log lines about refused connections.
+REFUSAL_LOG_TIME: Final = 10.0
+
+
+class Quotas:
+    """Counts the connections of a hub, and the rates that several of them share."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        # Made anew when the hub starts.
+        self.seats = Seats()
+        self._user_rates: Buckets | None = None
+        self._publish_rates: Buckets | None = None
+        # When a refused connection was logged last.
+        self._refusal_noted = -math.inf
+
+    def start(self) -> None:
+        limits = self._node.settings.limits
+        self.seats = Seats(
+            total=limits.connections,
+            per_address=limits.connections_per_address,
+            per_user=limits.connections_per_user,
+        )
+        self._user_rates = self._buckets(limits.user_message_rate)
+        self._publish_rates = self._buckets(limits.publish_rate)
+
+    def _burst(self, rate: float) -> int:
+        return max(1, round(rate * self._node.settings.limits.burst_time))
+
+    def _buckets(self, rate: float) -> Buckets | None:
+        return Buckets(rate, self._burst(rate)) if rate else None
+
+    def seat(self, connection: Connection, address: str | None) -> None:
+        """Count a connection, and meter it from here on. Raises TooManyConnections.
+
+        Before anything else is done for it; whoever called this sees to `leave_seat`.
+        """
+        limits = self._node.settings.limits
+        try:
+            connection.seat = self.seats.take(None if address is None else network_of(address))
+        except TooManyConnections as error:
+            self._node.traffic.refused_request(error.code)
+            self._note_refusal(error, address)
+            raise
+        rate, byte_rate = limits.message_rate, limits.byte_rate
+        if rate or byte_rate or self._user_rates is not None:
+            connection.meter = Meter(
+                rate,
+                self._burst(rate),
+                byte_rate=byte_rate,
+                # Or the largest message could never be sent.
+                byte_burst=max(self._burst(byte_rate), limits.largest_message),
+                quiet=limits.burst_time,
+                flood_time=limits.flood_time,
+            )
+
+    def _note_refusal(self, error: TooManyConnections, address: str | None) -> None:
+        # Once in a while: whoever is refused may try again at once, for ever.
+        now = time.monotonic()
+        if now >= self._refusal_noted + REFUSAL_LOG_TIME:
+            self._refusal_noted = now
+            logger.warning(
+                "too many connections (limit of one %s: %d), the last from %s",
+                error.scope,
+                error.details["max"],
+                address,
+            )
+
+    def count_user(self, connection: Connection, user: str, *, replaces: bool) -> None:
+        """Count a connection for its user too. Raises TooManyConnections.
+
+        One that `replaces` another of the user, which is about to be closed, is not one more.
+        """
+        if connection.seat is not None:
+            connection.seat.identify(user, leaving=int(replaces))
+        if connection.meter is not None and self._user_rates is not None:
+            connection.meter.shared = self._user_rates.of(user, time.monotonic())
+
+    def count_message(self, user: str) -> None:
+        """Count a message of a user that no connection counts. Raises RateLimited."""
+        if self._user_rates is not None:
+            _take(self._user_rates, user)
+
+    def floods(self, connection: Connection) -> bool:
+        """Tell whether a client goes on sending in spite of what is refused."""
+        meter = connection.meter
+        return meter is not None and meter.refused >= self._node.settings.limits.refusals
+
+    def count_control(self, connection: Connection, size: int = 0) -> bool:
+        """Count a message that is no event, as a ping; return whether the rate allows it."""
+        meter = connection.meter
+        if meter is None or not (wait := meter.take(time.monotonic(), size)):
+            return True
+        return connection.borrow(wait, size)
+
+    def count_publish(self, publisher: str) -> None:
+        """Count a request to publish over HTTP. Raises RateLimited."""
+        if self._publish_rates is not None:
+            _take(self._publish_rates, publisher)
+
+
+def _take(buckets: Buckets, key: str) -> None:
+    now = time.monotonic()
+    wait = buckets.of(key, now).take(now)
+    if wait:
+        raise RateLimited(wait)

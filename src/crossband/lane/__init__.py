@@ -1,7 +1,9 @@
 """The fast lane: uvicorn's two protocols, lending their connections to the hub."""
 
-from crossband.lane.protocols import USED, HTTPProtocol, WebSocketProtocol
+from crossband.lane.fallback import WebSocketProtocol
+from crossband.lane.http import HTTPProtocol
 from crossband.lane.stream import StreamLane
+from crossband.lane.used import USED
 from crossband.lane.websocket import WebSocketLane
 
 __all__ = ["USED", "HTTPProtocol", "StreamLane", "WebSocketLane", "WebSocketProtocol"]

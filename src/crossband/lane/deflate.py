@@ -1,11 +1,29 @@
-"""permessage-deflate (RFC 7692) for clients that keep their context though told not to."""
+"""permessage-deflate (RFC 7692): what is agreed, also with clients that do not keep to it."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
+from typing import Final
 
-from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.exceptions import InvalidHeader, NegotiationError
+from websockets.extensions.permessage_deflate import (
+    PerMessageDeflate,
+    ServerPerMessageDeflateFactory,
+)
 from websockets.frames import Frame, Opcode
+from websockets.headers import build_extension, parse_extension
+
+from crossband.protocol import websocket
+
+# The server keeps no context: a compressed frame is built once for all. Clients are told to
+# keep none either, which not all heed, see `KeptWindow`.
+DEFLATE: Final = ServerPerMessageDeflateFactory(
+    server_no_context_takeover=True,
+    client_no_context_takeover=True,
+    server_max_window_bits=websocket.WINDOW_BITS,
+    client_max_window_bits=websocket.WINDOW_BITS,
+)
 
 
 class KeptWindow(PerMessageDeflate):
@@ -45,3 +63,30 @@ class KeptWindow(PerMessageDeflate):
             if frame.fin:
                 del self.decoder
         return decoded
+
+
+def negotiate(headers: Iterable[tuple[bytes, bytes]]) -> tuple[KeptWindow | None, bytes]:
+    """Take the first offer in a handshake's headers that suits (RFC 7692 §5).
+
+    Returns the extension and the line of the answer that says so; None and nothing where
+    none suits, which is no error.
+    """
+    for name, value in headers:
+        if name == b"sec-websocket-extensions":
+            try:
+                offers = parse_extension(value.decode("latin-1"))
+            except InvalidHeader:
+                continue
+            for offered, parameters in offers:
+                if offered == DEFLATE.name:
+                    try:
+                        accepted, extension = DEFLATE.process_request_params(parameters, [])
+                    except NegotiationError:
+                        continue
+                    # Its window must take the frames that are compressed once for all.
+                    if extension.local_max_window_bits < websocket.WINDOW_BITS:
+                        continue
+                    header = build_extension([(DEFLATE.name, accepted)])
+                    line = b"Sec-WebSocket-Extensions: %b\r\n" % header.encode()
+                    return KeptWindow(extension), line
+    return None, b""

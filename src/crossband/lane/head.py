@@ -1,17 +1,17 @@
-"""The first write of a lane, which takes the response's head along; and its last."""
+"""The first write of a lane, which takes the response's head along."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from crossband.lane.stream import StreamLane
-    from crossband.lane.websocket import WebSocketLane
+from collections.abc import Callable
+from typing import Protocol
 
 
-def discard(data: bytes) -> None:
-    """Write nothing: the connection has ended."""
+class Writable(Protocol):
+    """What Head needs of a lane."""
+
+    transport: asyncio.Transport
+    write: Callable[[bytes], None]
 
 
 class Head:
@@ -23,12 +23,7 @@ class Head:
 
     __slots__ = ("_head", "_lane")
 
-    def __init__(
-        self,
-        lane: WebSocketLane | StreamLane,
-        head: bytes,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
+    def __init__(self, lane: Writable, head: bytes, loop: asyncio.AbstractEventLoop) -> None:
         self._lane = lane
         self._head = head
         # A hub that writes nothing must not keep the client waiting. Twice: the hub's own

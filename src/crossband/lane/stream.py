@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from crossband.lane.head import Head, discard
+from crossband.lane.closing import discard
+from crossband.lane.head import Head
 from crossband.transports.lane import Peer
 
 # Bytes a client of an event stream may send on before it is cut.

@@ -14,7 +14,8 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 
 from crossband.errors import FAULTS
-from crossband.lane.head import Head, discard
+from crossband.lane.closing import BROKEN_TIME, discard, half_close
+from crossband.lane.head import Head
 from crossband.protocol import websocket
 from crossband.protocol.websocket import FrameSplitter
 from crossband.transports.lane import Peer
@@ -29,21 +30,6 @@ TURN: Final = 32
 # Seconds after which no other frame of the turn is begun: a small one may inflate to a large
 # one, and be expensive.
 TURN_TIME: Final = 0.002
-# Seconds for the transport to deliver the close frame to a peer at fault: closed with unread
-# input, the kernel would reset it away.
-BROKEN_TIME: Final = 0.1
-
-
-def half_close(transport: asyncio.Transport) -> None:
-    """Send nothing more. Over TLS, which has no halves, nothing is read any more either."""
-    if not transport.can_write_eof():
-        transport.close()
-        return
-    try:
-        transport.write_eof()
-    except OSError:
-        # The peer has reset the connection, and the transport is yet to hear of it.
-        transport.abort()
 
 
 class WebSocketLane(asyncio.Protocol):

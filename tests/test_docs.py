@@ -49,10 +49,8 @@ import configparser
 import contextlib
 import importlib.util
 import json
-import os
 import re
 import shlex
-import shutil
 import socket
 import struct
 import sys
@@ -75,7 +73,6 @@ from playwright.async_api import (
     CDPSession,
     ConsoleMessage,
     Route,
-    async_playwright,
     expect,
 )
 from playwright.async_api import Page as BrowserPage
@@ -92,6 +89,7 @@ from crossband.server import Server
 from crossband.settings import Settings
 from crossband.standalone import create_hub
 from tests.children import START, Child
+from tests.chromium import chromium
 from tests.clients.base import WAIT
 
 ROOT: Final = Path(__file__).parents[1]
@@ -107,8 +105,6 @@ PAGES: Final = [
     *sorted(DOCS.rglob("*.md")),
     *sorted((ROOT / "src/crossband").rglob("*.md")),
 ]
-# As scripts/setup looks for it.
-BROWSERS: Final = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
 # Run as modules of the interpreter that runs the tests.
 PROGRAMS: Final = ("crossband", "uvicorn")
 # Of every process that a page starts.
@@ -951,15 +947,8 @@ RUNNABLE: Final = {
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    found = next((path for name in BROWSERS if name and (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("no Chromium (make test installs it)")
-    async with async_playwright() as playwright:
-        running = await playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
-        )
+    async with chromium() as running:
         yield running
-        await running.close()
 
 
 @pytest.mark.node

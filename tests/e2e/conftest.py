@@ -7,30 +7,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
 from crossband.demo import Demo, create_demo
 from crossband.demo.pages import PAGES
 from crossband.server import Server
+from tests.chromium import chromium
 
-# As scripts/setup looks for it.
-BROWSERS: Final = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-ARGUMENTS: Final = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 # Milliseconds, a guard against hanging. A door that lost its server tries again after at most 5 s
 # and half of it.
 PATIENCE: Final = 30_000
@@ -70,14 +59,8 @@ async def has_no_serious_barrier(page: Page) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    found = (shutil.which(name) for name in BROWSERS if name)
-    executable = next((path for path in found if path), None)
-    if executable is None:
-        pytest.skip("no Chromium (scripts/setup chromium installs it)")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+    async with chromium() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -82,9 +82,8 @@ import crossband
 from crossband import Hub, cli
 from crossband.cli.settings import SETTINGS
 from crossband.errors import ERRORS, CloseCode
-from crossband.hub.events import RESERVED
 from crossband.limits import Limits
-from crossband.names import is_socket_id
+from crossband.names import RESERVED, is_socket_id
 from crossband.server import Server
 from crossband.settings import Settings
 from crossband.standalone import create_hub

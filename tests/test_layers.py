@@ -24,10 +24,12 @@ LAYERS = (
     ("hub",),
     ("session",),
     ("codecs",),
+    ("handlers",),
     ("settings",),
     ("limits", "rates", "seats", "addresses", "policies", "broker", "presence", "auth"),
     ("protocol",),
-    ("errors", "names", "invocation", "workers", "signals"),
+    ("names",),
+    ("errors", "invocation", "workers", "signals"),
 )
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

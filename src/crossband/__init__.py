@@ -20,8 +20,8 @@ from crossband.errors import (
     InvalidName,
     Unauthorized,
 )
+from crossband.handlers.events import EventSchema
 from crossband.hub.emitter import Emission, Emitter
-from crossband.hub.events import EventSchema
 from crossband.hub.namespace import Namespace, NamespacePattern
 from crossband.hub.socket import Socket
 from crossband.limits import Limits

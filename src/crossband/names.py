@@ -1,10 +1,42 @@
-"""Socket ids: how one is made, and how a room's name is known to be one."""
+"""Names of events, rooms and namespaces: which are usable, reserved, or a socket's own id."""
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Final
 
+from crossband.errors import InvalidName
+
+# Socket.IO's own: its client libraries never send them as events.
+SOCKETIO_RESERVED: Final = frozenset(
+    {
+        "connect",
+        "connect_error",
+        "disconnect",
+        "disconnecting",
+        "newListener",
+        "removeListener",
+    }
+)
+# Names that are Crossband's own: neither emitted nor received. The words of the envelope are not
+# among them, programs that exist have events of these names (`protocol.envelope.CONTROL`).
+RESERVED: Final = SOCKETIO_RESERVED | frozenset(
+    {
+        "ack:request",
+        "event:named",
+        "server:shutdown",
+        "token:expiring",
+        "token:refresh",
+    }
+)
+# A client's new token, which the hub itself handles.
+REFRESH: Final = "token:refresh"
+
+# A name has 1 to 256 characters, none of them a control character.
+NAME_LENGTH: Final = 256
+NAME_PATTERN: Final = r"\A[^\x00-\x1f\x7f]*\Z"
+_without_controls: Final = re.compile(NAME_PATTERN).match
 # Socket ids are 20 characters: the sharded Redis adapter knows them by that.
 SID_LENGTH: Final = 20
 
@@ -20,3 +52,32 @@ def is_socket_id(room: str) -> bool:
     A client must never join such a room by its name: it would hear what is sent to that socket.
     """
     return len(room) == SID_LENGTH and room[0] == "_" and room[1:].isascii() and room[1:].isalnum()
+
+
+def check_name(value: object, what: str) -> str:
+    """Return a usable event, room or namespace name, as a plain `str`.
+
+    A member of an enum of strings, or another subclass, is taken for its value. Raises
+    InvalidName: 1 to 256 characters, encodable, none of them a control character.
+    """
+    if not isinstance(value, str):
+        raise InvalidName(f"{what} must be a string, not {type(value).__name__}")
+    if not 0 < len(value) <= NAME_LENGTH:
+        raise InvalidName(f"{what} must have 1 to {NAME_LENGTH} characters, not {len(value)}")
+    # isprintable() is a quick yes for almost every name.
+    if not value.isprintable():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidName(f"{what} must be valid Unicode") from None
+        if _without_controls(value) is None:
+            raise InvalidName(f"{what} must not contain control characters: {value!r}")
+    return value if type(value) is str else str.__str__(value)
+
+
+def check_event(event: object) -> str:
+    """Return an event name that may be emitted. Raises InvalidName."""
+    name = check_name(event, "an event name")
+    if name in RESERVED:
+        raise InvalidName(f"{name!r} is a reserved event name")
+    return name

@@ -29,7 +29,7 @@ from typing import Any, Final, Literal, Protocol, Self, get_args
 import uvicorn
 
 from crossband.errors import StartError
-from crossband.hub.callables import check_runs
+from crossband.handlers.callables import check_runs
 from crossband.hub.runner import places
 from crossband.lane import HTTPProtocol, WebSocketProtocol
 from crossband.limits import Limits

@@ -12,10 +12,10 @@ import msgspec
 from crossband.asgi import Hub
 from crossband.errors import EventError
 from crossband.hub.socket import Socket
-from crossband.names import is_socket_id
+from crossband.names import NAME_LENGTH, NAME_PATTERN, is_socket_id
 
-# As the doors' own names: 1 to 256 characters, none of them a control character.
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
+# As the doors' own names.
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH, pattern=NAME_PATTERN)]
 
 
 class RoomRef(msgspec.Struct):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossband.hub.events import RESERVED
+from crossband.names import RESERVED
 from crossband.protocol import engineio, socketio
 from crossband.protocol import payload as payloads
 from tests.clients.node import node_executable

@@ -23,13 +23,13 @@ from crossband.errors import (
     Gap,
     InvalidName,
 )
-from crossband.hub.callables import check_outcome
+from crossband.handlers.callables import call, check_outcome
+from crossband.handlers.events import Handler
 from crossband.hub.catchup import CatchUp
 from crossband.hub.departures import DEPARTURE_TIME, Departures
 from crossband.hub.directory import Directory
-from crossband.hub.events import Handler
 from crossband.hub.guard import Guard
-from crossband.hub.namespace import Namespace, Place, call
+from crossband.hub.namespace import Namespace, Place
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
 from crossband.hub.socket import Socket, cancelling

@@ -10,12 +10,13 @@ from weakref import WeakValueDictionary
 
 from crossband.broker import Publication
 from crossband.errors import EncodeError
-from crossband.hub.callables import check_callable
+from crossband.handlers.callables import check_callable
+from crossband.handlers.registry import Registry
 from crossband.hub.departures import Departures
-from crossband.hub.events import check_name
 from crossband.hub.guard import Guard
-from crossband.hub.namespace import Namespace, NamespacePattern, Registry
+from crossband.hub.namespace import Namespace, NamespacePattern
 from crossband.hub.node import Node
+from crossband.names import check_name
 
 logger = logging.getLogger("crossband")
 

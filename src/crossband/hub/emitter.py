@@ -8,7 +8,7 @@ import math
 from collections.abc import Awaitable, Generator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from crossband.hub.events import check_name
+from crossband.names import check_name
 
 if TYPE_CHECKING:
     from crossband.hub.namespace import Namespace

@@ -20,8 +20,7 @@ from crossband.errors import (
     InvalidMessage,
     Unauthorized,
 )
-from crossband.hub.callables import check_callable
-from crossband.hub.namespace import call
+from crossband.handlers.callables import call, check_callable
 from crossband.hub.node import Node
 from crossband.hub.socket import EXPIRED, REVOKED, Socket, cancelling
 from crossband.protocol import payload

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from crossband.errors import StartError
-from crossband.hub.callables import check_callable, name_of
+from crossband.handlers.callables import check_callable, name_of
 from crossband.hub.runner import places
 
 logger = logging.getLogger("crossband")

@@ -21,7 +21,7 @@ from weakref import getweakrefcount
 SPARE = 8
 
 # Whose frames are not what a handler waits at.
-_OURS = ("crossband.hub.", "crossband.transports.")
+_OURS = ("crossband.handlers.", "crossband.hub.", "crossband.transports.")
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 

@@ -28,9 +28,9 @@ from crossband.errors import (
     UnknownEvent,
 )
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter, check_seconds
-from crossband.hub.events import NAME_LENGTH, check_event, check_name
 from crossband.hub.runner import Started
 from crossband.hub.states import State
+from crossband.names import NAME_LENGTH, check_event, check_name
 from crossband.protocol import payload
 from crossband.protocol.payload import Payload
 from crossband.protocol.socketio import is_number

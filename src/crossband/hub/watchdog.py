@@ -25,8 +25,8 @@ TICK: Final = 0.25
 
 # Whose frames call handlers: the first other frame below them is the handler's.
 _CALLERS: Final = (
-    *("crossband.asgi", "crossband.hub.", "crossband.lane.", "crossband.server"),
-    *("crossband.transports.", "asyncio.", "uvloop", "uvicorn.", "hypercorn."),
+    *("crossband.asgi", "crossband.handlers.", "crossband.hub.", "crossband.lane."),
+    *("crossband.server", "crossband.transports.", "asyncio.", "uvloop", "uvicorn.", "hypercorn."),
     *("starlette.", "fastapi.", "anyio."),
 )
 # Where a loop is that waits for something to do.

@@ -14,7 +14,7 @@ import msgspec
 from crossband.auth import Identity
 from crossband.errors import EncodeError, EventError, InvalidMessage
 from crossband.hub.base import BaseHub
-from crossband.hub.events import check_event, check_name
+from crossband.names import check_event, check_name
 from crossband.protocol.depth import MESSAGE_DEPTH, is_deeper
 from crossband.transports.http import ClientGone, HeaderList, Request
 

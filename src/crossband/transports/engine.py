@@ -28,8 +28,8 @@ from crossband.errors import (
 )
 from crossband.hub.admission import Resume
 from crossband.hub.base import BaseHub
-from crossband.hub.events import SOCKETIO_RESERVED
 from crossband.hub.socket import Incoming, Socket
+from crossband.names import SOCKETIO_RESERVED
 from crossband.protocol import engineio, socketio
 from crossband.protocol.engineio import PacketType as Engine
 from crossband.protocol.socketio import PacketType

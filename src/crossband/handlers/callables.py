@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
-from crossband.hub.parameters import check_first, check_injected
+from crossband.handlers.parameters import check_first, check_injected
 
 
 def check_callable(function: Any, what: str, *arguments: str, plain: bool = False) -> None:
@@ -100,3 +101,17 @@ def name_of(function: Any) -> str:
     name = getattr(function, "__qualname__", type(function).__qualname__)
     # Of a function in a function, only what stands at its `def`.
     return str(name).rpartition("<locals>.")[2]
+
+
+async def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a plain or async function. Raises TypeError where nothing of it would run."""
+    result = function(*args)
+    # What plain ones return, as a rule: `isawaitable` costs more than the call.
+    if result is None:
+        return None
+    if inspect.isawaitable(result):
+        result = await result
+    # Of a function that `check_callable` cannot see into, such as a lambda around it.
+    if result is not None and (inspect.isgenerator(result) or inspect.isasyncgen(result)):
+        raise TypeError(f"{function!r} returned a generator: nothing of it has run")
+    return result

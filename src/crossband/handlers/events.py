@@ -11,71 +11,15 @@ from typing import Any, Final
 
 import msgspec
 
-from crossband.errors import InvalidMessage, InvalidName
-from crossband.hub.annotations import Shape, explain, resolve, shape_of, underlying
-from crossband.hub.callables import check_runs, is_async
-from crossband.hub.parameters import check_first, check_injected, check_payload, spell
+from crossband.errors import InvalidMessage
+from crossband.handlers.annotations import Shape, explain, resolve, shape_of, underlying
+from crossband.handlers.callables import check_runs, is_async
+from crossband.handlers.parameters import check_first, check_injected, check_payload, spell
 from crossband.protocol import payload
 
 Handler = Callable[..., Any]
 
-# Socket.IO's own: its client libraries never send them as events.
-SOCKETIO_RESERVED: Final = frozenset(
-    {
-        "connect",
-        "connect_error",
-        "disconnect",
-        "disconnecting",
-        "newListener",
-        "removeListener",
-    }
-)
-# Names that are Crossband's own: neither emitted nor received. The words of the envelope are not
-# among them, programs that exist have events of these names (`protocol.envelope.CONTROL`).
-RESERVED: Final = SOCKETIO_RESERVED | frozenset(
-    {
-        "ack:request",
-        "event:named",
-        "server:shutdown",
-        "token:expiring",
-        "token:refresh",
-    }
-)
-# A client's new token, which the hub itself handles.
-REFRESH: Final = "token:refresh"
-
-NAME_LENGTH: Final = 256
 _array: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_CONTROL: Final = frozenset(map(chr, [*range(32), 127]))
-
-
-def check_name(value: object, what: str) -> str:
-    """Return a usable event, room or namespace name, as a plain `str`.
-
-    A member of an enum of strings, or another subclass, is taken for its value. Raises
-    InvalidName: 1 to 256 characters, encodable, none of them a control character.
-    """
-    if not isinstance(value, str):
-        raise InvalidName(f"{what} must be a string, not {type(value).__name__}")
-    if not 0 < len(value) <= NAME_LENGTH:
-        raise InvalidName(f"{what} must have 1 to {NAME_LENGTH} characters, not {len(value)}")
-    # isprintable() is a quick yes for almost every name.
-    if not value.isprintable() and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InvalidName(f"{what} must be valid Unicode") from None
-    if not _CONTROL.isdisjoint(value):
-        raise InvalidName(f"{what} must not contain control characters: {value!r}")
-    return value if type(value) is str else str.__str__(value)
-
-
-def check_event(event: object) -> str:
-    """Return an event name that may be emitted. Raises InvalidName."""
-    name = check_name(event, "an event name")
-    if name in RESERVED:
-        raise InvalidName(f"{name!r} is a reserved event name")
-    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +228,3 @@ def _signature(handler: Handler) -> inspect.Signature:
 
 def _spell(name: str, kind: Any) -> str:
     return name if kind is Any else f"{name}: {spell(kind)}"
-
-
-__all__ = ["EventSchema", "Parameter", "check_event", "check_name"]

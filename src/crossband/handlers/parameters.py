@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 
 import msgspec
 
-from crossband.hub.annotations import resolve, underlying
+from crossband.handlers.annotations import resolve, underlying
 
 # Packages whose marks say that another value than the client's is wanted.
 _INJECTORS: Final = frozenset(

@@ -1,0 +1,1 @@
+"""What applications write: handlers, checked where they are registered, typed and run."""

@@ -1,0 +1,201 @@
+"""What is registered for a namespace, and the decorators that register it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Concatenate, Literal, TypeVar, overload
+
+from crossband.handlers.callables import check_callable, is_async
+from crossband.handlers.events import EventSchema, Handler
+from crossband.names import REFRESH, RESERVED, check_event, check_name
+from crossband.policies import Policy
+
+EventHandler = TypeVar("EventHandler", bound=Callable[Concatenate[Any, ...], Any])
+# Called with the socket, which handlers may annotate as they like, a subclass for example.
+# Middlewares refuse by raising, so they must not seem to return an answer.
+ConnectHandler = TypeVar("ConnectHandler", bound=Callable[[Any], object])
+DisconnectHandler = TypeVar("DisconnectHandler", bound=Callable[[Any, str], object])
+Listener = TypeVar("Listener", bound=Callable[[Any, str, list[Any]], object])
+Middleware = TypeVar("Middleware", bound=Callable[[Any], Awaitable[None] | None])
+EventMiddleware = TypeVar(
+    "EventMiddleware", bound=Callable[[Any, str, list[Any]], Awaitable[None] | None]
+)
+
+
+class Registry:
+    """The handlers of a namespace, or of all that one pattern matches."""
+
+    __slots__ = (
+        "any",
+        "concurrent",
+        "connect",
+        "direct",
+        "disconnect",
+        "event_uses",
+        "events",
+        "policies",
+        "uses",
+    )
+
+    def __init__(self) -> None:
+        self.events: dict[str, EventSchema] = {}
+        # The events that nothing stands before: all, or none of them.
+        self.direct = self.events
+        # The events that do not wait for those before them.
+        self.concurrent: set[str] = {REFRESH}
+        self.connect: list[Handler] = []
+        self.disconnect: list[Handler] = []
+        self.any: list[Handler] = []
+        self.uses: list[Handler] = []
+        self.event_uses: list[Handler] = []
+        # By event; those of all others are disconnected for.
+        self.policies: dict[str, Policy] = {}
+
+
+class Handlers:
+    """The decorators that namespaces and patterns of namespaces share."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    @property
+    def events(self) -> Mapping[str, EventSchema]:
+        """The events clients may send here, by name, with their schemas."""
+        return MappingProxyType(self.registry.events)
+
+    @overload
+    def on(self, event: Literal["connect"]) -> Callable[[ConnectHandler], ConnectHandler]: ...
+    @overload
+    def on(
+        self, event: Literal["disconnect"]
+    ) -> Callable[[DisconnectHandler], DisconnectHandler]: ...
+    @overload
+    def on(
+        self, event: str, *, concurrent: bool = False, cancel_on_disconnect: bool = False
+    ) -> Callable[[EventHandler], EventHandler]: ...
+    @overload
+    def on(
+        self,
+        event: str,
+        handler: EventHandler,
+        *,
+        concurrent: bool = False,
+        cancel_on_disconnect: bool = False,
+    ) -> EventHandler: ...
+    def on(
+        self,
+        event: str,
+        handler: Any = None,
+        *,
+        concurrent: bool = False,
+        cancel_on_disconnect: bool = False,
+    ) -> Any:
+        """Handle an event: `handler(socket, *payload)`, plain or async.
+
+        The annotations of the payload arguments are the event's schema; what the handler
+        returns is the acknowledgement. `connect` handlers get the socket, once its client has
+        been welcomed, and may raise ConnectionRefused to end it; `disconnect` handlers get the
+        socket and the reason, at once when it leaves. Plain functions run on the event loop and
+        must not block.
+
+        A client's events are handled one after another; while a handler waits for an
+        acknowledgement of its own client, the next begins. A `concurrent` event waits for no
+        other, and none waits for it. With `cancel_on_disconnect` an async handler is cancelled
+        when its client leaves. Raises ValueError when the event has a handler, TypeError for
+        what cannot be called so.
+        """
+        if not isinstance(event, str):
+            raise TypeError('on() takes the event\'s name first: @hub.on("chat:message")')
+        if handler is None:
+            return lambda function: self.on(
+                event,
+                function,
+                concurrent=concurrent,
+                cancel_on_disconnect=cancel_on_disconnect,
+            )
+        if event in ("connect", "disconnect") and (concurrent or cancel_on_disconnect):
+            raise ValueError(f"{event!r} is no event of a client: it takes a handler only")
+        if event == "connect":
+            check_callable(handler, 'on("connect")', "socket")
+            self.registry.connect.append(handler)
+        elif event == "disconnect":
+            check_callable(handler, 'on("disconnect")', "socket", "reason")
+            self.registry.disconnect.append(handler)
+        else:
+            event = check_name(event, "an event name")
+            if event in RESERVED:
+                raise ValueError(f"{event!r} is a reserved event name")
+            if event in self.registry.events:
+                raise ValueError(f"{event!r} has a handler already")
+            if cancel_on_disconnect and not is_async(handler):
+                raise TypeError(
+                    f"the handler of {event!r} is not async: it cannot be cancelled when its "
+                    "client leaves (cancel_on_disconnect)"
+                )
+            schema = EventSchema(event, _bound(handler) if cancel_on_disconnect else handler)
+            self.registry.events[event] = schema
+            if concurrent:
+                self.registry.concurrent.add(event)
+        return handler
+
+    def on_any(self, handler: Listener) -> Listener:
+        """Hear every event before its handler: `handler(socket, event, args)`.
+
+        Raises TypeError for what cannot be called so.
+        """
+        check_callable(handler, "on_any()", "socket", "event", "args")
+        self.registry.any.append(handler)
+        self.registry.direct = {}
+        return handler
+
+    def policy(
+        self,
+        event: str,
+        policy: Literal["disconnect", "drop_oldest", "latest"],
+        *,
+        key: Callable[..., str | int | None] | None = None,
+    ) -> None:
+        """Choose what becomes of an event for clients that are behind.
+
+        `disconnect`, the default: one whose outbox is full is disconnected, and resumes from
+        its cursor. `drop_oldest`: the oldest that wait are dropped. `latest`: only the newest
+        is kept, or with `key(*payload)` the newest for each key, a string or an integer. An
+        event with a policy that drops is not recorded and carries no cursor.
+        Raises ValueError, TypeError, or EncodeError for an unusable name.
+        """
+        event = check_event(event)
+        if event in self.registry.policies:
+            raise ValueError(f"{event!r} has a policy already")
+        self.registry.policies[event] = Policy(event, policy, key)
+
+    def use(self, middleware: Middleware) -> Middleware:
+        """Examine every client before it is let in: `middleware(socket)`.
+
+        Raise ConnectionRefused to refuse it; one that returns False is a mistake, and lets
+        nobody in. Raises TypeError for what cannot be called so, or would not run: a
+        generator function, a class.
+        """
+        check_callable(middleware, "use()", "socket")
+        self.registry.uses.append(middleware)
+        return middleware
+
+    def use_event(self, middleware: EventMiddleware) -> EventMiddleware:
+        """Examine every event before its handler: `middleware(socket, event, args)`.
+
+        Raise EventError to refuse it; the sender is answered with it. Raises TypeError, as
+        `use` does.
+        """
+        check_callable(middleware, "use_event()", "socket", "event", "args")
+        self.registry.event_uses.append(middleware)
+        self.registry.direct = {}
+        return middleware
+
+
+def _bound(handler: Handler) -> Handler:
+    @functools.wraps(handler)
+    async def run(socket: Any, *args: Any) -> Any:
+        return await socket.bind(handler(socket, *args))
+
+    return run

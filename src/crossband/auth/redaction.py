@@ -18,6 +18,10 @@ _SECRETS: Final = re.compile(
     r"|(?P<scheme>\bbearer[ .])[\w~+/.=-]{8,}",
     re.IGNORECASE,
 )
+# Headers that carry what only the client and we may know.
+_SECRET_HEADERS: Final = frozenset(
+    {"authorization", "cookie", "sec-websocket-protocol", "x-api-key", "x-crossband-session"}
+)
 # What looks like a JWT, wherever it stands: in a run of its letters, `{"` in base64 and a dot
 # somewhere behind it. One pattern for that would take seconds over a client's long line.
 _RUN: Final = re.compile(r"[\w.-]+")
@@ -79,6 +83,20 @@ def _redact_argument(value: Any) -> Any:
     redacted = redact(text)
     # What has no secret stays what it is: a format may want more than its text.
     return value if redacted == text else redacted
+
+
+def without_credentials(record: logging.LogRecord) -> bool:
+    """Drop query strings and credentials from uvicorn's and websockets' log lines: a filter."""
+    if isinstance(record.args, tuple):
+        args = [
+            arg.partition("?")[0] if isinstance(arg, str) and arg.startswith("/") else arg
+            for arg in record.args
+        ]
+        # At "debug", websockets logs each header as "< %s: %s".
+        if len(args) == 2 and str(args[0]).lower() in _SECRET_HEADERS:
+            args[1] = "…"
+        record.args = tuple(args)
+    return True
 
 
 def install() -> None:

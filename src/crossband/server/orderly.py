@@ -1,0 +1,131 @@
+"""uvicorn's server, stopped in an order that it alone cannot know.
+
+Hubs, which end their streams, then listeners, then whatever is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
+
+import uvicorn
+
+from crossband.errors import StartError
+
+logger = logging.getLogger("crossband")
+
+# How long a client may take to answer our WebSocket close frame before it is cut.
+_CLOSE_REPLY_TIME: Final = 1.0
+# How often a stopping server looks whether its connections are gone; uvicorn: 0.1 s.
+_DRAIN_TICK: Final = 0.005
+
+
+class Stoppable(Protocol):
+    """What is needed of a hub here."""
+
+    async def stop(self) -> None: ...
+
+
+class OrderlyServer(uvicorn.Server):
+    """uvicorn's server without its signals, woken to stop, and stopped in our order."""
+
+    def __init__(self, config: uvicorn.Config, hubs: Sequence[Stoppable]) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+        self._hubs = hubs
+        self._wake = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._wake.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            # uvicorn's way to say that the app's lifespan failed; the reason was logged.
+            raise StartError("the application failed to start (see the log above)") from None
+        self.ready.set()
+
+    async def main_loop(self) -> None:
+        # Once a second for the Date header; uvicorn polls for its exit at 10 Hz.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), 1.0)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                # Before the listeners close: a client between two polls opens a connection
+                # to hear of it. Newcomers are refused with 503 meanwhile.
+                await asyncio.gather(*(hub.stop() for hub in self._hubs))
+                await self._stop_accepting()
+                self._close_listeners(sockets)
+                await self._drain()
+        except TimeoutError:
+            # Those that nobody has come to ask, since the hub took all the time, end now.
+            self._ask(self.server_state.connections)
+            await asyncio.sleep(_DRAIN_TICK)
+            if left := len(self.server_state.connections):
+                logger.warning("connections that did not end in time and are cut: %d", left)
+        finally:
+            # Also where whoever stops it has lost patience.
+            self._close_listeners(sockets)
+            for task in list(self.server_state.tasks):
+                task.cancel()
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+        await self.lifespan.shutdown()
+
+    async def _stop_accepting(self) -> None:
+        # asyncio makes a connection in the ticks after it accepted, and forgets the client
+        # if its server was closed by then (python/cpython#109564).
+        loop = asyncio.get_running_loop()
+        for server in self.servers:
+            for sock in server.sockets:
+                with contextlib.suppress(NotImplementedError):
+                    loop.remove_reader(sock.fileno())
+        await asyncio.sleep(_DRAIN_TICK)
+
+    def _close_listeners(self, sockets: list[socket.socket] | None) -> None:
+        for server in self.servers:
+            server.close()
+        for sock in sockets or ():
+            sock.close()
+
+    def _ask(self, connections: set[Any]) -> set[Any]:
+        """Ask connections to end; return the WebSockets that a hub closes itself."""
+        websocket = self.config.ws_protocol_class
+        closing = set()
+        for connection in list(connections):
+            if self._hubs and websocket is not None and isinstance(connection, websocket):
+                closing.add(connection)
+            else:
+                connection.shutdown()
+        return closing
+
+    async def _drain(self) -> None:
+        """Wait until every connection has ended, having asked it to."""
+        state = self.server_state
+        loop = asyncio.get_running_loop()
+        # Hubs close their WebSockets themselves. Cut before the client has answered, it
+        # could lose the close frame to a reset.
+        closing: set[Any] = set()
+        asked: set[Any] = set()
+        give_up = loop.time() + _CLOSE_REPLY_TIME
+        while state.connections or state.tasks:
+            closing |= self._ask(state.connections - asked)
+            asked |= state.connections
+            if closing and loop.time() >= give_up:
+                for connection in closing & state.connections:
+                    connection.shutdown()
+                closing.clear()
+            await asyncio.sleep(_DRAIN_TICK)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from crossband.broker import Publication
 from crossband.policies import Tag
-from crossband.protocol import envelope, payload, socketio, sse, websocket
+from crossband.protocol import engineio, envelope, payload, socketio, sse, websocket
 from crossband.protocol.payload import Payload
 
 
@@ -71,10 +71,7 @@ class Wire:
     def polling(self) -> str:
         """The Engine.IO packets of this message as text, binary parts in base64."""
         if self._polling is None:
-            self._polling = "\x1e".join(
-                part if isinstance(part, str) else "b" + b64encode(part).decode()
-                for part in self.messages
-            )
+            self._polling = engineio.encode_messages(self.messages)
         return self._polling
 
 
@@ -158,7 +155,7 @@ class Codec(ABC):
 
 
 class SocketIOCodec(Codec):
-    """Socket.IO 5 packets inside Engine.IO message packets ("4" and the packet)."""
+    """Socket.IO 5 packets inside Engine.IO message packets."""
 
     like_node = True
 
@@ -172,23 +169,25 @@ class SocketIOCodec(Codec):
         text = socketio.encode_event(
             publication.namespace, publication.event, publication.payload, id=ack_id, offset=offset
         )
-        return Wire("4" + text, *publication.payload.attachments)
+        return Wire(engineio.MESSAGE + text, *publication.payload.attachments)
 
     def ack(self, namespace: str, ack_id: int, data: Payload) -> Wire:
-        return Wire("4" + socketio.encode_ack(namespace, ack_id, data), *data.attachments)
+        return Wire(
+            engineio.MESSAGE + socketio.encode_ack(namespace, ack_id, data), *data.attachments
+        )
 
     def answer(self, namespace: str, ack_id: int, result: Any) -> Wire:
         data = payload.encode_value(result)
         if data is None or result is None or type(result) is tuple:
             return super().answer(namespace, ack_id, result)
-        return Answer(b"4" + socketio.ack_bytes(namespace, ack_id, data))
+        return Answer(engineio.MESSAGE_BYTES + socketio.ack_bytes(namespace, ack_id, data))
 
     def problem(self, namespace: str, error: dict[str, Any], ack_id: int | None) -> Wire:
         data = payload.encode([error])
         if ack_id is not None:
             return self.ack(namespace, ack_id, data)
         return Wire(
-            "4" + socketio.encode_event(namespace, "error", data),
+            engineio.MESSAGE + socketio.encode_event(namespace, "error", data),
             *data.attachments,
         )
 
@@ -196,17 +195,19 @@ class SocketIOCodec(Codec):
         self, namespace: str, *, sid: str, session: str, recovered: bool, offset: str | None
     ) -> Wire | None:
         pid = session if self._recovery else None
-        return Wire("4" + socketio.encode_connect(namespace, sid, pid))
+        return Wire(engineio.MESSAGE + socketio.encode_connect(namespace, sid, pid))
 
     def gap(self, namespace: str, *, reason: str, offset: str) -> Wire | None:
         data = payload.encode([{"reason": reason, "offset": offset}])
         # Trailing too: the client must not show its lost offset again.
         trailing = offset if self._recovery else None
-        return Wire("4" + socketio.encode_event(namespace, "gap", data, offset=trailing))
+        return Wire(
+            engineio.MESSAGE + socketio.encode_event(namespace, "gap", data, offset=trailing)
+        )
 
     def shutdown(self, namespace: str, message: str) -> Wire | None:
         data = payload.encode([{"message": message}])
-        return Wire("4" + socketio.encode_event(namespace, "server:shutdown", data))
+        return Wire(engineio.MESSAGE + socketio.encode_event(namespace, "server:shutdown", data))
 
 
 class EnvelopeCodec(Codec):

@@ -248,7 +248,7 @@ async def _socketio(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
     url = urlsplit(listener.url)
     query = [
         *parse_qsl(url.query, keep_blank_values=True),
-        ("EIO", "4"),
+        ("EIO", engineio.VERSION),
         ("transport", "websocket"),
     ]
     decoder = socketio.Decoder(max_attachments=1_000, max_bytes=MAX_MESSAGE)
@@ -264,10 +264,11 @@ async def _socketio(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
                 engine = engineio.decode_packet(message)
                 if engine.type is engineio.PacketType.OPEN:
                     await connection.send(
-                        "4" + socketio.encode_connect_request(listener.namespace, auth or None)
+                        engineio.MESSAGE
+                        + socketio.encode_connect_request(listener.namespace, auth or None)
                     )
                 elif engine.type is engineio.PacketType.PING:
-                    await connection.send("3" + str(engine.data))
+                    await connection.send(engineio.PONG + str(engine.data))
                 elif engine.type is engineio.PacketType.CLOSE:
                     break
                 if engine.type is not engineio.PacketType.MESSAGE:
@@ -288,7 +289,8 @@ async def _socketio(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
                     # where the hub has no rooms to join.
                     payload = Payload(msgspec.json.encode([room]))
                     await connection.send(
-                        "4" + socketio.encode_event(listener.namespace, "room:join", payload)
+                        engineio.MESSAGE
+                        + socketio.encode_event(listener.namespace, "room:join", payload)
                     )
             elif packet.type is socketio.PacketType.CONNECT_ERROR:
                 raise Refused(f"refused: {_error_text(_object(packet.data))}")

@@ -36,6 +36,25 @@ class Packet(NamedTuple):
     data: str | bytes = ""
 
 
+# `EIO` in the query of every request.
+VERSION: Final = "4"
+
+# The types on the wire. All but MESSAGE are whole packets when nothing follows.
+CLOSE: Final = "1"
+PING: Final = "2"
+PONG: Final = "3"
+MESSAGE: Final = "4"
+UPGRADE: Final = "5"
+NOOP: Final = "6"
+MESSAGE_BYTES: Final = MESSAGE.encode()
+
+# What a WebSocket that is to carry on a polling session sends first, and its answer.
+PROBE: Final = PING + "probe"
+PROBE_ANSWER: Final = PONG + "probe"
+
+# Before the base64 of a binary message.
+_BINARY: Final = "b"
+
 # ASCII "record separator": cannot occur raw inside JSON, which is why the protocol chose it.
 SEPARATOR: Final = "\x1e"
 
@@ -54,7 +73,7 @@ def decode_packet(text: str) -> Packet:
     """
     kind = _TYPES.get(text[:1])
     if kind is None:
-        if text.startswith("b"):
+        if text.startswith(_BINARY):
             return _decode_binary(text)
         if not text:
             raise ProtocolError("empty packet (Engine.IO 4, packet encoding)")
@@ -112,13 +131,20 @@ def encode_packet(packet: Packet) -> str:
 
 
 def encode_payload(packets: Iterable[str]) -> str:
-    """Join encoded packets into one polling body."""
+    """Join packets in their polling form into one polling body."""
     return SEPARATOR.join(packets)
+
+
+def encode_messages(messages: Iterable[str | bytes]) -> str:
+    """Join WebSocket messages, packets of text and bare bytes, into one polling body."""
+    return SEPARATOR.join(
+        [part if isinstance(part, str) else encode_binary(part) for part in messages]
+    )
 
 
 def encode_binary(data: bytes) -> str:
     """Encode a binary message for polling; over WebSocket it is sent as it is."""
-    return "b" + b2a_base64(data, newline=False).decode("ascii")
+    return _BINARY + b2a_base64(data, newline=False).decode("ascii")
 
 
 def encode_open(

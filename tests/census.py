@@ -35,12 +35,13 @@ def census(hub: Hub) -> Counter[str]:
     counts["addresses with seats"] = hub.quotas.seats.addresses
     engine, websockets, streams = hub._engine, hub._websockets, hub._streams
     if engine is not None and websockets is not None and streams is not None:
-        counts["engine sessions"] = len(engine.connections)
-        counts["lingering sessions"] = len(engine._lingering)
+        sessions = engine.registry
+        counts["engine sessions"] = len(sessions._connections)
+        counts["lingering sessions"] = len(sessions._lingering)
         counts["streams by id"] = len(streams._by_id)
-        for roll in (engine._roll, websockets._roll, streams._roll):
+        for roll in (sessions._roll, websockets._roll, streams._roll):
             counts["connections"] += len(list(roll))
-        for deadlines in (engine._pings, engine._pongs, engine._connects, engine._lingers):
+        for deadlines in (sessions._pings, sessions._pongs, sessions._connects, sessions._lingers):
             counts["deadlines"] += len(deadlines._due)
         counts["deadlines"] += len(streams._keepalive._due)
     broker = hub.broker

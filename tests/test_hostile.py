@@ -1629,7 +1629,7 @@ async def test_stop_in_the_midst_of_arrivals_leaves_nobody(
     kind: type[Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nobody here polls a second time.
-    monkeypatch.setattr("crossband.transports.engine.LINGER_TIME_AT_STOP", 0.02)
+    monkeypatch.setattr("crossband.transports.engineio.registry.LINGER_TIME_AT_STOP", 0.02)
     seed = int(os.environ.get("CROSSBAND_SEED") or secrets.randbits(32))
     print(f"CROSSBAND_SEED={seed}")  # noqa: T201 - a failure is replayed with it
     chance = random.Random(seed)

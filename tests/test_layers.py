@@ -31,6 +31,8 @@ LAYERS = (
     ("names",),
     ("errors", "invocation", "workers", "signals"),
 )
+# Packages whose modules do not know each other in a circle, not even by type.
+ORDERED = ("crossband.transports.engineio",)
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # Nothing in protocol/ can block, wait, read a clock or log.
@@ -104,9 +106,16 @@ def violations(sources: Mapping[str, str]) -> list[str]:
     return broken
 
 
-def cycles(sources: Mapping[str, str]) -> list[list[str]]:
-    """Return the cycles among the imports that run when a module is loaded."""
+def cycles(sources: Mapping[str, str], *, types: bool = False) -> list[list[str]]:
+    """Return the cycles among the imports that run when a module is loaded.
+
+    With `types`, among all imports: those inside functions and for types count too.
+    """
     graph = {module: set(loaded(module, sources)) & sources.keys() for module in sources}
+    if types:
+        for module in sources:
+            graph[module].update(target for _, target in imported(module, sources))
+            graph[module] &= sources.keys()
     found: list[list[str]] = []
     done: set[str] = set()
 
@@ -143,6 +152,17 @@ def test_imports_point_down() -> None:
 
 def test_modules_load_without_import_cycles() -> None:
     assert cycles(package_sources()) == []
+
+
+def test_ordered_packages_have_no_circle_of_types() -> None:
+    for package in ORDERED:
+        modules = {
+            name: source
+            for name, source in package_sources().items()
+            if name.startswith(f"{package}.")
+        }
+        assert modules
+        assert cycles(modules, types=True) == []
 
 
 def test_every_layer_below_the_runner_is_there() -> None:
@@ -206,4 +226,15 @@ def test_planted_cycle_is_caught() -> None:
     }
     assert cycles(sources) == [
         ["crossband.hub.namespace", "crossband.hub.socket", "crossband.hub.namespace"]
+    ]
+
+
+def test_planted_cycle_of_types_is_caught() -> None:
+    sources = {
+        "crossband.door.session": "if TYPE_CHECKING:\n    import crossband.door.upgrade\n",
+        "crossband.door.upgrade": "from crossband.door.session import Session\n",
+    }
+    assert cycles(sources) == []
+    assert cycles(sources, types=True) == [
+        ["crossband.door.session", "crossband.door.upgrade", "crossband.door.session"]
     ]

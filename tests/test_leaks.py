@@ -258,7 +258,7 @@ async def test_nothing_is_left_of_odd_ends(
     serve: Serve, browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # How long an ended session is kept so that its client hears of it at its next poll.
-    monkeypatch.setattr("crossband.transports.engine.LINGER_TIME", 0.1)
+    monkeypatch.setattr("crossband.transports.engineio.registry.LINGER_TIME", 0.1)
     hub = talking_hub()
     server = await serve(hub)
     start = census(hub)

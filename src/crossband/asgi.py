@@ -19,7 +19,7 @@ from crossband.lifespan import Lifespan
 from crossband.settings import DOORS, HubSettings
 from crossband.signals import StopSignals
 from crossband.transports.api import Api
-from crossband.transports.engine import EngineDoor
+from crossband.transports.engineio.door import EngineDoor
 from crossband.transports.http import Receive, Request, Scope, Send, host_of
 from crossband.transports.sse import StreamDoor
 from crossband.transports.websocket import CLOSE_TIME, WebSocketDoor

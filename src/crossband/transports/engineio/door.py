@@ -1,0 +1,168 @@
+"""The HTTP requests and WebSockets of `/socket.io/`, and the session each belongs to."""
+
+from __future__ import annotations
+
+from crossband.codecs import Wire
+from crossband.errors import CloseCode, EventError
+from crossband.hub.base import BaseHub
+from crossband.protocol import engineio
+from crossband.seats import TooManyConnections
+from crossband.transports.engineio.packets import SocketIOConnection
+from crossband.transports.engineio.polling import Polling
+from crossband.transports.engineio.registry import Registry
+from crossband.transports.engineio.responses import PROBLEMS, respond_packets, respond_problem
+from crossband.transports.engineio.session import EngineConnection, State
+from crossband.transports.engineio.upgrade import upgrade_on_lane, upgrade_over_asgi
+from crossband.transports.engineio.websocket import carry
+from crossband.transports.http import HeaderList, Request
+from crossband.transports.websocket import close_code_of
+
+
+class EngineDoor:
+    """Starts sessions, and hands each request to its session's transport."""
+
+    def __init__(self, hub: BaseHub) -> None:
+        self.hub = hub
+        self.registry = Registry(hub)
+        self.emptied = self.registry.emptied
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End all sessions."""
+        self.registry.close(code, reason)
+
+    async def serve_http(self, request: Request) -> None:
+        """Serve one request of a polling session, or start one."""
+        try:
+            cors = request.cors(self.hub.settings.cors_origins)
+        except EventError:
+            await respond_problem(request, "forbidden", [], status=403)
+            return
+        if request.method == "OPTIONS":
+            await request.preflight(cors, "GET, POST, OPTIONS")
+            return
+        problem = self._problem(request, "polling")
+        if problem is not None:
+            await respond_problem(request, problem, cors)
+            return
+        sid = request.first("sid")
+        if sid is None:
+            await self._start_polling(request, cors)
+            return
+        connection = self.registry.find(sid, lingering=True)
+        assert connection is not None
+        carrier = connection.carrier
+        if not isinstance(carrier, Polling):
+            reason = "a WebSocket carries the session"
+            await respond_problem(request, "request", cors, reason=reason)
+        elif request.method == "GET":
+            await carrier.poll(connection, request, cors)
+        else:
+            await carrier.post(connection, request, cors)
+
+    async def _start_polling(self, request: Request, cors: HeaderList) -> None:
+        if request.method != "GET":
+            await respond_problem(request, "method", cors)
+            return
+        if self.hub.stopping:
+            await request.refuse(EventError(code="shutting_down"), cors)
+            return
+        try:
+            connection = self._open(request, "polling")
+        except TooManyConnections as error:
+            await request.refuse(error, cors)
+            return
+        connection.carrier = Polling()
+        await respond_packets(request, self._open_packet(connection, ["websocket"]), cors)
+
+    async def serve_websocket(self, request: Request) -> None:
+        """Serve a WebSocket: a session of its own, or the upgrade of a polling one."""
+        try:
+            request.cors(self.hub.settings.cors_origins)
+        except EventError as error:
+            await request.deny(error)
+            return
+        if self.hub.stopping:
+            await request.deny(EventError(code="shutting_down"))
+            return
+        problem = self._problem(request, "websocket")
+        if problem is not None:
+            body = PROBLEMS[problem]
+            await request.deny(
+                EventError(body["message"], code="invalid_request", engine=body["code"])
+            )
+            return
+        sid = request.first("sid")
+        if sid is None:
+            try:
+                connection = self._open(request, "websocket")
+            except TooManyConnections as error:
+                await request.turn_away(error, close_code_of(error), tell=False)
+                return
+            # Before anything else may be queued.
+            connection.push(Wire(self._open_packet(connection, [])))
+            if self.registry.emptying:
+                connection.close(CloseCode.GOING_AWAY, "Server shutting down")
+            self.registry.websocket_opened(connection)
+            if not connection.take_over(request):
+                await carry(connection, request, accepted=False)
+            return
+        await self._upgrade(request, sid)
+
+    async def _upgrade(self, request: Request, sid: str) -> None:
+        connection = self.registry.find(sid)
+        assert connection is not None
+        free = connection.transport == "polling" and connection.state is State.OPEN
+        if not free or connection.upgrade is not None:
+            # As Node (Engine.IO 4, "upgrade"): the session goes on without this one.
+            await request.accept()
+            await request.send(
+                {
+                    "type": "websocket.close",
+                    "code": CloseCode.PROTOCOL_ERROR,
+                    "reason": "upgraded already",
+                }
+            )
+            return
+        connection.text_only |= bool(request.first("b64"))
+        if upgrade_on_lane(connection, request):
+            return
+        if await upgrade_over_asgi(connection, request):
+            await carry(connection, request, accepted=True)
+
+    def _problem(self, request: Request, transport: str) -> str | None:
+        try:
+            named = request.first("transport")
+            version = request.first("EIO")
+            sid = request.first("sid")
+        except EventError:
+            return "request"
+        if named not in ("polling", "websocket"):
+            return "transport"
+        if named != transport:
+            return "request"
+        if version != engineio.VERSION:
+            return "version"
+        if transport == "polling" and request.method not in ("GET", "POST"):
+            return "method"
+        if sid is not None:
+            polls = transport == "polling" and request.method == "GET"
+            if self.registry.find(sid, lingering=polls) is None:
+                return "sid"
+        return None
+
+    def _open(self, request: Request, transport: str) -> EngineConnection:
+        connection = SocketIOConnection(self.hub, self.registry, request.handshake(transport))
+        self.hub.seat(connection, request.address)
+        connection.text_only = bool(request.first("b64"))
+        self.registry.add(connection)
+        return connection
+
+    def _open_packet(self, connection: EngineConnection, upgrades: list[str]) -> str:
+        settings = self.hub.settings
+        return engineio.encode_open(
+            connection.sid,
+            upgrades,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
+            max_payload=settings.limits.max_http_buffer_size,
+        )

@@ -1,0 +1,117 @@
+"""A door's sessions by id, with their heartbeats and deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from crossband.codecs import Wire
+from crossband.errors import CloseCode
+from crossband.hub.base import BaseHub
+from crossband.protocol import engineio
+from crossband.session import Deadlines, Roll
+from crossband.transports.engineio.polling import Polling
+from crossband.transports.engineio.session import EngineConnection, Keeper
+
+# Seconds an ended polling session waits for the poll that tells its client.
+LINGER_TIME: Final = 5.0
+LINGER_TIME_AT_STOP: Final = 1.0
+_PING = Wire(engineio.PING)
+
+
+class Registry(Keeper):
+    """Keeps a door's sessions, and ends those that miss a deadline."""
+
+    def __init__(self, hub: BaseHub) -> None:
+        self._hub = hub
+        self._connections: dict[str, EngineConnection] = {}
+        # Those whose WebSocket is not closed yet, and those that linger.
+        self._roll = Roll[EngineConnection]()
+        self.emptied = self._roll.emptied
+        # All sessions were told to end; a new one is ended at once.
+        self.emptying = False
+        loop = asyncio.get_running_loop()
+        settings = hub.settings
+        # One timer each, whatever the number of connections.
+        self._pings = Deadlines[EngineConnection](loop, settings.ping_interval, self._ping)
+        self._pongs = Deadlines[EngineConnection](loop, settings.ping_timeout, self._give_up)
+        self._connects = Deadlines[EngineConnection](
+            loop, settings.limits.handshake_time, self._end_idle
+        )
+        # Ended sessions whose client is told at its next poll.
+        self._lingering: dict[str, EngineConnection] = {}
+        self._lingers = Deadlines[EngineConnection](loop, LINGER_TIME, self.forget)
+
+    def find(self, sid: str, *, lingering: bool = False) -> EngineConnection | None:
+        """Return the session with this id, or None; with `lingering` an ended one counts."""
+        connection = self._connections.get(sid)
+        return self._lingering.get(sid) if connection is None and lingering else connection
+
+    def add(self, connection: EngineConnection) -> None:
+        """Keep a new session."""
+        self._connections[connection.sid] = connection
+        self._connects.add(connection)
+        self._pings.add(connection)
+
+    def websocket_opened(self, connection: EngineConnection) -> None:
+        self._roll.add(connection)
+
+    def websocket_closed(self, connection: EngineConnection) -> None:
+        self._roll.discard(connection)
+
+    def joined(self, connection: EngineConnection) -> None:
+        self._connects.discard(connection)
+
+    def _end_idle(self, connection: EngineConnection) -> None:
+        # Joining a namespace has a time limit of its own.
+        if connection.joining:
+            self._connects.add(connection)
+        else:
+            connection.end("forced close")
+
+    def pong(self, connection: EngineConnection) -> None:
+        # A pong to no ping counts for nothing.
+        if self._pongs.discard(connection):
+            self._pings.add(connection)
+
+    def _give_up(self, connection: EngineConnection) -> None:
+        # Its pong may wait behind events that are slow to be handled, or held back.
+        carrier = connection.carrier
+        posting = isinstance(carrier, Polling) and carrier.posting
+        if posting or connection.held_within(self._hub.settings.ping_timeout):
+            self._pings.add(connection)
+        else:
+            connection.end("ping timeout", now=True)
+
+    def _ping(self, connection: EngineConnection) -> None:
+        connection.push(_PING)
+        self._pongs.add(connection)
+
+    def forget(self, connection: EngineConnection) -> None:
+        self._connections.pop(connection.sid, None)
+        connection.leave_seat()
+        if self._lingering.pop(connection.sid, None) is not None:
+            self._lingers.discard(connection)
+            self._roll.discard(connection)
+        self._pings.discard(connection)
+        self._pongs.discard(connection)
+        self._connects.discard(connection)
+
+    def linger(self, connection: EngineConnection) -> None:
+        self._roll.add(connection)
+        self._lingering[connection.sid] = connection
+        self._lingers.add(connection)
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End all sessions."""
+        self.emptying = True
+        for deadlines in (self._pings, self._pongs, self._connects, self._lingers):
+            deadlines.close()
+        # A live client polls again within a round trip; a dead one must not delay the stop.
+        self._lingers = Deadlines[EngineConnection](
+            asyncio.get_running_loop(), LINGER_TIME_AT_STOP, self.forget
+        )
+        for connection in self._lingering.values():
+            self._lingers.add(connection)
+        for connection in list(self._connections.values()):
+            connection.end("server shutting down", code, reason, linger=True)

@@ -1,0 +1,40 @@
+"""What Engine.IO answers HTTP requests with: packets, or what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from crossband.transports.http import HeaderList, Request
+
+# The official client logs their message.
+PROBLEMS: Final[dict[str, dict[str, Any]]] = {
+    "transport": {"code": 0, "message": "Transport unknown"},
+    "sid": {"code": 1, "message": "Session ID unknown"},
+    "method": {"code": 2, "message": "Bad handshake method"},
+    "request": {"code": 3, "message": "Bad request"},
+    "forbidden": {"code": 4, "message": "Forbidden"},
+    "version": {"code": 5, "message": "Unsupported protocol version"},
+}
+
+
+async def respond_problem(
+    request: Request,
+    problem: str,
+    cors: HeaderList,
+    *,
+    status: int = 400,
+    reason: str = "",
+) -> None:
+    """Answer an HTTP request with what is wrong with it."""
+    body = PROBLEMS[problem]
+    await request.respond_json(status, body | {"reason": reason} if reason else body, cors)
+
+
+async def respond_packets(request: Request, content: str, cors: HeaderList) -> None:
+    """Answer an HTTP request with Engine.IO packets."""
+    await request.respond(
+        200,
+        content.encode(),
+        content_type="text/plain; charset=UTF-8",
+        headers=[*cors, (b"cache-control", b"no-store")],
+    )

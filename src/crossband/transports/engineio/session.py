@@ -1,0 +1,356 @@
+"""An Engine.IO session: one connection with its `sid`, whichever transport carries it.
+
+Knows its transports only as a `Carrier`, a `Candidate` or a `Lane`, and not what its messages
+mean. `README.md` has its states.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from abc import abstractmethod
+from enum import Enum
+from typing import Protocol
+
+from crossband.codecs import Wire
+from crossband.errors import ERRORS, CloseCode, ProtocolError
+from crossband.hub.base import BaseHub
+from crossband.limits import Limits
+from crossband.protocol import engineio
+from crossband.protocol.engineio import PacketType
+from crossband.session import Handshake
+from crossband.transports.http import Request
+from crossband.transports.lane import (
+    FramedConnection,
+    Lane,
+    Peer,
+    WebSocketOffer,
+    close_lane,
+    offer_of,
+    write_frames,
+)
+
+
+class State(Enum):
+    """Where an Engine.IO session is."""
+
+    OPEN = "open"
+    # A WebSocket has probed; polls are answered at once until it takes over.
+    UPGRADING = "upgrading"
+    # What is queued is being written; nothing more is read.
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Carrier(Protocol):
+    """A transport that takes messages from a session's outbox, where there is no lane."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether the client can take nothing at the moment."""
+
+    def wake(self) -> None:
+        """Take what waits in the outbox."""
+
+    def close(self, code: CloseCode, reason: str, *, now: bool) -> None:
+        """Close after what is queued, or `now`."""
+
+
+class Candidate(Protocol):
+    """A WebSocket that asks to take a session over from polling."""
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Close it: its session has ended."""
+
+
+class Keeper(Protocol):
+    """The owner of a door's sessions, which is told what happens to each."""
+
+    def websocket_opened(self, connection: EngineConnection) -> None:
+        """Note that a WebSocket carries the session."""
+
+    def websocket_closed(self, connection: EngineConnection) -> None:
+        """Note that the session's WebSocket has ended."""
+
+    def joined(self, connection: EngineConnection) -> None:
+        """Note that the client joined a namespace."""
+
+    def pong(self, connection: EngineConnection) -> None:
+        """Note that the client sent a pong."""
+
+    def linger(self, connection: EngineConnection) -> None:
+        """Keep an ended session for one more poll."""
+
+    def forget(self, connection: EngineConnection) -> None:
+        """Drop the session: from now on its id is unknown."""
+
+
+class EngineConnection(FramedConnection):
+    """One Engine.IO session, whichever transport carries it now.
+
+    What its messages mean is for a subclass. Abstract methods rather than a second object: they
+    cost nothing per message, and no reference cycle per client.
+    """
+
+    __slots__ = (
+        "_keeper",
+        "carrier",
+        "client_closed",
+        "handshake",
+        "lingers",
+        "sid",
+        "state",
+        "text_only",
+        "transport",
+        "upgrade",
+    )
+
+    # "polling" or "websocket". A WebSocket, once it carries the session, does so to the end.
+    transport: str
+
+    def __init__(self, hub: BaseHub, keeper: Keeper, handshake: Handshake) -> None:
+        super().__init__(hub, limit=hub.settings.limits.outbox)
+        self._keeper = keeper
+        self.sid = secrets.token_urlsafe(15)
+        self.handshake = handshake
+        self.transport = handshake.transport
+        self.state = State.OPEN
+        # None over a lane, and before a WebSocket is accepted.
+        self.carrier: Carrier | None = None
+        # None unless a WebSocket asks to take over from polling; one at a time.
+        self.upgrade: Candidate | None = None
+        # The client takes no binary frames (`b64`): they are sent as base64 in text frames.
+        self.text_only = False
+        # The client sent a close packet, and gets none.
+        self.client_closed = False
+        # The session has ended, and its client is told at its next poll.
+        self.lingers = False
+
+    @property
+    def limits(self) -> Limits:
+        return self._hub.settings.limits
+
+    @property
+    def behind(self) -> bool:
+        if self._lane is not None:
+            return self._lane.paused
+        if self.carrier is None or not self.carrier.busy:
+            return False
+        if self.transport == "polling":
+            # Something waits between any two polls: a quarter of the outbox is no delay.
+            return self.queued > self.limit // 4
+        return bool(self.queue)
+
+    def flush(self) -> None:
+        if self._lane is not None:
+            self._spell_out()
+            write_frames(self, self._lane)
+        elif self.carrier is not None:
+            self.carrier.wake()
+
+    def take_batch(self) -> list[Wire]:
+        self._spell_out()
+        return super().take_batch()
+
+    def _spell_out(self) -> None:
+        """Turn queued binary parts into text, for a client that takes no binary frames."""
+        if not self.text_only:
+            return
+        for index, wire in enumerate(self.queue):
+            if len(wire.messages) > 1:
+                text = Wire(*wire.polling.split(engineio.SEPARATOR))
+                text.tag = wire.tag
+                self.queue[index] = text
+                self.queued += text.size - wire.size
+
+    # What the packets mean.
+
+    @property
+    @abstractmethod
+    def joining(self) -> bool:
+        """Whether the client is being let into a namespace."""
+
+    @abstractmethod
+    def message_received(self, data: str | bytes) -> None:
+        """Take the data of a MESSAGE packet. Raises ProtocolError."""
+
+    @abstractmethod
+    def leave_all(self, reason: str) -> None:
+        """Make the client leave every namespace: the session has ended."""
+
+    # Ending.
+
+    def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
+        """Close from the server's side; the client sees a transport close."""
+        self.end("forced close", code, reason, now=now, linger=True)
+
+    def end(
+        self,
+        reason: str,
+        code: CloseCode = CloseCode.NORMAL,
+        text: str = "",
+        *,
+        now: bool = False,
+        linger: bool = False,
+    ) -> None:
+        """End the session: its sockets leave for `reason`, its transport closes with `code`.
+
+        With `linger`, a client between two polls is still told, at its next one.
+        """
+        if self.closed:
+            return
+        if now:
+            self.discard_queue()
+        self.closed = True
+        self.state = State.CLOSING
+        self._keeper.forget(self)
+        # Not while fan-out walks the sockets, which may have led here.
+        asyncio.get_running_loop().call_soon(self._ended, reason)
+        if self.upgrade is not None:
+            self.upgrade.close(code, text)
+        if self._lane is not None:
+            self._spell_out()
+            close_lane(self, self._lane, code, text, now=now)
+        elif self.carrier is not None:
+            if linger and self.transport == "polling":
+                self.lingers = True
+                self._keeper.linger(self)
+            self.carrier.close(code, text, now=now)
+
+    def _ended(self, reason: str) -> None:
+        self.leave_all(reason)
+        self._release()
+
+    def told(self) -> None:
+        """Note that a polling client was told of the end."""
+        self.state = State.CLOSED
+        self._keeper.forget(self)
+
+    # What the client sends.
+
+    def take_frame(self, frame: str | bytes) -> None:
+        """Take a WebSocket message; one that breaks the protocol ends the session."""
+        try:
+            if isinstance(frame, bytes):
+                self.message_received(frame)
+                return
+            packet = engineio.decode_packet(frame)
+            if packet.type is PacketType.MESSAGE:
+                self.message_received(packet.data)
+            else:
+                self.control_received(packet)
+        except ProtocolError as error:
+            self.end("parse error", error.close_code, str(error)[:100])
+
+    def control_received(self, packet: engineio.Packet) -> None:
+        """Take a packet that is not a message.
+
+        Raises ProtocolError for a type that only servers send.
+        """
+        kind = packet.type
+        if kind in (PacketType.OPEN, PacketType.PING, PacketType.UPGRADE):
+            raise ProtocolError(f"unexpected {kind.name} packet (Engine.IO 4)")
+        self._count_control(len(packet.data))
+        if kind is PacketType.PONG:
+            self._keeper.pong(self)
+        elif kind is PacketType.CLOSE:
+            self.client_closed = True
+            self.end("transport close")
+
+    def _count_control(self, size: int = 0) -> bool:
+        """Count what is not a message; return whether the rate allows it."""
+        if self.closed:
+            return False
+        allowed = self._hub.count_control(self, size)
+        if not allowed:
+            self._end_flood()
+        return allowed
+
+    def _end_flood(self) -> None:
+        """End the session if its client keeps sending too fast."""
+        if self._hub.floods(self):
+            self.evict("rate_limited", CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
+
+    # Over a lane, as its peer.
+
+    def take_over(self, request: Request) -> bool:
+        """Let a new WebSocket's lane carry the session; False where there is none."""
+        if self.closed:
+            return False
+        self._lane = self.lane_of(request, self)
+        if self._lane is None:
+            return False
+        write_frames(self, self._lane)
+        return True
+
+    def lane_of(self, request: Request, peer: Peer) -> Lane | None:
+        """Take the lane of a WebSocket handshake; None where there is none."""
+        offer: WebSocketOffer | None = offer_of(request.scope)
+        if offer is None:
+            return None
+        return offer.take(
+            request.receive,
+            request.send,
+            peer,
+            limit=self.limits.max_http_buffer_size,
+            subprotocol=request.subprotocol,
+        )
+
+    @abstractmethod
+    def frame_received(self, frame: str | bytes) -> None:
+        """Take a WebSocket message from the lane."""
+
+    def too_large(self) -> None:
+        self.end("parse error", CloseCode.MESSAGE_TOO_BIG, "Message too large")
+
+    def ping_received(self) -> bool:
+        return self._count_control()
+
+    def pong_received(self) -> None:
+        # Proves nothing: Engine.IO has heartbeats of its own.
+        self._count_control()
+
+    def resume_writing(self) -> None:
+        self.drop()
+        self.flush()
+
+    def connection_lost(self) -> None:
+        self.lost()
+        self.end("transport close")
+        self.state = State.CLOSED
+        self.discard_queue()
+        self._keeper.websocket_closed(self)
+
+    # Upgrades.
+
+    def probe(self) -> bool:
+        """Note a WebSocket's probe; False when it comes too late."""
+        # The session may have ended, or have been taken over, in the meantime.
+        if self.state is not State.OPEN or self.transport != "polling":
+            return False
+        self.state = State.UPGRADING
+        # The client pauses polling: its pending poll must end, empty.
+        if self.carrier is not None:
+            self.carrier.wake()
+        return True
+
+    def carry_on(self, lane: Lane | None) -> None:
+        """Let the WebSocket that probed carry the session.
+
+        Without a lane, the caller sets the carrier next.
+        """
+        self.upgrade = None
+        self.state = State.OPEN
+        self.transport = "websocket"
+        polling, self.carrier, self._lane = self.carrier, None, lane
+        self._keeper.websocket_opened(self)
+        if polling is not None:
+            polling.wake()
+        if lane is not None:
+            write_frames(self, lane)
+
+    def stay(self) -> None:
+        """Stay with polling: the WebSocket that asked to take over is gone."""
+        self.upgrade = None
+        if self.state is State.UPGRADING:
+            self.state = State.OPEN

@@ -25,8 +25,9 @@ DOORS: dict[str, type[Client]] = {
     client.kind: client
     for client in (WebSocketClient, EventStreamClient, EngineWebSocketClient, EnginePollingClient)
 }
-# More than a hub sends in one go: the client is still catching up when its connect handler runs.
-MISSED = 1_500
+# More than the hub sends in one go here: the client is still catching up when its connect handler
+# runs.
+TURN, MISSED = 100, 150
 Act = Callable[[Socket | None], Awaitable[None]]
 
 
@@ -121,6 +122,11 @@ async def authenticate(handshake: Handshake) -> Identity:
     assert shown is not None
     # Each token lives longer than the one before.
     return Identity("ada", expires=time.time() + 1_000 * len(shown))
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossband.hub.namespace.TURN", TURN)
 
 
 @contextlib.asynccontextmanager

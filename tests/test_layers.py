@@ -25,6 +25,7 @@ LAYERS = (
     ("session",),
     ("codecs",),
     ("handlers",),
+    ("client",),
     ("settings",),
     ("limits", "rates", "seats", "addresses", "policies", "broker", "presence", "auth"),
     ("protocol",),

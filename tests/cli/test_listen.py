@@ -14,8 +14,11 @@ import pytest
 
 from crossband import ConnectionRefused, Hub, Socket
 from crossband.cli import listen
-from crossband.cli.doors import Door, locate
-from crossband.cli.listen import Event, Listener, Lost, Notice, Output, Refused
+from crossband.cli.listen import Output
+from crossband.client import following as client
+from crossband.client.doors import Door, locate
+from crossband.client.errors import Lost, Refused
+from crossband.client.listener import Event, Listener, Notice
 from crossband.server import Server
 from crossband.standalone import create_hub
 from tests.conftest import Serve
@@ -61,7 +64,7 @@ class Watched(Output):
 @contextlib.asynccontextmanager
 async def following(listener: Listener, output: Watched) -> AsyncIterator[asyncio.Task[None]]:
     """Follow in the background, connected when the body begins."""
-    task = asyncio.create_task(listen.follow(listener, output))
+    task = asyncio.create_task(listen.show(listener, output))
     try:
         await output.next_notice("connected")
         yield task
@@ -73,7 +76,7 @@ async def following(listener: Listener, output: Watched) -> AsyncIterator[asynci
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(client, "FIRST_DELAY", 0.01)
 
 
 @pytest.fixture(params=list(Door), ids=str)
@@ -209,7 +212,7 @@ async def test_limit_ends_it(door: Door, serve: Serve) -> None:
     hub = Hub()
     server = await serve(hub)
     output = Watched(door)
-    task = asyncio.create_task(listen.follow(listener_of(door, server), output, limit=2))
+    task = asyncio.create_task(listen.show(listener_of(door, server), output, limit=2))
     await output.next_notice("connected")
     for number in range(3):
         await hub.emit("news", number)
@@ -231,7 +234,7 @@ async def test_tls(door: Door, serve: Serve) -> None:
     hub = Hub()
     server = await serve(hub, ssl_certfile=TLS / "certificate.pem", ssl_keyfile=TLS / "key.pem")
     with pytest.raises(Lost, match=r"the certificate is not trusted .*--insecure"):
-        await listen.follow(listener_of(door, server), Watched(door))
+        await listen.show(listener_of(door, server), Watched(door))
     output = Watched(door)
     async with following(listener_of(door, server, verify=False), output):
         await hub.emit("news", 1)
@@ -246,7 +249,7 @@ async def test_plain_namespace(serve: Serve) -> None:
     server = await serve(hub)
     output = Watched(Door.WEBSOCKET)
     task = asyncio.create_task(
-        listen.follow(listener_of(Door.WEBSOCKET, server, namespace="/echo"), output, limit=3)
+        listen.show(listener_of(Door.WEBSOCKET, server, namespace="/echo"), output, limit=3)
     )
     async with asyncio.timeout(WAIT):
         await arrived.wait()
@@ -381,22 +384,22 @@ async def test_unknown_cursor_is_a_gap(door: Door, serve: Serve) -> None:
 
 
 async def test_outage_is_told_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "MAX_DELAY", 0.01)
+    monkeypatch.setattr(client, "MAX_DELAY", 0.01)
     hub = Hub()
     server = await serve(hub)
     output = Watched(Door.WEBSOCKET)
     attempts = 0
     enough = asyncio.Event()
-    stream = Listener.stream
+    stream = client.stream
 
-    def counted(self: Listener) -> AsyncIterator[Event | Notice]:
+    def counted(listener: Listener) -> AsyncIterator[Event | Notice]:
         nonlocal attempts
         attempts += 1
         if attempts == 10:
             enough.set()
-        return stream(self)
+        return stream(listener)
 
-    monkeypatch.setattr(Listener, "stream", counted)
+    monkeypatch.setattr(client, "stream", counted)
     async with following(listener_of(Door.WEBSOCKET, server), output):
         await server.stop()
         # While it stopped, an attempt may have been answered 503.
@@ -415,13 +418,13 @@ async def test_server_that_is_not_there(door: Door) -> None:
     async with Server(Hub()) as server:
         pass
     with pytest.raises(Lost, match="connection refused"):
-        await listen.follow(listener_of(door, server), Watched(door))
+        await listen.show(listener_of(door, server), Watched(door))
 
 
 async def test_unknown_namespace(door: Door, serve: Serve) -> None:
     server = await serve(Hub())
     with pytest.raises(Refused, match="Invalid namespace"):
-        await listen.follow(listener_of(door, server, namespace="/nowhere"), Watched(door))
+        await listen.show(listener_of(door, server, namespace="/nowhere"), Watched(door))
 
 
 async def test_refused_by_the_hub(door: Door, serve: Serve) -> None:
@@ -433,7 +436,7 @@ async def test_refused_by_the_hub(door: Door, serve: Serve) -> None:
 
     server = await serve(hub)
     with pytest.raises(Refused, match=r'closed today \(.*until: monday, doors: \["a",null\]\)'):
-        await listen.follow(listener_of(door, server), Watched(door))
+        await listen.show(listener_of(door, server), Watched(door))
 
 
 async def test_disconnected_for_good(serve: Serve) -> None:
@@ -460,7 +463,7 @@ async def test_page_that_is_no_event_stream(path: str, serve: Serve) -> None:
     server = await serve(create_hub())
     listener = Listener(Door.SSE, f"{server.url}{path}")
     with pytest.raises(Refused, match=r"404|is not an event stream"):
-        await listen.follow(listener, Watched(Door.SSE))
+        await listen.show(listener, Watched(Door.SSE))
 
 
 async def test_server_that_speaks_something_else(serve: Serve) -> None:
@@ -476,7 +479,7 @@ async def test_server_that_speaks_something_else(serve: Serve) -> None:
 
     server = await serve(app)
     with pytest.raises(Refused, match="not what this door speaks"):
-        await listen.follow(listener_of(Door.SOCKETIO, server), Watched(Door.SOCKETIO))
+        await listen.show(listener_of(Door.SOCKETIO, server), Watched(Door.SOCKETIO))
 
 
 async def test_event_stream_of_another_server(serve: Serve) -> None:
@@ -492,6 +495,6 @@ async def test_event_stream_of_another_server(serve: Serve) -> None:
 
     server = await serve(app)
     output = Watched(Door.SSE)
-    await listen.follow(listener_of(Door.SSE, server), output, limit=2)
+    await listen.show(listener_of(Door.SSE, server), output, limit=2)
     assert await output.next_event() == ("message", "plain\ntext")
     assert await output.next_event() == ("n", 5)

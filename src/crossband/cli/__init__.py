@@ -21,7 +21,7 @@ from typer.core import TyperCommand
 from crossband import __version__
 from crossband.auth.keys import check_algorithms
 from crossband.cli import settings, tokens
-from crossband.cli.doors import Door, locate
+from crossband.client.doors import Door, locate
 from crossband.errors import CrossbandError, StartError
 
 if TYPE_CHECKING:
@@ -281,8 +281,10 @@ def listen_(
     except ValueError as exc:
         _fail(str(exc), code=2)
     from crossband.cli import banner, listen
+    from crossband.client.errors import Lost, Refused
+    from crossband.client.listener import Listener
 
-    listener = listen.Listener(
+    listener = Listener(
         found,
         address,
         rooms=room or [],
@@ -293,11 +295,11 @@ def listen_(
     )
     output = listen.Output(found, json, frozenset(event or ()))
     try:
-        asyncio.run(listen.follow(listener, output, limit=count))
+        asyncio.run(listen.show(listener, output, limit=count))
     except KeyboardInterrupt:
         # Below the terminal's own ^C.
         typer.echo(f"\n{_plural(output.count, 'event')}", err=True)
-    except (listen.Refused, listen.Lost) as exc:
+    except (Refused, Lost) as exc:
         _fail(f"{address}: {exc}")
     except BrokenPipeError:
         # The reader, `head` say, has enough.

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 
-from crossband.cli.doors import parse_url, reason_of
+from crossband.client.doors import parse_url
+from crossband.client.errors import reason_of
 from crossband.errors import CrossbandError
 
 # Seconds; a publication waits for the broker at most.

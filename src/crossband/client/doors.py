@@ -1,8 +1,7 @@
-"""What a URL on the command line means: a door and its address; and why it was not reached."""
+"""Which door a URL means, and at which address."""
 
 from __future__ import annotations
 
-import ssl
 from enum import StrEnum
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -74,25 +73,3 @@ def parse_url(url: str, schemes: tuple[str, ...]) -> SplitResult:
     if port == 0:
         raise ValueError(f"{url}: expected a port of 1 to 65535")
     return parts
-
-
-def reason_of(exc: BaseException) -> str:
-    """Say in a few words why a connection failed."""
-    seen: BaseException | None = exc
-    while seen is not None:
-        if isinstance(seen, ConnectionRefusedError):
-            return "connection refused"
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return f"the certificate is not trusted ({seen.verify_message}); see --insecure"
-        if isinstance(seen, ssl.SSLError):
-            return f"TLS failed ({seen.reason or seen}); is it a TLS port?"
-        if isinstance(seen, OSError) and seen.strerror:
-            found = seen.strerror
-            if "Multiple exceptions" in found:
-                break
-            return found[0].lower() + found[1:]
-        seen = seen.__cause__ or seen.__context__
-    text = str(exc) or type(exc).__name__
-    if "Connect call failed" in text or "All connection attempts failed" in text:
-        return "connection refused"
-    return text

@@ -1,10 +1,10 @@
-"""Which door and address a URL on the command line means."""
+"""Which door a URL means, and at which address."""
 
 from __future__ import annotations
 
 import pytest
 
-from crossband.cli.doors import Door, locate
+from crossband.client.doors import Door, locate
 
 
 @pytest.mark.parametrize(

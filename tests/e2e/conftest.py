@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import pytest
 import pytest_asyncio
@@ -24,6 +24,8 @@ from tests.chromium import chromium
 # and half of it.
 PATIENCE: Final = 30_000
 
+# What only the styles ask for: no page has to be loaded again for the other.
+SCHEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
 AXE: Final = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
 
 expect.set_options(timeout=PATIENCE)
@@ -47,14 +49,29 @@ async def picture(page: Page, name: str) -> None:
         await page.screenshot(path=path, animations="disabled")
 
 
-async def has_no_serious_barrier(page: Page) -> None:
-    """Run axe over what is shown. The page's policy must be off: the checker is injected."""
-    await page.add_script_tag(path=AXE)
-    found = await page.evaluate("axe.run().then(({ violations }) => violations)")
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert serious == [], json.dumps(
-        [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious], indent=1
-    )
+async def has_no_serious_barrier(page: Page, name: str | None = None) -> None:
+    """Run axe over what is shown, in both colour schemes; `name` is that of the pictures.
+
+    The page's policy must be off: the checker is injected.
+    """
+    if not await page.evaluate("'axe' in globalThis"):
+        await page.add_script_tag(path=AXE)
+    for scheme in SCHEMES:
+        await page.emulate_media(color_scheme=scheme)
+        # Colours half way are those of neither.
+        await page.evaluate(
+            """Promise.allSettled(document.getAnimations()
+                .filter((each) => each instanceof CSSTransition).map((each) => each.finished))"""
+        )
+        found = await page.evaluate(
+            "axe.run({ resultTypes: ['violations'] }).then(({ violations }) => violations)"
+        )
+        serious = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert serious == [], scheme + json.dumps(
+            [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious], indent=1
+        )
+        if name is not None:
+            await picture(page, f"{name}-{scheme}")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -65,7 +82,10 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser) -> AsyncIterator[Page]:
-    context = await browser.new_context(viewport={"width": 1400, "height": 900})
+    # Drawing what moves takes as much CPU time as all else; a test that wants it asks for it.
+    context = await browser.new_context(
+        viewport={"width": 1400, "height": 900}, reduced_motion="reduce"
+    )
     # What a page test waits for comes at once, or not at all.
     context.set_default_timeout(PATIENCE)
     page = await context.new_page()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -248,15 +247,12 @@ async def test_thousand_users_are_listed(demo: Demo, server: Server, page: Page)
         demo.hub.leave(socket, "transport close")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 async def test_page_has_no_serious_barrier(
-    server: Server, browser: Browser, script: PythonSocketIOClient, width: int, scheme: Any
+    server: Server, browser: Browser, script: PythonSocketIOClient, width: int
 ) -> None:
     # The checker is injected, which the page's policy forbids to everybody else.
-    context = await browser.new_context(
-        viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True
-    )
+    context = await browser.new_context(viewport={"width": width, "height": 800}, bypass_csp=True)
     context.set_default_timeout(PATIENCE)
     ada = Visitor(await context.new_page())
     await ada.page.goto(f"{server.url}/chat/")

@@ -160,7 +160,10 @@ def frame(
     if not masked:
         return head + payload
     mask = os.urandom(4)
-    return head + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
+    key = (mask * (len(payload) // 4 + 1))[: len(payload)]
+    # As numbers: byte by byte, a megabyte took a third of a second.
+    masked_payload = int.from_bytes(payload) ^ int.from_bytes(key)
+    return head + mask + masked_payload.to_bytes(len(payload))
 
 
 async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from crossband import Hub
-from crossband.transports.http import Receive, Scope, Send
 from crossband.transports.lane import EXTENSION
 
 

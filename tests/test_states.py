@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from crossband import Handshake, Hub, Identity, Socket, bearer_token
 from crossband.hub.states import OUTCOMES, Event, Outcome, State
 from crossband.server import Server
-from crossband.transports.http import Receive, Scope, Send
 from crossband.transports.lane import EXTENSION
 from tests.clients.base import WAIT, Client, Refused
 from tests.clients.engine import EnginePollingClient, EngineWebSocketClient

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from crossband.addresses import TrustedProxies
 from crossband.auth import redaction
@@ -20,10 +20,13 @@ from crossband.settings import DOORS, HubSettings
 from crossband.signals import StopSignals
 from crossband.transports.api import Api
 from crossband.transports.engineio.door import EngineDoor
-from crossband.transports.http import Receive, Request, Scope, Send, host_of
+from crossband.transports.http import Request, host_of
 from crossband.transports.sse import StreamDoor
 from crossband.transports.websocket import CLOSE_TIME, WebSocketDoor
 from crossband.workers import warn_of_workers
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
 
 try:
     __version__ = version("crossband")

@@ -10,10 +10,12 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crossband.errors import StartError
-from crossband.transports.http import Receive, Send
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Send
 
 logger = logging.getLogger("crossband")
 

@@ -6,7 +6,7 @@ Each application has a namespace of its own, so that none hears the others.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from crossband import __version__
 from crossband.demo import chat
@@ -68,12 +69,7 @@ class Demo:
     async def stop(self) -> None:
         await self.hub.stop()
 
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Also what it refuses for its host.
         hub = scope["type"] != "lifespan" and (
             self._is_hubs(scope["type"], scope["path"]) or not self.hub.serves(scope)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from crossband.transports.http import Message, Receive, Scope, Send
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
 
 
 class Lingering(Protocol):

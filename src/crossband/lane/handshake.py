@@ -7,7 +7,7 @@ import logging
 from base64 import b64encode
 from collections.abc import Callable
 from hashlib import sha1
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import (
@@ -21,8 +21,10 @@ from crossband.lane.fallback import WebSocketProtocol
 from crossband.lane.head import Head
 from crossband.lane.websocket import WebSocketLane
 from crossband.lane.wrappers import is_own
-from crossband.transports.http import Receive, Send
 from crossband.transports.lane import EXTENSION, Lane, Peer
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Send
 
 logger = logging.getLogger("crossband")
 

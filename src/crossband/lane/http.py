@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote
 
 import httptools
@@ -15,8 +15,10 @@ from crossband.lane.manners import HTTPManners
 from crossband.lane.stream import StreamLane
 from crossband.lane.upgrade import websocket_key
 from crossband.lane.wrappers import is_own
-from crossband.transports.http import Receive, Send
 from crossband.transports.lane import EXTENSION, Peer
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Send
 
 
 class HTTPProtocol(HTTPManners):

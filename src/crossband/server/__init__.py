@@ -7,12 +7,13 @@ import logging
 import math
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from types import NoneType, TracebackType
 from typing import Any, Final, Literal, Protocol, Self, get_args
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from crossband.auth import redaction
 from crossband.errors import StartError
@@ -26,14 +27,6 @@ from crossband.server.orderly import OrderlyServer
 from crossband.server.process import StopRequest
 from crossband.settings import KEEP_ALIVE, Settings
 
-ASGIApp = Callable[
-    [
-        MutableMapping[str, Any],
-        Callable[[], Awaitable[MutableMapping[str, Any]]],
-        Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ],
-    Awaitable[None],
-]
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 # Connections accepted in one iteration of the event loop. libuv accepts one per listener:

@@ -9,10 +9,10 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -30,12 +30,11 @@ from crossband.protocol.payload import to_json
 from crossband.session import Handshake
 from crossband.transports.lane import Offer, offer_of
 
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
 logger = logging.getLogger("crossband")
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 HeaderList = list[tuple[bytes, bytes]]
 
 # RFC 9110 §11.6.1: a 401 says what would be accepted.

@@ -18,7 +18,7 @@ from crossband.hub.socket import Socket
 from crossband.session import Connection
 
 if TYPE_CHECKING:
-    from crossband.transports.http import Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
 EXTENSION = "crossband.lane"
 

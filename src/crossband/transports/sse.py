@@ -26,11 +26,13 @@ from crossband.hub.base import BaseHub
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.session import BATCH, Connection, Deadlines, Roll, Ticker
-from crossband.transports.http import ClientGone, HeaderList, Request, Send, retry_after
+from crossband.transports.http import ClientGone, HeaderList, Request, retry_after
 from crossband.transports.lane import BodyLane, StreamOffer, offer_of
 from crossband.transports.websocket import CLOSE_TIME, answer_envelope, plain_message
 
 if TYPE_CHECKING:
+    from starlette.types import Send
+
     from crossband.hub.socket import Socket
 
 _FAREWELL = sse.encode_event('{"message":"Server shutting down"}', event="server:shutdown")

@@ -27,7 +27,7 @@ from crossband.protocol.payload import Payload
 from crossband.protocol.websocket import PING_FRAME
 from crossband.seats import TooManyConnections
 from crossband.session import Connection, Deadlines, Roll
-from crossband.transports.http import ClientGone, Request, Send
+from crossband.transports.http import ClientGone, Request
 from crossband.transports.lane import (
     FramedConnection,
     Lane,
@@ -38,6 +38,8 @@ from crossband.transports.lane import (
 )
 
 if TYPE_CHECKING:
+    from starlette.types import Send
+
     from crossband.session import Handshake
 
 # Seconds for the other side to answer our close frame.

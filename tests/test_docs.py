@@ -81,7 +81,7 @@ from typer.testing import CliRunner
 import crossband
 from crossband import Hub, cli
 from crossband.cli.settings import SETTINGS
-from crossband.errors import ERRORS, CloseCode
+from crossband.errors import ERRORS, FINAL_CODES, CloseCode
 from crossband.limits import Limits
 from crossband.names import RESERVED, is_socket_id
 from crossband.server import Server
@@ -221,12 +221,20 @@ def test_clients_of_the_how_to_stay_away_after_the_final_close_codes() -> None:
     assert [{int(code) for code in each.split(",")} for each in lists] == [final, final]
 
 
-def test_javascript_client_stays_away_after_the_final_close_codes() -> None:
-    source = (ROOT / "clients/js/src/websocket.ts").read_text(encoding="utf-8")
-    listed = re.search(r"FINAL_CODES: .+ = \[(.+)\];", source)
+@pytest.mark.parametrize("source", ["clients/js/src/websocket.ts", "pages/doors/src/websocket.ts"])
+def test_javascript_stays_away_after_the_final_close_codes(source: str) -> None:
+    text = (ROOT / source).read_text(encoding="utf-8")
+    listed = re.search(r"FINAL_CODES = (\[.+\]) as const;", text)
     assert listed is not None
-    codes = listed[1].replace("TOKEN_EXPIRED", str(int(CloseCode.TOKEN_EXPIRED))).split(",")
-    assert {int(code) for code in codes} == {int(code) for code in CloseCode if not code.reconnect}
+    assert json.loads(listed[1]) == [list(codes) for codes in FINAL_CODES]
+
+
+def test_ranges_of_final_close_codes_are_documented() -> None:
+    text = (DOCS / "reference/close-codes.md").read_text(encoding="utf-8")
+    line = re.search(r"stay away after (.+);", text)
+    assert line is not None
+    ranges = [each.partition("-") for each in line[1].split(", ")]
+    assert tuple((int(first), int(last or first)) for first, _, last in ranges) == FINAL_CODES
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,16 @@ import math
 from enum import IntEnum
 from typing import Any, Final
 
+# Ranges of close codes, first and last, after which a client should stay away: the server would
+# say the same again. Ranges, as Centrifugo has them, so that a client also knows what to do
+# after a code that a later server adds. 44xx is the client's fault, as HTTP's 4xx is.
+FINAL_CODES: Final = ((1000, 1000), (1002, 1003), (1007, 1009), (4000, 4007), (4400, 4499))
+
+
+def is_final(code: int) -> bool:
+    """Return whether a client that was closed with this code should stay away."""
+    return any(first <= code <= last for first, last in FINAL_CODES)
+
 
 class CloseCode(IntEnum):
     """WebSocket close codes the server sends (RFC 6455 §7.4.1; 4000-4999 are ours).
@@ -34,17 +44,8 @@ class CloseCode(IntEnum):
     @property
     def reconnect(self) -> bool:
         """Tell whether a client that was closed with this code should come back."""
-        return self in _RECONNECT
+        return not is_final(self)
 
-
-_RECONNECT: Final = frozenset(
-    {
-        CloseCode.GOING_AWAY,
-        CloseCode.INTERNAL_ERROR,
-        CloseCode.TRY_AGAIN_LATER,
-        CloseCode.SLOW_CLIENT,
-    }
-)
 
 # Closed with these, a client is at fault: it is not waited for.
 FAULTS: Final = frozenset(

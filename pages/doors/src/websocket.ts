@@ -14,9 +14,8 @@ interface Frame {
   message?: string;
 }
 
-// Close codes after which the server does not want this client back: disconnected by a handler,
-// session taken over by another connection, refused, policy.
-const FINAL_CODES = new Set([1008, 4000, 4001, 4403]);
+// Ranges of close codes after which the server would say the same again: docs/reference/close-codes.md.
+const FINAL_CODES = [[1000, 1000], [1002, 1003], [1007, 1009], [4000, 4007], [4400, 4499]] as const;
 
 export class WebSocketDoor implements Door {
   readonly name = "websocket";
@@ -101,7 +100,7 @@ export class WebSocketDoor implements Door {
   private onClose({ code, reason }: CloseEvent): void {
     this.drop();
     if (this.isCut) return;
-    if (FINAL_CODES.has(code)) {
+    if (FINAL_CODES.some(([first, last]) => first <= code && code <= last)) {
       this.listener.onState("refused", reason || `closed with code ${code}`);
       return;
     }

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Final
 
 import websockets
 from websockets.asyncio.client import ClientConnection
 
 from crossband.client.errors import Lost, Refused, reason_of, status_error
 from crossband.client.listener import CONNECT_TIMEOUT, MAX_MESSAGE, Listener
-from crossband.errors import FAULTS, CloseCode
-
-# Codes after which a client should stay away.
-FINAL_CODES: Final = FAULTS | {CloseCode.DISCONNECTED, CloseCode.SESSION_TAKEN, CloseCode.REVOKED}
+from crossband.errors import is_final
 
 
 @contextlib.asynccontextmanager
@@ -55,6 +51,6 @@ async def messages(connection: ClientConnection) -> AsyncIterator[str | bytes]:
         if close is None:
             raise Lost("the connection broke") from exc
         text = f"closed with {close.code}" + (f" ({close.reason})" if close.reason else "")
-        if close.code in FINAL_CODES:
+        if is_final(close.code):
             raise Refused(text) from exc
         raise Lost(text) from exc

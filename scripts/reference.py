@@ -65,17 +65,17 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             "Hub",
             (
                 *("of", "on_start", "on_stop", "spawn", "configure", "lifespan", "start", "stop"),
-                *("uptime", "status"),
+                *("uptime", "status", "serves"),
                 *("sockets_of", "revoke"),
             ),
             (
                 ("broker: Broker", "Where publications are ordered and kept."),
                 ("started: bool", "Whether it runs on an event loop."),
                 ("settings: Settings", "What the hub was made with."),
-                ("namespaces: dict[str, Namespace]", "The namespaces there are now, by name."),
+                ("namespaces: Mapping[str, Namespace]", "The namespaces there are now, by name."),
                 ("stopping: bool", "From the beginning of a stop."),
             ),
-            note="It is also the namespace `/`, and has all that a [`Namespace`](#namespace) has.",
+            note="Called on the hub, what a [`Namespace`](#namespace) has is that of `/`.",
             made=True,
         ),
         Entry(

@@ -30,11 +30,12 @@ def census(hub: Hub) -> Counter[str]:
         counts["sessions of sockets"] += len(namespace._by_session)
         counts["rooms"] += namespace.room_count
         counts["holds"] += namespace.holds
-    counts["tasks of the hub"] = len(hub.node._tasks)
-    counts["seats"] = hub.quotas.seats.taken
-    counts["addresses with seats"] = hub.quotas.seats.addresses
-    engine, websockets, streams = hub._engine, hub._websockets, hub._streams
-    if engine is not None and websockets is not None and streams is not None:
+    counts["tasks of the hub"] = len(hub._core.node._tasks)
+    counts["seats"] = hub._core.quotas.seats.taken
+    counts["addresses with seats"] = hub._core.quotas.seats.addresses
+    routes = hub._routes
+    if routes._doors:
+        engine, websockets, streams = routes._engine, routes._websockets, routes._streams
         sessions = engine.registry
         counts["engine sessions"] = len(sessions._connections)
         counts["lingering sessions"] = len(sessions._lingering)
@@ -48,7 +49,7 @@ def census(hub: Hub) -> Counter[str]:
     assert isinstance(broker, MemoryBroker)
     counts["connected sessions"] = len(broker._connected)
     # Those in reserve are bounded, and stay.
-    spare = hub.node.reserve.tasks if hub.started else set()
+    spare = hub._core.node.reserve.tasks if hub.started else set()
     for task in asyncio.all_tasks() - spare:
         coroutine = task.get_coro()
         counts[f"task {getattr(coroutine, '__qualname__', coroutine)}"] += 1

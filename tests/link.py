@@ -7,12 +7,14 @@ import json
 import time
 from typing import Any
 
+from crossband import Hub
 from crossband.codecs import ENVELOPE, Codec
 from crossband.errors import CloseCode
 from crossband.hub.admission import Resume
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.hub.socket import Socket
 from crossband.session import Connection, Handshake, Ticker
+from tests.bare import BareHub
 from tests.clients.base import WAIT
 
 
@@ -67,7 +69,7 @@ def handshake(**query: list[str]) -> Handshake:
 
 
 async def join(
-    hub: BaseHub,
+    hub: Core | BareHub | Hub,
     connection: Connection,
     namespace: str = "/",
     *,
@@ -75,8 +77,9 @@ async def join(
     resume: Resume | None = None,
 ) -> Socket:
     """Let a client in, as a door does."""
-    admission = await hub.admit(
+    core = hub if isinstance(hub, Core) else hub._core
+    admission = await core.admit(
         connection, namespace, handshake(), codec, resume=resume or Resume()
     )
-    hub.open(admission)
+    core.open(admission)
     return admission.socket

@@ -369,7 +369,7 @@ async def test_second_signal_reaches_the_server_at_once(ear: Ear) -> None:
     hub = Hub()
     waiting = asyncio.Event()
     await hub.start()
-    hub.run_to_end(stubborn(waiting))
+    hub._core.run_to_end(stubborn(waiting))
     signal.raise_signal(signal.SIGTERM)
     assert not ear.calls
     signal.raise_signal(signal.SIGTERM)
@@ -390,7 +390,7 @@ async def test_signal_does_not_wait_long_for_what_is_being_handled(
     hub = Hub()
     waiting = asyncio.Event()
     await hub.start()
-    hub.run_to_end(stubborn(waiting))
+    hub._core.run_to_end(stubborn(waiting))
     signal.raise_signal(signal.SIGTERM)
     await ear.called()
     assert hub.started

@@ -251,14 +251,33 @@ def test_javascript_options_and_events_are_documented(source: str, interface: st
     assert names <= {name for row in rows for name in re.findall(r"\w+", row)}
 
 
-def test_api_reference_is_current() -> None:
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """The script that writes the reference of the Python API."""
     spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_api_reference_is_current(reference: Any) -> None:
     current = (DOCS / "reference/python.md").read_text(encoding="utf-8")
-    assert current == script.render(), "run scripts/reference.py"
+    assert current == reference.render(), "run scripts/reference.py"
+
+
+def test_hub_has_what_the_reference_says_and_nothing_more(reference: Any) -> None:
+    entries = {entry.name: entry for part in reference.PARTS.values() for entry in part}
+    hub, namespace = entries["Hub"], entries["Namespace"]
+    documented = {
+        *hub.members,
+        *namespace.members,
+        *(line.partition(":")[0] for line, _ in (*hub.attributes, *namespace.attributes)),
+        # Of a namespace alone; and another name of `to`.
+    } - {"hub"} | {"in_"}
+    assert {name for name in dir(Hub()) if not name.startswith("_")} == documented
+    assert len(documented) <= 45
 
 
 def test_readme_is_about_this_version() -> None:

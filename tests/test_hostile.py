@@ -1359,8 +1359,8 @@ async def test_pings_of_a_client_that_does_not_read_cost_nothing(serve: Serve) -
     # Or it would be held back to its rate.
     hub = hub_under_attack(limits=Limits(message_rate=0.0))
     async with scene(serve, hub) as stage:
-        assert hub._websockets is not None
-        honest = set(hub._websockets._roll)
+        assert hub._routes._websockets is not None
+        honest = set(hub._routes._websockets._roll)
         tcp = await reluctant(stage.url)
         try:
             tcp.send(upgrade("/ws"))
@@ -1374,7 +1374,7 @@ async def test_pings_of_a_client_that_does_not_read_cost_nothing(serve: Serve) -
                         tcp.send(pings)
                         await tcp.writer.drain()
             await stage.check()
-            (hostile,) = set(hub._websockets._roll) - honest
+            (hostile,) = set(hub._routes._websockets._roll) - honest
             lane = hostile._lane
             assert isinstance(lane, WebSocketLane)
             assert lane.transport.get_write_buffer_size() < 1_000_000

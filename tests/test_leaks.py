@@ -19,8 +19,8 @@ import uvicorn
 
 from crossband import Handshake, Hub, Socket
 from crossband.broker.memory import MemoryBroker
-from crossband.hub.base import BaseHub
 from crossband.server import Server
+from tests.bare import BareHub
 from tests.census import census, returns_to, survivors
 from tests.clients import Client, EventStreamClient, PythonSocketIOClient, WebSocketClient
 from tests.clients.base import WAIT
@@ -285,7 +285,7 @@ async def test_nothing_is_left_of_odd_ends(
 async def test_sessions_expire() -> None:
     now = 0.0
     broker = MemoryBroker(history_age=10, clock=lambda: now)
-    hub = BaseHub(broker)
+    hub = BareHub(broker)
     await hub.start()
     for _ in range(10):
         hub.leave(await join(hub, Link(hub.ticker)), "transport close")

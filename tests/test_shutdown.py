@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import websockets
 
-from crossband.hub.base import DRAIN_PACE, BaseHub
+from crossband.hub.core import DRAIN_PACE
+from tests.bare import BareHub
 from tests.children import Child
 from tests.clients.base import WAIT
 from tests.clients.raw import Tcp, dialled, frame, http, upgrade
@@ -28,11 +29,11 @@ from tests.crowd import GOOD_ENDS, Member, connect, crowd
 HUB = """
 import asyncio, itertools, sys, threading, time
 from crossband import Hub
-from crossband.hub import base
+from crossband.hub import core
 from crossband.server import Server
 
 # Slow enough that a test process that is kept waiting by its machine sees the order of the ends.
-base.DRAIN_PACE = 10
+core.DRAIN_PACE = 10
 hub = Hub(drain_time=float(sys.argv[-2]), shutdown_timeout=float(sys.argv[-1]))
 
 @hub.on("echo")
@@ -335,9 +336,9 @@ async def test_second_signal_exits_at_once(
 
 
 async def test_hub_without_clients_stops_at_once(serve: Serve) -> None:
-    hub = BaseHub()
-    assert hub.drain_seconds(0) == 0
-    assert hub.drain_seconds(10) == 10 / DRAIN_PACE
-    assert hub.drain_seconds(20_000) == hub.settings.drain_time
+    hub = BareHub()
+    assert hub.core.drain_seconds(0) == 0
+    assert hub.core.drain_seconds(10) == 10 / DRAIN_PACE
+    assert hub.core.drain_seconds(20_000) == hub.settings.drain_time
     hub.configure(drain_time=60.0)
-    assert hub.drain_seconds(20_000) == hub.settings.shutdown_timeout / 2
+    assert hub.core.drain_seconds(20_000) == hub.settings.shutdown_timeout / 2

@@ -13,10 +13,11 @@ from crossband.auth import redaction
 from crossband.broker import Broker
 from crossband.broker.memory import MemoryBroker
 from crossband.errors import CloseCode, EventError
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.hub.guard import Authenticate, Authorize
+from crossband.hub.public import PublicHub
 from crossband.lifespan import Lifespan
-from crossband.settings import DOORS, HubSettings
+from crossband.settings import DOORS, HubSettings, Settings, changed
 from crossband.signals import StopSignals
 from crossband.transports.api import Api
 from crossband.transports.engineio.door import EngineDoor
@@ -34,87 +35,47 @@ except PackageNotFoundError:
     __version__ = "0"
 
 
-class Hub(BaseHub):
-    """A realtime hub: an ASGI application with three doors, and the namespace `/`.
+class Routes:
+    """The doors of a hub, and which path is which door's."""
 
-    `broker` is where publications are ordered and kept: a Broker, or None for the embedded
-    memory broker. `authenticate(handshake)` says who a client is, as an Identity, or None for
-    an anonymous one, or raises Unauthorized; `authorize(identity, action, room)` whether it
-    may "subscribe" or "publish" to a room, None being the whole namespace: True, or it may
-    not. Either may be async. Other arguments are those of Settings. Serve it alone, or mount it:
-    `app.mount("/realtime", hub)`; it starts with the server's lifespan or, where mounting
-    does not forward that, with the first request.
-    """
+    # Set by `start`: they belong to an event loop.
+    _core: Core
+    _engine: EngineDoor
+    _websockets: WebSocketDoor
+    _streams: StreamDoor
+    _api: Api
 
-    def __init__(
-        self,
-        broker: Broker | str | None = None,
-        *,
-        authenticate: Authenticate | None = None,
-        authorize: Authorize | None = None,
-        **settings: Unpack[HubSettings],
-    ) -> None:
-        super().__init__(broker, authenticate=authenticate, authorize=authorize, **settings)
-        # None until started: they belong to an event loop.
-        self._engine: EngineDoor | None = None
-        self._websockets: WebSocketDoor | None = None
-        self._streams: StreamDoor | None = None
-        self._api = Api(self, __version__)
-        # Of the settings, from the start on.
-        self._proxies = TrustedProxies(())
-        # Path, without a slash at its end, and setting of each door that is not switched off;
-        # of the settings, too.
+    def __init__(self) -> None:
+        # Path, without a slash at its end, and setting of each door that is not switched off.
         self._doors: list[tuple[str, str]] = []
-        self._lifespan = Lifespan(
-            self.start,
-            self.stop,
-            runs_on=lambda loop: self.node.loop is loop,
-            stop_after_listeners=self._stop_after_listeners,
-        )
-        self._signals = StopSignals(
-            self.stop, stopping=lambda: self.stopping, drain=self._drain_patience
-        )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "lifespan":
-            await self._lifespan.serve(receive, send)
-            return
-        loop = asyncio.get_running_loop()
-        if self._lifespan.loop is not loop:
-            await self._lifespan.begin(loop)
-        if self._proxies:
-            self._proxies.apply(scope)
-        request = Request(
-            scope,
-            receive,
-            send,
-            _path_below_mount(scope),
-            traffic=self.traffic,
-            max_rooms=self.settings.limits.subscriptions,
-        )
-        if not self.serves(scope):
-            error = EventError(
-                f"Host not allowed: {host_of(scope)[:128]}. It is not among the server's "
-                "allowed_hosts",
-                code="host_not_allowed",
-            )
-            self.traffic.refused_request(error.code)
-            await (request.deny(error) if kind == "websocket" else request.refuse(error))
-        elif kind == "websocket":
-            await self._serve_websocket(request)
-        else:
-            await self._serve_http(request)
+    def start(self, core: Core) -> None:
+        """Open the doors on the event loop that runs."""
+        self._core = core
+        settings = core.settings
+        # The longest first: one door may lie below another.
+        paths = [(path.rstrip("/"), name) for name in DOORS if (path := getattr(settings, name))]
+        self._doors = sorted(paths, key=lambda door: len(door[0]), reverse=True)
+        self._engine = EngineDoor(core)
+        self._websockets = WebSocketDoor(core)
+        self._streams = StreamDoor(core)
+        self._api = Api(core, __version__)
 
-    def serves(self, scope: Scope) -> bool:
-        """Tell whether a request is for one of `allowed_hosts`; without any, each is."""
-        allowed = self.settings.allowed_hosts
-        return not allowed or host_of(scope) in allowed
+    async def stop(self) -> None:
+        """End all connections."""
+        doors = (self._engine, self._websockets, self._streams)
+        for door in doors:
+            door.close(CloseCode.GOING_AWAY, "Server shutting down")
+        # Until each door's last connection has gone. After CLOSE_TIME no close frame is
+        # waited for any more; slow streams the server goes on writing by itself.
+        patience = min(CLOSE_TIME, self._core.settings.shutdown_timeout / 2)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                for door in doors:
+                    await door.emptied.wait()
 
-    async def _serve_websocket(self, request: Request) -> None:
-        assert self._engine is not None
-        assert self._websockets is not None
-        if not self.started:
+    async def serve_websocket(self, request: Request) -> None:
+        if not self._core.started:
             await request.deny(EventError(code="shutting_down"))
             return
         door, rest = self._door_at(request.path)
@@ -125,23 +86,21 @@ class Hub(BaseHub):
         else:
             await request.deny(self._lost(request))
 
-    async def _serve_http(self, request: Request) -> None:
-        assert self._engine is not None
-        assert self._streams is not None
+    async def serve_http(self, request: Request) -> None:
         path = request.path
         door, rest = self._door_at(path)
         if path in ("/healthz", "/readyz"):
             await self._serve_health(request)
-        elif door == "events_path" and (self.started or request.method == "GET"):
+        elif door == "events_path" and (self._core.started or request.method == "GET"):
             # Those of a stopped hub are told to come back, not that they must not.
             await self._streams.serve(request, rest)
-        elif not self.started:
+        elif not self._core.started:
             await request.refuse(EventError(code="shutting_down"))
         elif door == "socketio_path":
             await self._engine.serve_http(request)
         elif door == "api_path":
             await self._api.serve(request, rest)
-        elif door == "websocket_path" and (not rest or self.settings.websocket_path != "/"):
+        elif door == "websocket_path" and (not rest or self._core.settings.websocket_path != "/"):
             headers = [(b"upgrade", b"websocket")]
             if request.scope.get("http_version", "1.1").startswith("1"):
                 # RFC 9110 §7.8.
@@ -157,7 +116,7 @@ class Hub(BaseHub):
         if request.path == "/healthz":
             await request.respond_json(200, {"status": "ok"})
             return
-        ready = self.started and not self.stopping
+        ready = self._core.started and not self._core.stopping
         status = "ready" if ready else "stopping"
         await request.respond_json(200 if ready else 503, {"status": status})
 
@@ -180,7 +139,7 @@ class Hub(BaseHub):
 
     def _lost(self, request: Request) -> EventError:
         mount = request.scope.get("root_path", "")
-        settings = self.settings
+        settings = self._core.settings
         found = [
             f"{mount}{path.rstrip('/')}{end}"
             for path, end in (
@@ -194,12 +153,85 @@ class Hub(BaseHub):
         doors = f"there is {', '.join(found)}" if found else "every door is switched off"
         return EventError(f"Nothing at {request.path[:128]}: {doors}", code="not_found")
 
+
+class Hub(PublicHub):
+    """A realtime hub: an ASGI application with three doors, and the namespace `/`.
+
+    `broker` is where publications are ordered and kept: a Broker, or None for the embedded
+    memory broker. `authenticate(handshake)` says who a client is, as an Identity, or None for
+    an anonymous one, or raises Unauthorized; `authorize(identity, action, room)` whether it
+    may "subscribe" or "publish" to a room, None being the whole namespace: True, or it may
+    not. Either may be async. Other arguments are those of Settings. Serve it alone, or mount it:
+    `app.mount("/realtime", hub)`; it starts with the server's lifespan or, where mounting
+    does not forward that, with the first request.
+    """
+
+    def __init__(
+        self,
+        broker: Broker | str | None = None,
+        *,
+        authenticate: Authenticate | None = None,
+        authorize: Authorize | None = None,
+        **settings: Unpack[HubSettings],
+    ) -> None:
+        self._routes = Routes()
+        super().__init__(
+            Core(broker, authenticate, authorize, changed(Settings(), settings), self._routes)
+        )
+        # Of the settings, from the start on.
+        self._proxies = TrustedProxies(())
+        self._lifespan = Lifespan(
+            self.start,
+            self.stop,
+            runs_on=lambda loop: self._core.node.loop is loop,
+            stop_after_listeners=self._stop_after_listeners,
+        )
+        self._signals = StopSignals(
+            self.stop, stopping=lambda: self.stopping, drain=self._drain_patience
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan.serve(receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        if self._lifespan.loop is not loop:
+            await self._lifespan.begin(loop)
+        if self._proxies:
+            self._proxies.apply(scope)
+        request = Request(
+            scope,
+            receive,
+            send,
+            _path_below_mount(scope),
+            traffic=self._core.traffic,
+            max_rooms=self.settings.limits.subscriptions,
+        )
+        if not self.serves(scope):
+            error = EventError(
+                f"Host not allowed: {host_of(scope)[:128]}. It is not among the server's "
+                "allowed_hosts",
+                code="host_not_allowed",
+            )
+            self._core.traffic.refused_request(error.code)
+            await (request.deny(error) if kind == "websocket" else request.refuse(error))
+        elif kind == "websocket":
+            await self._routes.serve_websocket(request)
+        else:
+            await self._routes.serve_http(request)
+
+    def serves(self, scope: Scope) -> bool:
+        """Tell whether a request is for one of `allowed_hosts`; without any, each is."""
+        allowed = self.settings.allowed_hosts
+        return not allowed or host_of(scope) in allowed
+
     def status(self) -> dict[str, Any]:
         """Count clients by transport, namespaces and rooms.
 
         Returns what `GET /api/status` answers. Looks at every client.
         """
-        return self._api.status()
+        return Api(self._core, __version__).status()
 
     # Life.
 
@@ -217,7 +249,8 @@ class Hub(BaseHub):
         # Other servers print addresses with their queries.
         redaction.install()
         begins = not self.started
-        await super().start()
+        self._proxies = TrustedProxies(self.settings.trusted_proxies)
+        await self._core.start()
         if begins and type(self.broker) is MemoryBroker:
             warn_of_workers()
         self._signals.chain()
@@ -233,43 +266,18 @@ class Hub(BaseHub):
         if self.started:
             self._lifespan.end()
         try:
-            await super().stop()
+            await self._core.stop()
         finally:
             self._signals.unchain()
 
     async def _stop_after_listeners(self) -> None:
         # No poll follows those that wait now.
-        self.last_polls = True
+        self._core.last_polls = True
         await self.stop()
 
     def _drain_patience(self) -> float:
         clients = sum(len(namespace.sockets) for namespace in self.namespaces.values())
-        return self.drain_seconds(clients)
-
-    def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
-        settings = self.settings
-        self._proxies = TrustedProxies(settings.trusted_proxies)
-        # The longest first: one door may lie below another.
-        paths = [(path.rstrip("/"), name) for name in DOORS if (path := getattr(settings, name))]
-        self._doors = sorted(paths, key=lambda door: len(door[0]), reverse=True)
-        self._engine = EngineDoor(self)
-        self._websockets = WebSocketDoor(self)
-        self._streams = StreamDoor(self)
-
-    async def _stop_doors(self) -> None:
-        assert self._engine is not None
-        assert self._websockets is not None
-        assert self._streams is not None
-        doors = (self._engine, self._websockets, self._streams)
-        for door in doors:
-            door.close(CloseCode.GOING_AWAY, "Server shutting down")
-        # Until each door's last connection has gone. After CLOSE_TIME no close frame is
-        # waited for any more; slow streams the server goes on writing by itself.
-        patience = min(CLOSE_TIME, self.settings.shutdown_timeout / 2)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                for door in doors:
-                    await door.emptied.wait()
+        return self._core.drain_seconds(clients)
 
 
 def _path_below_mount(scope: Scope) -> str:

@@ -225,7 +225,7 @@ async def test_name_that_is_taken_is_told(
 
 async def guest(demo: Demo, number: int) -> Socket:
     """Join the chat without a wire: a thousand connections would hear half a million lines."""
-    socket = await join(demo.hub, Link(demo.hub.ticker, stalled=False), "/chat")
+    socket = await join(demo.hub, Link(demo.hub._core.ticker, stalled=False), "/chat")
     await demo.chat.register(socket, Registration(f"Guest {number}"))
     await demo.chat.join(socket, RoomRef("general"))
     return socket
@@ -244,7 +244,7 @@ async def test_thousand_users_are_listed(demo: Demo, server: Server, page: Page)
         await expect(ada.people.get_by_role("listitem")).to_have_text(f"GGuest {name}")
     await picture(page, "chat-thousand")
     for socket in guests:
-        demo.hub.leave(socket, "transport close")
+        demo.hub._core.leave(socket, "transport close")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

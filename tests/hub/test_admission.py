@@ -13,8 +13,8 @@ from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE
 from crossband.errors import CloseCode, ConnectionRefused, EventError
 from crossband.hub.admission import Resume
-from crossband.hub.base import BaseHub
 from crossband.hub.socket import Socket
+from tests.bare import BareHub
 from tests.link import Link, handshake, join
 
 KEY = "k" * 20
@@ -26,18 +26,18 @@ async def broker() -> MemoryBroker:
 
 
 @pytest.fixture
-async def hub(broker: MemoryBroker) -> AsyncIterator[BaseHub]:
-    hub = BaseHub(broker)
+async def hub(broker: MemoryBroker) -> AsyncIterator[BareHub]:
+    hub = BareHub(broker)
     await hub.start()
     yield hub
     await hub.stop()
 
 
-def link(hub: BaseHub) -> Link:
+def link(hub: BareHub) -> Link:
     return Link(hub.ticker, stalled=False)
 
 
-async def test_client_that_comes_back_to_a_matched_namespace_still_receives(hub: BaseHub) -> None:
+async def test_client_that_comes_back_to_a_matched_namespace_still_receives(hub: BareHub) -> None:
     hub.of(re.compile(r"/game-\d+"))
     await join(hub, link(hub), "/game-1", resume=Resume(KEY))
     # Its old connection is not known to be dead, and was the only one there.
@@ -48,7 +48,7 @@ async def test_client_that_comes_back_to_a_matched_namespace_still_receives(hub:
     assert list(hub.namespaces) == ["/", "/game-1"]
 
 
-async def test_namespace_that_empties_during_an_admission_stays_the_same(hub: BaseHub) -> None:
+async def test_namespace_that_empties_during_an_admission_stays_the_same(hub: BareHub) -> None:
     gate, waiting = asyncio.Event(), asyncio.Event()
     pattern = hub.of(re.compile(r"/game-\d+"))
 
@@ -75,7 +75,7 @@ async def test_namespace_that_empties_during_an_admission_stays_the_same(hub: Ba
         assert (await one.messages(2))[1]["type"] == "move"
 
 
-async def test_event_published_during_an_admission_is_not_missed(hub: BaseHub) -> None:
+async def test_event_published_during_an_admission_is_not_missed(hub: BareHub) -> None:
     gate, waiting = asyncio.Event(), asyncio.Event()
     pattern = hub.of(re.compile(r"/game-\d+"))
 
@@ -106,7 +106,7 @@ async def test_event_published_during_an_admission_is_not_missed(hub: BaseHub) -
     ],
 )
 async def test_refused_client_leaves_no_namespace(
-    resume: Resume, rooms: tuple[str, ...], hub: BaseHub
+    resume: Resume, rooms: tuple[str, ...], hub: BareHub
 ) -> None:
     pattern = hub.of(re.compile(r"/game-\d+"))
 
@@ -122,13 +122,13 @@ async def test_refused_client_leaves_no_namespace(
 
 
 @pytest.mark.parametrize("name", ["/a\x00b", "/" + "x" * 256, "/line\n", "/\ud800"])
-async def test_no_pattern_takes_an_unusable_name(name: str, hub: BaseHub) -> None:
+async def test_no_pattern_takes_an_unusable_name(name: str, hub: BareHub) -> None:
     hub.of(lambda name: True)
     with pytest.raises(ConnectionRefused, match="Invalid namespace"):
         await join(hub, link(hub), name)
 
 
-async def test_failing_pattern_matches_nothing(hub: BaseHub) -> None:
+async def test_failing_pattern_matches_nothing(hub: BareHub) -> None:
     def broken(name: str) -> bool:
         raise RuntimeError("boom")
 
@@ -140,7 +140,7 @@ async def test_failing_pattern_matches_nothing(hub: BaseHub) -> None:
 
 
 async def test_withdrawn_admission_leaves_the_session_to_who_took_it_since(
-    hub: BaseHub, broker: MemoryBroker
+    hub: BareHub, broker: MemoryBroker
 ) -> None:
     first = await join(hub, link(hub), resume=Resume(KEY))
     pending = await hub.admit(
@@ -155,7 +155,7 @@ async def test_withdrawn_admission_leaves_the_session_to_who_took_it_since(
 
 
 async def test_withdrawn_admission_puts_the_session_back(
-    hub: BaseHub, broker: MemoryBroker
+    hub: BareHub, broker: MemoryBroker
 ) -> None:
     first = await join(hub, link(hub), resume=Resume(KEY))
     hub.leave(first, "transport close")
@@ -167,7 +167,7 @@ async def test_withdrawn_admission_puts_the_session_back(
     assert again.id == first.id
 
 
-async def test_failing_broker_loses_no_session(hub: BaseHub, broker: MemoryBroker) -> None:
+async def test_failing_broker_loses_no_session(hub: BareHub, broker: MemoryBroker) -> None:
     first = await join(hub, link(hub), resume=Resume(KEY))
     hub.leave(first, "transport close")
 
@@ -184,7 +184,7 @@ async def test_failing_broker_loses_no_session(hub: BaseHub, broker: MemoryBroke
 
 
 async def test_rooms_joined_and_left_during_a_takeover_count(
-    hub: BaseHub, broker: MemoryBroker
+    hub: BareHub, broker: MemoryBroker
 ) -> None:
     first = await join(hub, link(hub), resume=Resume(KEY))
     await first.join("left", "kept")
@@ -204,7 +204,7 @@ async def test_rooms_joined_and_left_during_a_takeover_count(
     assert set(hub.rooms) == pending.socket.rooms
 
 
-async def test_session_that_was_replaced_is_forgotten(hub: BaseHub, broker: MemoryBroker) -> None:
+async def test_session_that_was_replaced_is_forgotten(hub: BareHub, broker: MemoryBroker) -> None:
     cursor = await hub.emit("first")
     for _ in range(1_001):
         hub.emit("more")
@@ -221,7 +221,7 @@ async def test_session_that_was_replaced_is_forgotten(hub: BaseHub, broker: Memo
     assert await broker.take_session("/", KEY) is None
 
 
-async def test_client_admitted_while_the_hub_stops_is_refused(hub: BaseHub) -> None:
+async def test_client_admitted_while_the_hub_stops_is_refused(hub: BareHub) -> None:
     gate, waiting = asyncio.Event(), asyncio.Event()
 
     @hub.use
@@ -239,7 +239,7 @@ async def test_client_admitted_while_the_hub_stops_is_refused(hub: BaseHub) -> N
     assert not hub.sockets
 
 
-async def test_client_opened_while_the_hub_stops_is_closed(hub: BaseHub) -> None:
+async def test_client_opened_while_the_hub_stops_is_closed(hub: BareHub) -> None:
     late = link(hub)
     admission = await hub.admit(late, "/", handshake(), ENVELOPE, resume=Resume())
     await hub.stop()
@@ -248,7 +248,7 @@ async def test_client_opened_while_the_hub_stops_is_closed(hub: BaseHub) -> None
     hub.leave(admission.socket, "server shutting down")
 
 
-async def test_middleware_that_awaited_a_cancelled_task_refuses(hub: BaseHub) -> None:
+async def test_middleware_that_awaited_a_cancelled_task_refuses(hub: BareHub) -> None:
     @hub.use
     async def bad(socket: Socket) -> None:
         task = asyncio.create_task(asyncio.Event().wait())
@@ -260,7 +260,7 @@ async def test_middleware_that_awaited_a_cancelled_task_refuses(hub: BaseHub) ->
     assert refusal.value.code == "internal_error"
 
 
-async def test_refusal_keeps_its_details(hub: BaseHub) -> None:
+async def test_refusal_keeps_its_details(hub: BareHub) -> None:
     @hub.use
     def too_many(socket: Socket) -> None:
         raise EventError("no seat", code="refused", seats=0)
@@ -270,7 +270,7 @@ async def test_refusal_keeps_its_details(hub: BaseHub) -> None:
     assert refusal.value.to_dict() == {"code": "refused", "error": "no seat", "seats": 0}
 
 
-async def test_middleware_that_uses_a_bad_name_refuses_the_client(hub: BaseHub) -> None:
+async def test_middleware_that_uses_a_bad_name_refuses_the_client(hub: BareHub) -> None:
     @hub.use
     async def follow(socket: Socket) -> None:
         await socket.join("")
@@ -280,7 +280,7 @@ async def test_middleware_that_uses_a_bad_name_refuses_the_client(hub: BaseHub) 
     assert (refusal.value.code, refusal.value.status) == ("invalid_request", 400)
 
 
-async def test_cancelled_admission_is_withdrawn(hub: BaseHub, broker: MemoryBroker) -> None:
+async def test_cancelled_admission_is_withdrawn(hub: BareHub, broker: MemoryBroker) -> None:
     first = await join(hub, link(hub), resume=Resume(KEY))
     hub.leave(first, "transport close")
     waiting = asyncio.Event()
@@ -301,7 +301,7 @@ async def test_cancelled_admission_is_withdrawn(hub: BaseHub, broker: MemoryBrok
 
 
 async def test_failed_task_of_the_hub_is_logged(
-    hub: BaseHub, caplog: pytest.LogCaptureFixture
+    hub: BareHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail() -> None:
         raise RuntimeError("boom")
@@ -310,7 +310,7 @@ async def test_failed_task_of_the_hub_is_logged(
     assert "a task of the hub failed" in caplog.text
 
 
-async def test_emission_nobody_waits_for_any_more_is_still_published(hub: BaseHub) -> None:
+async def test_emission_nobody_waits_for_any_more_is_still_published(hub: BareHub) -> None:
     loop = asyncio.get_running_loop()
     unhandled: list[object] = []
     loop.set_exception_handler(lambda _, context: unhandled.append(context))
@@ -334,7 +334,7 @@ async def test_emission_nobody_waits_for_any_more_is_still_published(hub: BaseHu
     assert not unhandled
 
 
-async def test_welcome_before_a_gap_carries_no_cursor(hub: BaseHub) -> None:
+async def test_welcome_before_a_gap_carries_no_cursor(hub: BareHub) -> None:
     """Cut between the two, the client must come back with the cursor it had."""
     returned = link(hub)
     await join(hub, returned, resume=Resume(KEY, "unknown-0"))
@@ -345,7 +345,7 @@ async def test_welcome_before_a_gap_carries_no_cursor(hub: BaseHub) -> None:
 
 
 async def test_known_key_without_a_cursor_continues_where_there_was_none_to_give(
-    hub: BaseHub,
+    hub: BareHub,
 ) -> None:
     resume = Resume(KEY, unreceived=True)
     first = await join(hub, link(hub), resume=resume)
@@ -361,7 +361,7 @@ async def test_known_key_without_a_cursor_continues_where_there_was_none_to_give
 
 async def test_gap_is_told_again_to_who_was_cut_before_it() -> None:
     """A client that shows its own key and no cursor: nothing says that it heard of the gap."""
-    hub = BaseHub(broker=MemoryBroker(history_size=2))
+    hub = BareHub(broker=MemoryBroker(history_size=2))
     await hub.start()
     first = await join(hub, link(hub), resume=Resume(KEY))
     hub.leave(first, "transport close")

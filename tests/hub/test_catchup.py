@@ -13,9 +13,9 @@ from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE, SOCKETIO, EnvelopeCodec, Wire
 from crossband.errors import CloseCode
 from crossband.hub.admission import Resume
-from crossband.hub.base import BaseHub
 from crossband.hub.catchup import TURN
 from crossband.hub.socket import Socket
+from tests.bare import BareHub
 from tests.clients.base import WAIT
 from tests.link import Link, handshake, join
 
@@ -23,14 +23,14 @@ SIZE = 50
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[BaseHub]:
-    hub = BaseHub(history_size=SIZE)
+async def hub() -> AsyncIterator[BareHub]:
+    hub = BareHub(history_size=SIZE)
     await hub.start()
     yield hub
     await hub.stop()
 
 
-async def start_of(hub: BaseHub) -> str:
+async def start_of(hub: BareHub) -> str:
     cursor = await hub.emit("first")
     assert cursor is not None
     return cursor
@@ -43,7 +43,7 @@ def numbers(link: Link) -> list[int]:
 
 @pytest.mark.parametrize("session", [None, "k" * 20])
 async def test_history_bigger_than_the_outbox_arrives_once_and_in_order(
-    session: str | None, hub: BaseHub
+    session: str | None, hub: BareHub
 ) -> None:
     cursor = await start_of(hub)
     if session is not None:
@@ -67,7 +67,7 @@ async def test_history_bigger_than_the_outbox_arrives_once_and_in_order(
     assert hub.holds == 0
 
 
-async def test_client_that_stops_reading_in_its_replay_is_disconnected(hub: BaseHub) -> None:
+async def test_client_that_stops_reading_in_its_replay_is_disconnected(hub: BareHub) -> None:
     cursor = await start_of(hub)
     for n in range(SIZE - 1):
         hub.emit("n", n)
@@ -84,7 +84,7 @@ async def test_client_that_stops_reading_in_its_replay_is_disconnected(hub: Base
     assert hub.holds == 0
 
 
-async def test_what_may_be_dropped_comes_in_its_place_and_fills_no_hold(hub: BaseHub) -> None:
+async def test_what_may_be_dropped_comes_in_its_place_and_fills_no_hold(hub: BareHub) -> None:
     hub.policy("price", "latest", key=lambda symbol: symbol)
     hub.policy("line", "drop_oldest")
     cursor = await start_of(hub)
@@ -117,7 +117,7 @@ async def test_what_may_be_dropped_comes_in_its_place_and_fills_no_hold(hub: Bas
 
 
 async def test_unrecorded_event_in_a_replay_is_found_in_its_place(
-    hub: BaseHub,
+    hub: BareHub,
 ) -> None:
     hub.policy("status", "latest")
     cursor = await start_of(hub)
@@ -135,11 +135,11 @@ async def test_unrecorded_event_in_a_replay_is_found_in_its_place(
     link.take()
     (status,) = (str(message) for message in link.taken if "status" in str(message))
     assert json.loads(status[2:]) == ["status", "busy"]
-    (place,) = hub.places_of("busy", socket.rooms)
+    (place,) = hub.root.places_of("busy", socket.rooms)
     assert place.cursor == cursors[4]
 
 
-async def test_own_events_and_those_for_all_come_back_in_one_order(hub: BaseHub) -> None:
+async def test_own_events_and_those_for_all_come_back_in_one_order(hub: BareHub) -> None:
     away = await join(hub, Link(hub.ticker), resume=Resume("k" * 20))
     other = await join(hub, Link(hub.ticker))
     cursor = await start_of(hub)
@@ -182,7 +182,7 @@ class Slow(MemoryBroker):
 @pytest.mark.parametrize("last", ["for all", "its own", "for another"])
 async def test_what_both_history_and_hold_have_is_sent_once(last: str) -> None:
     broker = Slow()
-    hub = BaseHub(broker)
+    hub = BareHub(broker)
     hub.policy("status", "latest")
     await hub.start()
     away = await join(hub, Link(hub.ticker), resume=Resume("k" * 20))
@@ -215,7 +215,7 @@ async def test_what_both_history_and_hold_have_is_sent_once(last: str) -> None:
 
 
 async def test_long_history_is_looked_through_between_other_work() -> None:
-    hub = BaseHub()
+    hub = BareHub()
     await hub.start()
     cursor = await start_of(hub)
     for _ in range(5 * TURN):
@@ -241,7 +241,7 @@ async def test_long_history_is_looked_through_between_other_work() -> None:
 
 
 async def test_client_that_leaves_between_two_turns_leaves_nothing_behind() -> None:
-    hub = BaseHub()
+    hub = BareHub()
     await hub.start()
     cursor = await start_of(hub)
     for _ in range(3 * TURN):
@@ -259,7 +259,7 @@ async def test_client_that_leaves_between_two_turns_leaves_nothing_behind() -> N
     await hub.stop()
 
 
-async def test_events_that_did_not_fit_the_outbox_come_back(hub: BaseHub) -> None:
+async def test_events_that_did_not_fit_the_outbox_come_back(hub: BareHub) -> None:
     slow = Link(hub.ticker, limit=400)
     away = await join(hub, slow, resume=Resume("k" * 20))
     cursor = hub.broker.head("/")
@@ -273,7 +273,7 @@ async def test_events_that_did_not_fit_the_outbox_come_back(hub: BaseHub) -> Non
     assert numbers(link) == list(range(SIZE))
 
 
-async def test_what_is_for_others_alone_fills_no_hold(hub: BaseHub) -> None:
+async def test_what_is_for_others_alone_fills_no_hold(hub: BareHub) -> None:
     away = await join(hub, Link(hub.ticker), resume=Resume("k" * 20))
     other = await join(hub, Link(hub.ticker))
     cursor = await start_of(hub)
@@ -299,7 +299,7 @@ async def test_what_is_for_others_alone_fills_no_hold(hub: BaseHub) -> None:
 
 
 async def test_hold_is_bounded_by_bytes() -> None:
-    hub = BaseHub(history_bytes=10_000, limits={"outbox": 10_000})
+    hub = BareHub(history_bytes=10_000, limits={"outbox": 10_000})
     hub.policy("status", "drop_oldest")
     await hub.start()
     cursor = await start_of(hub)
@@ -320,7 +320,7 @@ async def test_hold_is_bounded_by_bytes() -> None:
     await hub.stop()
 
 
-async def test_hold_of_a_long_admission_is_bounded(hub: BaseHub) -> None:
+async def test_hold_of_a_long_admission_is_bounded(hub: BareHub) -> None:
     cursor = await start_of(hub)
     waiting = asyncio.Event()
 
@@ -343,7 +343,7 @@ async def test_hold_of_a_long_admission_is_bounded(hub: BaseHub) -> None:
 
 
 async def test_event_during_an_admission_is_held_where_there_is_no_history() -> None:
-    hub = BaseHub(history_size=0)
+    hub = BareHub(history_size=0)
     await hub.start()
     cursor = await start_of(hub)
     waiting, gate = asyncio.Event(), asyncio.Event()
@@ -364,7 +364,7 @@ async def test_event_during_an_admission_is_held_where_there_is_no_history() -> 
     await hub.stop()
 
 
-async def test_client_cut_in_its_replay_leaves_nothing_behind(hub: BaseHub) -> None:
+async def test_client_cut_in_its_replay_leaves_nothing_behind(hub: BareHub) -> None:
     cursor = await start_of(hub)
     for n in range(SIZE - 1):
         hub.emit("n", n)
@@ -383,7 +383,7 @@ async def test_client_cut_in_its_replay_leaves_nothing_behind(hub: BaseHub) -> N
     assert asyncio.all_tasks() == tasks
 
 
-async def test_slow_connect_handler_loses_nothing(hub: BaseHub) -> None:
+async def test_slow_connect_handler_loses_nothing(hub: BareHub) -> None:
     cursor = await start_of(hub)
     gate = asyncio.Event()
 
@@ -405,7 +405,7 @@ async def test_slow_connect_handler_loses_nothing(hub: BaseHub) -> None:
 
 
 async def test_too_slow_connect_handler_is_a_gap(
-    hub: BaseHub, monkeypatch: pytest.MonkeyPatch
+    hub: BareHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("crossband.hub.admission.CONNECT_HANDLER_TIME", 0.01)
     cursor = await start_of(hub)
@@ -440,7 +440,7 @@ class Picky(EnvelopeCodec):
 
 
 async def test_event_one_door_cannot_carry_is_a_gap_there_and_reaches_the_others(
-    hub: BaseHub, caplog: pytest.LogCaptureFixture
+    hub: BareHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     cursor = await start_of(hub)
     picky = Picky()

@@ -39,7 +39,7 @@ class Peer:
     """A client whose every event is kept."""
 
     def __init__(self, hub: Hub) -> None:
-        self.link = Link(hub.ticker, stalled=False)
+        self.link = Link(hub._core.ticker, stalled=False)
         self.socket: Socket
 
     @property
@@ -126,7 +126,7 @@ async def test_left_rooms_and_gone_sockets_receive_nothing(hub: Hub) -> None:
     a, b = await peer(hub, "red"), await peer(hub, "red")
     await a.socket.leave("red", "never joined")
     await hub.to("red").emit("x", 1)
-    hub.leave(b.socket, "transport close")
+    hub._core.leave(b.socket, "transport close")
     await hub.to("red").emit("x", 2)
     assert await received(hub, a) == [[]]
     assert "red" not in hub.rooms
@@ -306,7 +306,7 @@ async def test_acknowledgement_that_does_not_come(hub: Hub) -> None:
         await a.socket.timeout(0.01).emit_with_ack("question")
     asked = asyncio.create_task(a.socket.emit_with_ack("question"))
     await a.events(2)
-    hub.leave(a.socket, "transport close")
+    hub._core.leave(a.socket, "transport close")
     with pytest.raises(Disconnected, match="left before"):
         await asked
     with pytest.raises(Disconnected, match="has left"):
@@ -343,7 +343,7 @@ async def test_broadcast_that_some_do_not_acknowledge(hub: Hub) -> None:
     for one in (a, b):
         await one.events(1)
     a.socket.acknowledge((await a.link.messages(2))[1]["id"], "yes")
-    hub.leave(b.socket, "transport close")
+    hub._core.leave(b.socket, "transport close")
     with pytest.raises(AckTimeout, match="1 of 3 clients acknowledged 'question'") as caught:
         await asked
     assert caught.value.responses == ["yes"]
@@ -424,7 +424,7 @@ async def test_disconnect_handler_does_not_wait_for_what_was_sent_before_it(hub:
     a = await peer(hub, "red")
     a.send("work")
     a.send("work")
-    hub.leave(a.socket, "transport close")
+    hub._core.leave(a.socket, "transport close")
     await worked.wait()
     assert log == ["transport close, was in ['red']", "work", "work"]
 
@@ -578,7 +578,7 @@ async def test_namespaces_by_pattern_share_handlers_and_go_when_empty(hub: Hub) 
         await peer(hub, namespace="/orders-1x")
     await peer(hub, namespace="/" + "n" * 40)
     assert dict(longs.events) == {}
-    hub.leave(a.socket, "transport close")
+    hub._core.leave(a.socket, "transport close")
     assert set(hub.namespaces) == {"/", "/orders-22", "/" + "n" * 40}
 
 
@@ -611,9 +611,9 @@ async def test_string_that_the_official_client_takes_for_an_offset_is_a_place(hu
         '42["tick"]',
     ]
     rooms = one.socket.rooms
-    assert [place.cursor for place in hub.places_of("text", rooms)] == [head]
-    assert [place.cursor for place in hub.places_of("tick", rooms)] == [head, cursor]
-    assert hub.places_of("x", rooms) == []
+    assert [place.cursor for place in hub._core.root.places_of("text", rooms)] == [head]
+    assert [place.cursor for place in hub._core.root.places_of("tick", rooms)] == [head, cursor]
+    assert hub._core.root.places_of("x", rooms) == []
 
 
 def test_handler_registration_is_checked() -> None:

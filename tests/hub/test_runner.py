@@ -16,9 +16,9 @@ import pytest
 
 from crossband import Hub
 from crossband.errors import EventError
-from crossband.hub.base import BaseHub
 from crossband.hub.runner import SPARE
 from crossband.hub.socket import Incoming, Socket
+from tests.bare import BareHub
 from tests.clients import NewClient
 from tests.clients.base import WAIT
 from tests.conftest import Serve
@@ -29,8 +29,8 @@ name: ContextVar[str] = ContextVar("name", default="nobody")
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[BaseHub]:
-    hub = BaseHub(shutdown_timeout=0.2)
+async def hub() -> AsyncIterator[BareHub]:
+    hub = BareHub(shutdown_timeout=0.2)
     await hub.start()
     yield hub
     await hub.stop()
@@ -53,13 +53,13 @@ def event(name: str, data: Any = None, ack_id: int | None = None) -> Incoming:
     return Incoming(name, [msgspec.Raw(msgspec.json.encode(data))], (), ack_id, single=True)
 
 
-async def welcomed(hub: BaseHub) -> tuple[Link, Socket]:
+async def welcomed(hub: BareHub) -> tuple[Link, Socket]:
     link = Link(hub.ticker, stalled=False)
     return link, await join(hub, link)
 
 
 @pytest.mark.parametrize("within", [False, True], ids=["in no task", "in a task"])
-async def test_handler_that_does_not_wait_costs_no_task(within: bool, hub: BaseHub) -> None:
+async def test_handler_that_does_not_wait_costs_no_task(within: bool, hub: BareHub) -> None:
     seen: list[str] = []
 
     @hub.on("now")
@@ -80,7 +80,7 @@ async def test_handler_that_does_not_wait_costs_no_task(within: bool, hub: BaseH
     assert len(seen) == 101
 
 
-async def test_current_task_is_the_same_before_and_after_waiting(hub: BaseHub) -> None:
+async def test_current_task_is_the_same_before_and_after_waiting(hub: BareHub) -> None:
     tasks: list[asyncio.Task[Any] | None] = []
     done = asyncio.Event()
 
@@ -101,7 +101,7 @@ async def test_current_task_is_the_same_before_and_after_waiting(hub: BaseHub) -
     assert tasks[0] is tasks[1] is not mine
 
 
-async def test_timeout_that_began_in_the_first_step_ends_the_handler(hub: BaseHub) -> None:
+async def test_timeout_that_began_in_the_first_step_ends_the_handler(hub: BareHub) -> None:
     @hub.on("slow")
     async def slow(socket: Socket) -> str:
         try:
@@ -128,7 +128,7 @@ async def test_timeout_that_began_in_the_first_step_ends_the_handler(hub: BaseHu
 @pytest.mark.parametrize("first", [True, False], ids=["a fresh runner", "a used runner"])
 @pytest.mark.parametrize("what", ["a tick", "a future that is done by then"])
 async def test_timeout_that_is_over_after_a_tick_ends_the_handler(
-    what: str, first: bool, hub: BaseHub
+    what: str, first: bool, hub: BareHub
 ) -> None:
     @hub.on("wait")
     async def wait(socket: Socket) -> str:
@@ -158,7 +158,7 @@ async def test_timeout_that_is_over_after_a_tick_ends_the_handler(
         assert (answer["id"], answer["data"]) == (number, "timed out")
 
 
-async def test_task_group_that_began_in_the_first_step_gathers(hub: BaseHub) -> None:
+async def test_task_group_that_began_in_the_first_step_gathers(hub: BareHub) -> None:
     async def double(value: int) -> int:
         await asyncio.sleep(0)
         return 2 * value
@@ -184,7 +184,7 @@ async def test_task_group_that_began_in_the_first_step_gathers(hub: BaseHub) -> 
     assert (await link.messages(2))[1]["data"] == [2, 4, 0]
 
 
-async def test_context_variables_are_those_of_one_event(hub: BaseHub) -> None:
+async def test_context_variables_are_those_of_one_event(hub: BareHub) -> None:
     @hub.on("call me")
     async def call_me(socket: Socket, mine: str) -> list[str]:
         before = name.get()
@@ -212,7 +212,7 @@ async def test_context_variables_are_those_of_one_event(hub: BaseHub) -> None:
 
 @pytest.mark.parametrize("first", [True, False], ids=["a fresh runner", "a used runner"])
 async def test_handler_that_cancels_itself_is_cancelled_where_it_waits(
-    first: bool, hub: BaseHub
+    first: bool, hub: BareHub
 ) -> None:
     @hub.on("cancel")
     async def cancel(socket: Socket) -> str:
@@ -244,7 +244,7 @@ async def _fine(socket: Socket) -> str:
     return "fine"
 
 
-async def test_handler_that_cancels_itself_and_ends_serves_no_other(hub: BaseHub) -> None:
+async def test_handler_that_cancels_itself_and_ends_serves_no_other(hub: BareHub) -> None:
     @hub.on("cancel")
     async def cancel(socket: Socket) -> str:
         task = asyncio.current_task()
@@ -264,7 +264,7 @@ async def test_handler_that_cancels_itself_and_ends_serves_no_other(hub: BaseHub
     assert (first["data"], second["data"]) == ("ended", "waited")
 
 
-async def test_events_of_a_socket_are_in_order_whether_they_wait_or_not(hub: BaseHub) -> None:
+async def test_events_of_a_socket_are_in_order_whether_they_wait_or_not(hub: BareHub) -> None:
     release = asyncio.Event()
 
     @hub.on("wait")
@@ -290,7 +290,7 @@ async def test_events_of_a_socket_are_in_order_whether_they_wait_or_not(hub: Bas
     assert answers == [0, 1, 2, 3, 4, 5]
 
 
-async def test_handlers_that_begin_others_leave_a_bounded_reserve(hub: BaseHub) -> None:
+async def test_handlers_that_begin_others_leave_a_bounded_reserve(hub: BareHub) -> None:
     made = [await welcomed(hub) for _ in range(2 * SPARE)]
 
     @hub.on("pass on")
@@ -305,7 +305,7 @@ async def test_handlers_that_begin_others_leave_a_bounded_reserve(hub: BaseHub) 
     assert 1 <= len(hub.node.reserve.tasks) <= SPARE
 
 
-async def test_handlers_that_wait_leave_nothing_in_reserve(hub: BaseHub) -> None:
+async def test_handlers_that_wait_leave_nothing_in_reserve(hub: BareHub) -> None:
     release = asyncio.Event()
 
     @hub.on("wait")
@@ -370,7 +370,7 @@ async def _within_scopes_after_a_wait() -> None:
 @pytest.mark.parametrize("what", ["event", "event middleware", "listener", "connect", "disconnect"])
 @pytest.mark.parametrize("how", ENDS)
 async def test_task_of_a_handler_that_ended_is_nobody_elses(
-    how: str, what: str, hub: BaseHub
+    how: str, what: str, hub: BareHub
 ) -> None:
     kept: list[asyncio.Task[Any]] = []
     ended: list[asyncio.Task[Any]] = []
@@ -476,7 +476,7 @@ async def test_client_that_cancels_its_finished_handler_ends_no_other(
         assert await task is None
 
 
-async def test_next_event_of_a_client_has_a_task_of_its_own(hub: BaseHub) -> None:
+async def test_next_event_of_a_client_has_a_task_of_its_own(hub: BareHub) -> None:
     tasks: list[asyncio.Task[Any] | None] = []
     release = asyncio.Event()
 
@@ -503,7 +503,7 @@ async def test_next_event_of_a_client_has_a_task_of_its_own(hub: BaseHub) -> Non
         assert await task is None
 
 
-async def test_cancelling_a_handler_that_just_ended_does_nothing(hub: BaseHub) -> None:
+async def test_cancelling_a_handler_that_just_ended_does_nothing(hub: BareHub) -> None:
     kept: list[asyncio.Task[Any]] = []
 
     @hub.on("keep")
@@ -544,7 +544,7 @@ TRACES: dict[str, Callable[[asyncio.Task[Any]], Any]] = {
 @pytest.mark.parametrize("begun", [False, True], ids=["a fresh runner", "a used runner"])
 @pytest.mark.parametrize("trace", TRACES)
 async def test_what_a_handler_leaves_on_its_task_finds_no_other(
-    trace: str, begun: bool, hub: BaseHub
+    trace: str, begun: bool, hub: BareHub
 ) -> None:
     left: list[Any] = []
     seen: list[tuple[str, Any]] = []
@@ -587,7 +587,7 @@ async def test_what_a_handler_leaves_on_its_task_finds_no_other(
 
 
 async def test_handler_that_failed_leaves_its_task_to_whoever_keeps_the_error(
-    hub: BaseHub, caplog: pytest.LogCaptureFixture
+    hub: BareHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks: set[int] = set()
 
@@ -606,7 +606,7 @@ async def test_handler_that_failed_leaves_its_task_to_whoever_keeps_the_error(
     assert len(tasks) == 2
 
 
-async def test_who_cancels_all_tasks_of_the_loop_ends_no_later_handler(hub: BaseHub) -> None:
+async def test_who_cancels_all_tasks_of_the_loop_ends_no_later_handler(hub: BareHub) -> None:
     hub.on("fine", _fine)
 
     @hub.on("wait")
@@ -629,7 +629,7 @@ async def test_who_cancels_all_tasks_of_the_loop_ends_no_later_handler(hub: Base
     assert spare.cancelled()
 
 
-async def test_stop_waits_for_a_handler_and_no_longer(hub: BaseHub) -> None:
+async def test_stop_waits_for_a_handler_and_no_longer(hub: BareHub) -> None:
     release = asyncio.Event()
     ended: list[str] = []
 
@@ -649,7 +649,7 @@ async def test_stop_waits_for_a_handler_and_no_longer(hub: BaseHub) -> None:
     assert ended == ["handler"]
 
 
-async def test_stop_ends_handlers_that_wait_and_runners_that_do_not(hub: BaseHub) -> None:
+async def test_stop_ends_handlers_that_wait_and_runners_that_do_not(hub: BareHub) -> None:
     ended: list[str] = []
 
     @hub.on("wait")

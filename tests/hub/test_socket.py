@@ -12,17 +12,17 @@ import pytest
 
 from crossband.codecs import SOCKETIO
 from crossband.errors import EncodeError, EventError
-from crossband.hub.base import BaseHub
 from crossband.hub.socket import ACK_INBOX, Incoming, Socket
 from crossband.limits import Limits
 from crossband.protocol.payload import Payload
+from tests.bare import BareHub
 from tests.clients.base import WAIT
 from tests.link import Link, join
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[BaseHub]:
-    hub = BaseHub(limits=Limits(inbox=4), shutdown_timeout=0.2)
+async def hub() -> AsyncIterator[BareHub]:
+    hub = BareHub(limits=Limits(inbox=4), shutdown_timeout=0.2)
     await hub.start()
     yield hub
     await hub.stop()
@@ -32,7 +32,7 @@ def event(name: str, data: str = "null", ack_id: int | None = None) -> Incoming:
     return Incoming(name, [msgspec.Raw(data.encode())], (), ack_id, single=True)
 
 
-async def test_handler_that_awaited_a_cancelled_task_answers_an_error(hub: BaseHub) -> None:
+async def test_handler_that_awaited_a_cancelled_task_answers_an_error(hub: BareHub) -> None:
     async def never() -> None:
         await asyncio.Event().wait()
 
@@ -54,7 +54,7 @@ async def test_handler_that_awaited_a_cancelled_task_answers_an_error(hub: BaseH
 
 @pytest.mark.parametrize("room", ["", "a\nb", "x" * 300])
 async def test_name_that_cannot_be_used_is_the_clients_mistake(
-    room: str, hub: BaseHub, caplog: pytest.LogCaptureFixture
+    room: str, hub: BareHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     @hub.on("say")
     async def say(socket: Socket, room: str) -> None:
@@ -73,7 +73,7 @@ async def test_name_that_cannot_be_used_is_the_clients_mistake(
 
 @pytest.mark.parametrize("ack_id", [None, 1])
 async def test_error_details_without_json_form_become_an_internal_error(
-    ack_id: int | None, hub: BaseHub
+    ack_id: int | None, hub: BareHub
 ) -> None:
     @hub.on("bad")
     def bad(socket: Socket) -> None:
@@ -90,7 +90,7 @@ async def test_error_details_without_json_form_become_an_internal_error(
     assert answer["data"] == "fine"
 
 
-async def test_failing_disconnect_handler_lets_the_next_run(hub: BaseHub) -> None:
+async def test_failing_disconnect_handler_lets_the_next_run(hub: BareHub) -> None:
     ran = asyncio.Event()
 
     @hub.on("disconnect")
@@ -107,7 +107,7 @@ async def test_failing_disconnect_handler_lets_the_next_run(hub: BaseHub) -> Non
         await ran.wait()
 
 
-async def test_event_name_in_an_error_is_bounded(hub: BaseHub) -> None:
+async def test_event_name_in_an_error_is_bounded(hub: BareHub) -> None:
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link)
     socket.receive(event("x" * 60_000))
@@ -118,7 +118,7 @@ async def test_event_name_in_an_error_is_bounded(hub: BaseHub) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\x00b", "line\nbreak", "", "x" * 257])
-async def test_event_names_of_clients_follow_the_same_rules(name: str, hub: BaseHub) -> None:
+async def test_event_names_of_clients_follow_the_same_rules(name: str, hub: BareHub) -> None:
     heard: list[str] = []
     hub.on_any(lambda socket, event, args: heard.append(event))
     link = Link(hub.ticker, stalled=False)
@@ -129,7 +129,7 @@ async def test_event_names_of_clients_follow_the_same_rules(name: str, hub: Base
     assert not heard
 
 
-async def test_unencodable_acknowledged_event_leaves_nothing_owed(hub: BaseHub) -> None:
+async def test_unencodable_acknowledged_event_leaves_nothing_owed(hub: BareHub) -> None:
     socket = await join(hub, Link(hub.ticker))
     with pytest.raises(EncodeError):
         await socket.emit_with_ack("question", object())
@@ -137,7 +137,7 @@ async def test_unencodable_acknowledged_event_leaves_nothing_owed(hub: BaseHub) 
 
 
 async def test_handler_that_waits_for_its_own_client_does_not_stop_the_reading(
-    hub: BaseHub,
+    hub: BareHub,
 ) -> None:
     """The answer stands behind more events than the inbox holds."""
     answered = asyncio.Event()
@@ -166,7 +166,7 @@ async def test_handler_that_waits_for_its_own_client_does_not_stop_the_reading(
         await reading
 
 
-async def test_inbox_stays_bounded_while_an_answer_is_owed(hub: BaseHub) -> None:
+async def test_inbox_stays_bounded_while_an_answer_is_owed(hub: BareHub) -> None:
     hub.on("ask", lambda socket: socket.emit_with_ack("question", timeout=WAIT))
     socket = await join(hub, Link(hub.ticker))
     socket.receive(event("ask"))
@@ -192,7 +192,7 @@ def fill(socket: Socket, message: Incoming) -> int:
 
 
 async def test_inbox_has_more_room_for_bytes_while_an_answer_is_owed() -> None:
-    hub = BaseHub(limits=Limits(inbox_size=1_000))
+    hub = BareHub(limits=Limits(inbox_size=1_000))
     await hub.start()
     gate = asyncio.Event()
     hub.on("wait", lambda socket: gate.wait())
@@ -210,7 +210,7 @@ async def test_inbox_has_more_room_for_bytes_while_an_answer_is_owed() -> None:
     await hub.stop()
 
 
-async def test_crowd_at_the_back_channel_enters_one_by_one(hub: BaseHub) -> None:
+async def test_crowd_at_the_back_channel_enters_one_by_one(hub: BareHub) -> None:
     gate = asyncio.Event()
     longest = 0
 
@@ -235,7 +235,7 @@ async def test_crowd_at_the_back_channel_enters_one_by_one(hub: BaseHub) -> None
 
 
 async def test_handler_the_application_cancels_holds_up_nobody(
-    hub: BaseHub, caplog: pytest.LogCaptureFixture
+    hub: BareHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     running: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
 
@@ -272,7 +272,7 @@ async def test_handler_the_application_cancels_holds_up_nobody(
 
 
 async def test_event_behind_a_cancelled_handler_is_handled_before_the_hub_has_stopped(
-    hub: BaseHub,
+    hub: BareHub,
 ) -> None:
     running: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
     handled: list[str] = []
@@ -302,7 +302,7 @@ async def test_event_behind_a_cancelled_handler_is_handled_before_the_hub_has_st
     assert handled == ["server shutting down"]
 
 
-async def test_poster_is_answered_when_the_hub_stops_its_handler(hub: BaseHub) -> None:
+async def test_poster_is_answered_when_the_hub_stops_its_handler(hub: BareHub) -> None:
     outcome: list[Payload | EventError] = []
 
     @hub.on("hang")
@@ -318,7 +318,7 @@ async def test_poster_is_answered_when_the_hub_stops_its_handler(hub: BaseHub) -
     assert answer.code == "shutting_down"
 
 
-async def test_acknowledgement_without_json_form_is_an_internal_error(hub: BaseHub) -> None:
+async def test_acknowledgement_without_json_form_is_an_internal_error(hub: BareHub) -> None:
     def bad(socket: Socket) -> Any:
         return {"when": object()}
 
@@ -335,7 +335,7 @@ async def test_acknowledgement_without_json_form_is_an_internal_error(hub: BaseH
 
 
 async def test_client_that_leaves_without_its_answer_is_no_error(
-    hub: BaseHub, caplog: pytest.LogCaptureFixture
+    hub: BareHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended = asyncio.Event()
 
@@ -363,7 +363,7 @@ async def test_client_that_leaves_without_its_answer_is_no_error(
 
 @pytest.mark.parametrize("later", [False, True])
 async def test_plain_handler_that_met_a_cancelled_future_answers_an_error(
-    later: bool, hub: BaseHub
+    later: bool, hub: BareHub
 ) -> None:
     cancelled = asyncio.get_running_loop().create_future()
     cancelled.cancel()

@@ -416,7 +416,7 @@ class Chat:
         socket.emit("room:users", RoomUsers(name, listed, len(people)))
 
     def _announce(self, event: str, name: str, user: User) -> None:
-        if self._namespace.node.loop is None:
+        if not self._namespace.hub.started:
             return
         total = len(self.rooms[name].people)
         others = self._namespace.to(name).except_(_own_room(user))

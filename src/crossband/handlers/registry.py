@@ -58,12 +58,12 @@ class Handlers:
     """The decorators that namespaces and patterns of namespaces share."""
 
     def __init__(self, registry: Registry) -> None:
-        self.registry = registry
+        self._registry = registry
 
     @property
     def events(self) -> Mapping[str, EventSchema]:
         """The events clients may send here, by name, with their schemas."""
-        return MappingProxyType(self.registry.events)
+        return MappingProxyType(self._registry.events)
 
     @overload
     def on(self, event: Literal["connect"]) -> Callable[[ConnectHandler], ConnectHandler]: ...
@@ -119,15 +119,15 @@ class Handlers:
             raise ValueError(f"{event!r} is no event of a client: it takes a handler only")
         if event == "connect":
             check_callable(handler, 'on("connect")', "socket")
-            self.registry.connect.append(handler)
+            self._registry.connect.append(handler)
         elif event == "disconnect":
             check_callable(handler, 'on("disconnect")', "socket", "reason")
-            self.registry.disconnect.append(handler)
+            self._registry.disconnect.append(handler)
         else:
             event = check_name(event, "an event name")
             if event in RESERVED:
                 raise ValueError(f"{event!r} is a reserved event name")
-            if event in self.registry.events:
+            if event in self._registry.events:
                 raise ValueError(f"{event!r} has a handler already")
             if cancel_on_disconnect and not is_async(handler):
                 raise TypeError(
@@ -135,9 +135,9 @@ class Handlers:
                     "client leaves (cancel_on_disconnect)"
                 )
             schema = EventSchema(event, _bound(handler) if cancel_on_disconnect else handler)
-            self.registry.events[event] = schema
+            self._registry.events[event] = schema
             if concurrent:
-                self.registry.concurrent.add(event)
+                self._registry.concurrent.add(event)
         return handler
 
     def on_any(self, handler: Listener) -> Listener:
@@ -146,8 +146,8 @@ class Handlers:
         Raises TypeError for what cannot be called so.
         """
         check_callable(handler, "on_any()", "socket", "event", "args")
-        self.registry.any.append(handler)
-        self.registry.direct = {}
+        self._registry.any.append(handler)
+        self._registry.direct = {}
         return handler
 
     def policy(
@@ -166,9 +166,9 @@ class Handlers:
         Raises ValueError, TypeError, or EncodeError for an unusable name.
         """
         event = check_event(event)
-        if event in self.registry.policies:
+        if event in self._registry.policies:
             raise ValueError(f"{event!r} has a policy already")
-        self.registry.policies[event] = Policy(event, policy, key)
+        self._registry.policies[event] = Policy(event, policy, key)
 
     def use(self, middleware: Middleware) -> Middleware:
         """Examine every client before it is let in: `middleware(socket)`.
@@ -178,7 +178,7 @@ class Handlers:
         generator function, a class.
         """
         check_callable(middleware, "use()", "socket")
-        self.registry.uses.append(middleware)
+        self._registry.uses.append(middleware)
         return middleware
 
     def use_event(self, middleware: EventMiddleware) -> EventMiddleware:
@@ -188,8 +188,8 @@ class Handlers:
         `use` does.
         """
         check_callable(middleware, "use_event()", "socket", "event", "args")
-        self.registry.event_uses.append(middleware)
-        self.registry.direct = {}
+        self._registry.event_uses.append(middleware)
+        self._registry.direct = {}
         return middleware
 
 

@@ -71,7 +71,8 @@ class Namespace(Handlers):
         plain: bool = False,
         registry: Registry | None = None,
     ) -> None:
-        super().__init__(registry if registry is not None else Registry())
+        self.registry = registry if registry is not None else Registry()
+        super().__init__(self.registry)
         self.node = node
         self.guard = guard
         self.departures = departures
@@ -90,6 +91,11 @@ class Namespace(Handlers):
         self._holds: list[Hold] = []
         # The last unrecorded events that end in a string, and the cursor before each.
         self._tails: deque[tuple[Publication, Place]] = deque(maxlen=TAILS)
+
+    @property
+    def hub(self) -> Any:
+        """The hub it belongs to."""
+        return self.node.hub
 
     def __repr__(self) -> str:
         return f"<Namespace {self.name!r}: {len(self._sockets)} sockets>"
@@ -535,7 +541,8 @@ class NamespacePattern(Handlers):
     def __init__(
         self, namespaces: Mapping[str, Namespace], matches: Callable[[str], bool], *, plain: bool
     ) -> None:
-        super().__init__(Registry())
+        self.registry = Registry()
+        super().__init__(self.registry)
         self._namespaces = namespaces
         self.matches = matches
         self.plain = plain

@@ -47,6 +47,8 @@ class Node:
         # False when it makes its own from the settings.
         self._own_broker = broker is None
         self._broker: Broker | None = broker
+        # What applications call the hub: for them to find. Nothing here uses it.
+        self.hub: Any = None
         self.traffic = Traffic()
         # Numbers the attempts to come in, and the acknowledgements that are asked for.
         self._attempts = itertools.count()

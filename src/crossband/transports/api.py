@@ -13,7 +13,7 @@ import msgspec
 
 from crossband.auth import Identity
 from crossband.errors import EncodeError, EventError, InvalidMessage
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.names import check_event, check_name
 from crossband.protocol.depth import MESSAGE_DEPTH, is_deeper
 from crossband.transports.http import ClientGone, HeaderList, Request
@@ -85,7 +85,7 @@ def _check_names(message: Broadcast) -> None:
 class Api:
     """Answers the routes under the API's path."""
 
-    def __init__(self, hub: BaseHub, version: str) -> None:
+    def __init__(self, hub: Core, version: str) -> None:
         self._hub = hub
         self._version = version
 
@@ -123,7 +123,7 @@ class Api:
         transports: Counter[str] = Counter(websocket=0, polling=0, sse=0)
         namespaces: dict[str, dict[str, int]] = {}
         seen: set[int] = set()
-        for name, namespace in hub.namespaces.items():
+        for name, namespace in hub.directory.namespaces.items():
             namespaces[name] = {"clients": len(namespace.sockets), "rooms": namespace.room_count}
             for socket in namespace.sockets.values():
                 # A Socket.IO connection in several namespaces is one client.

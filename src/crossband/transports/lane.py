@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.hub.socket import Socket
 from crossband.session import Connection
 
@@ -133,7 +133,7 @@ class FramedConnection(Connection):
 
     __slots__ = ("_hub", "_lane", "_waking")
 
-    def __init__(self, hub: BaseHub, *, limit: int) -> None:
+    def __init__(self, hub: Core, *, limit: int) -> None:
         super().__init__(hub.ticker, limit=limit)
         self._hub = hub
         # None over ASGI, and before it is attached.

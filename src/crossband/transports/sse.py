@@ -22,7 +22,7 @@ from crossband.errors import (
     Unauthorized,
 )
 from crossband.hub.admission import Admission, Resume
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.session import BATCH, Connection, Deadlines, Roll, Ticker
@@ -234,7 +234,7 @@ class StreamConnection(Connection):
 class StreamDoor:
     """Admits event streams, and takes what their clients post."""
 
-    def __init__(self, hub: BaseHub) -> None:
+    def __init__(self, hub: Core) -> None:
         self._hub = hub
         self._roll = Roll[StreamConnection]()
         self.emptied = self._roll.emptied
@@ -276,7 +276,7 @@ class StreamDoor:
 
     def _methods(self, rest: str) -> bytes:
         # Streams have the door and the namespaces below it; what else is there is a client.
-        stream = rest in ("", "/") or rest in self._hub.namespaces
+        stream = rest in ("", "/") or rest in self._hub.directory.namespaces
         return b"GET, HEAD, OPTIONS" if stream else b"GET, HEAD, POST, OPTIONS"
 
     async def _stream(self, request: Request, name: str, cors: HeaderList) -> None:
@@ -421,7 +421,7 @@ class StreamDoor:
 
     async def _post(self, request: Request, sid: str, cors: HeaderList) -> None:
         connection = self._by_id.get(sid)
-        if connection is None and (not sid or f"/{sid}" in self._hub.namespaces):
+        if connection is None and (not sid or f"/{sid}" in self._hub.directory.namespaces):
             raise EventError(
                 "A stream is read by GET; its client's messages go to POST /events/<sid>",
                 code="method_not_allowed",

@@ -20,7 +20,7 @@ from crossband.errors import (
     RateLimited,
 )
 from crossband.hub.admission import Resume
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.hub.socket import Incoming, Socket
 from crossband.protocol import envelope
 from crossband.protocol.payload import Payload
@@ -272,7 +272,7 @@ class WebSocketConnection(FramedConnection):
 class WebSocketDoor:
     """Admits raw WebSocket clients and reads their frames."""
 
-    def __init__(self, hub: BaseHub) -> None:
+    def __init__(self, hub: Core) -> None:
         self.hub = hub
         self._roll = Roll[WebSocketConnection]()
         self.emptied = self._roll.emptied

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crossband.codecs import Wire
 from crossband.errors import CloseCode, EventError
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.protocol import engineio
 from crossband.seats import TooManyConnections
 from crossband.transports.engineio.packets import SocketIOConnection
@@ -21,7 +21,7 @@ from crossband.transports.websocket import close_code_of
 class EngineDoor:
     """Starts sessions, and hands each request to its session's transport."""
 
-    def __init__(self, hub: BaseHub) -> None:
+    def __init__(self, hub: Core) -> None:
         self.hub = hub
         self.registry = Registry(hub)
         self.emptied = self.registry.emptied

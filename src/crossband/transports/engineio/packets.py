@@ -21,7 +21,7 @@ from crossband.errors import (
     RateLimited,
 )
 from crossband.hub.admission import Resume
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.hub.socket import Incoming, Socket
 from crossband.names import SOCKETIO_RESERVED
 from crossband.protocol import engineio, socketio
@@ -43,7 +43,7 @@ class SocketIOConnection(EngineConnection):
 
     __slots__ = ("_decoder", "_joining", "_size", "_sockets")
 
-    def __init__(self, hub: BaseHub, keeper: Keeper, handshake: Handshake) -> None:
+    def __init__(self, hub: Core, keeper: Keeper, handshake: Handshake) -> None:
         super().__init__(hub, keeper, handshake)
         limits = self.limits
         # By namespace.

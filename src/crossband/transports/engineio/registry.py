@@ -7,7 +7,7 @@ from typing import Final
 
 from crossband.codecs import Wire
 from crossband.errors import CloseCode
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.protocol import engineio
 from crossband.session import Deadlines, Roll
 from crossband.transports.engineio.polling import Polling
@@ -22,7 +22,7 @@ _PING = Wire(engineio.PING)
 class Registry(Keeper):
     """Keeps a door's sessions, and ends those that miss a deadline."""
 
-    def __init__(self, hub: BaseHub) -> None:
+    def __init__(self, hub: Core) -> None:
         self._hub = hub
         self._connections: dict[str, EngineConnection] = {}
         # Those whose WebSocket is not closed yet, and those that linger.

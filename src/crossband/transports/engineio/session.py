@@ -14,7 +14,7 @@ from typing import Protocol
 
 from crossband.codecs import Wire
 from crossband.errors import ERRORS, CloseCode, ProtocolError
-from crossband.hub.base import BaseHub
+from crossband.hub.core import Core
 from crossband.limits import Limits
 from crossband.protocol import engineio
 from crossband.protocol.engineio import PacketType
@@ -108,7 +108,7 @@ class EngineConnection(FramedConnection):
     # "polling" or "websocket". A WebSocket, once it carries the session, does so to the end.
     transport: str
 
-    def __init__(self, hub: BaseHub, keeper: Keeper, handshake: Handshake) -> None:
+    def __init__(self, hub: Core, keeper: Keeper, handshake: Handshake) -> None:
         super().__init__(hub, limit=hub.settings.limits.outbox)
         self._keeper = keeper
         self.sid = secrets.token_urlsafe(15)

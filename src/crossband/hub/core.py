@@ -1,11 +1,9 @@
-"""The hub without its doors: its parts, put together, started and stopped."""
+"""What is behind a hub: its parts, put together, started and stopped."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar, Unpack, overload
+from typing import Protocol
 
 from crossband.broker import Broker
 from crossband.errors import CloseCode, EventError
@@ -13,16 +11,14 @@ from crossband.hub.admission import Admissions
 from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
 from crossband.hub.guard import Authenticate, Authorize, Guard
-from crossband.hub.life import Life, LifeFunction
-from crossband.hub.namespace import Namespace, NamespacePattern
+from crossband.hub.life import Life
+from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
 from crossband.hub.socket import Socket
 from crossband.hub.watchdog import unwatch, watch
 from crossband.session import Connection, Ticker
-from crossband.settings import HubSettings, Settings, changed
-
-T = TypeVar("T")
+from crossband.settings import Settings
 
 # Clients a second that a stopping hub sends away at least: so many at once are no rush
 # anywhere, and a hub with few clients need not take its drain time.
@@ -32,26 +28,37 @@ DRAIN_PACE = 200
 _DRAIN_STEP = 0.005
 
 
-class BaseHub(Namespace):
-    """All namespaces of one node; itself the namespace `/`."""
+class Doors(Protocol):
+    """What lets clients in."""
+
+    def start(self, core: Core) -> None:
+        """Begin on the event loop that runs."""
+
+    async def stop(self) -> None:
+        """End all connections."""
+
+
+class Core:
+    """All that a node does for its clients; what the doors stand on."""
 
     def __init__(
         self,
-        broker: Broker | str | None = None,
-        *,
-        authenticate: Authenticate | None = None,
-        authorize: Authorize | None = None,
-        **settings: Unpack[HubSettings],
+        broker: Broker | str | None,
+        authenticate: Authenticate | None,
+        authorize: Authorize | None,
+        settings: Settings,
+        doors: Doors,
     ) -> None:
-        node = self.node = Node(broker, changed(Settings(), settings))
+        node = self.node = Node(broker, settings)
+        self.traffic = node.traffic
         self.guard = Guard(node, authenticate, authorize, self._dismiss)
         self.departures = Departures(node, self.guard, self._vacate)
         self.directory = Directory(node, self.guard, self.departures)
         self.quotas = Quotas(node)
         self.admissions = Admissions(node, self.directory, self.guard, self.quotas, self.departures)
-        super().__init__(node, self.guard, self.departures, "/")
-        self.directory.namespaces["/"] = self
-        self._life = Life()
+        self.root = self.directory.of("/")
+        self.life = Life()
+        self._doors = doors
         # For who else stops the hub meanwhile, until it is done.
         self._stopped = asyncio.Event()
         # The server takes no further requests by then: polls that wait are the last.
@@ -76,46 +83,9 @@ class BaseHub(Namespace):
     def _vacate(self, namespace: Namespace) -> None:
         self.directory.vacate(namespace)
 
-    # Set-up.
-
     @property
     def settings(self) -> Settings:
         return self.node.settings
-
-    def configure(self, **settings: Unpack[HubSettings]) -> None:
-        """Change settings before the hub starts.
-
-        Raises ValueError for one that is unknown or does not fit, RuntimeError once started.
-        """
-        if self.started:
-            raise RuntimeError("the hub is running: settings are fixed")
-        self.node.configure(changed(self.node.settings, settings))
-
-    @property
-    def broker(self) -> Broker:
-        return self.node.broker
-
-    @property
-    def namespaces(self) -> Mapping[str, Namespace]:
-        """The declared namespaces, and those of patterns while they have sockets, by name."""
-        return self.directory.namespaces
-
-    @overload
-    def of(self, name: str, *, plain: bool = False) -> Namespace: ...
-    @overload
-    def of(
-        self, name: re.Pattern[str] | Callable[[str], bool], *, plain: bool = False
-    ) -> NamespacePattern: ...
-    def of(
-        self, name: str | re.Pattern[str] | Callable[[str], bool], *, plain: bool = False
-    ) -> Namespace | NamespacePattern:
-        """Return a namespace by name, or declare all that a pattern or function matches.
-
-        `plain` makes the raw WebSocket door speak bare text and binary frames there, as
-        `message` events, and event streams carry text as it is. Raises EncodeError for an
-        unusable name, TypeError for a function that is async or does not take the name.
-        """
-        return self.directory.of(name, plain=plain)
 
     @property
     def ticker(self) -> Ticker:
@@ -136,23 +106,6 @@ class BaseHub(Namespace):
         """Seconds since the hub started; 0 before."""
         return self.node.uptime
 
-    def on_start(self, function: LifeFunction) -> LifeFunction:
-        """Call a function, plain or async, when the hub has started: `@hub.on_start`.
-
-        It takes no argument, and runs on the event loop before the first client is let in;
-        several run one after another. If one fails, the hub does not start: StartError.
-        """
-        return self._life.on_start(function)
-
-    def on_stop(self, function: LifeFunction) -> LifeFunction:
-        """Call a function, plain or async, when the hub begins to stop: `@hub.on_stop`.
-
-        It takes no argument, and runs on the event loop before the clients are sent away;
-        several run one after another, the last one first. A failure is logged. They have half
-        of `shutdown_timeout` together.
-        """
-        return self._life.on_stop(function)
-
     async def start(self) -> None:
         """Start on the running event loop. Does nothing when started there.
 
@@ -168,10 +121,10 @@ class BaseHub(Namespace):
         self.guard.start(loop)
         self.last_polls = False
         self.quotas.start()
-        self._start_doors(loop)
+        self._doors.start(self)
         watch(loop)
         try:
-            await self._life.begin()
+            await self.life.begin()
         except BaseException:
             await self._end(loop)
             raise
@@ -188,7 +141,7 @@ class BaseHub(Namespace):
         if self.stopping:
             await self._stopped.wait()
             return
-        await self._end(self.node.loop, self._life)
+        await self._end(self.node.loop, self.life)
 
     async def _end(self, loop: asyncio.AbstractEventLoop, life: Life | None = None) -> None:
         """Stop; without the `on_stop` functions where not all of `on_start` were called."""
@@ -198,12 +151,12 @@ class BaseHub(Namespace):
         try:
             if life is not None:
                 await life.end(self.settings.shutdown_timeout / 2)
-            await self._life.end_tasks()
+            await self.life.end_tasks()
             await self._drain(loop)
-            await self._stop_doors()
+            await self._doors.stop()
             await self.node.finish_tasks(deadline)
             # Those of disconnect handlers.
-            await self._life.end_tasks()
+            await self.life.end_tasks()
         finally:
             unwatch(loop)
             self.guard.stop()
@@ -220,7 +173,7 @@ class BaseHub(Namespace):
     async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         """Send the clients away, one after another."""
         links: dict[Connection, list[Socket]] = {}
-        for namespace in list(self.namespaces.values()):
+        for namespace in list(self.directory.namespaces.values()):
             for socket in namespace.sockets.values():
                 links.setdefault(socket.connection, []).append(socket)
         if self.last_polls:
@@ -234,33 +187,3 @@ class BaseHub(Namespace):
                     await asyncio.sleep(due - loop.time())
                 due += pause
             self.departures.send_away(connection, sockets)
-
-    def _start_doors(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start what the doors need; the ASGI hub has them."""
-
-    async def _stop_doors(self) -> None:
-        """End all connections."""
-
-    def spawn(
-        self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None
-    ) -> asyncio.Task[T]:
-        """Run a coroutine in the background, for as long as the hub runs.
-
-        For what goes on beside the clients, such as a ticker: the hub holds the task, logs its
-        failure, and cancels it when it stops. Call it in a handler or an `on_start` function.
-        Raises RuntimeError while the hub does not run, TypeError for what is no coroutine.
-        """
-        return self._life.spawn(self.node.loop, coroutine, name)
-
-    def sockets_of(self, user: str) -> list[Socket]:
-        """Return the connected sockets of a user, in all namespaces of this node."""
-        return self.guard.sockets_of(user)
-
-    async def revoke(self, user: str) -> int:
-        """End all connections of a user, on every door; return how many there were.
-
-        The user's sessions are forgotten, and its tokens that say when they were issued
-        (`iat`) and are not newer are refused from now on, while this process runs. A token
-        without `iat` is let in again: there `authenticate` must refuse the user.
-        """
-        return await self.guard.revoke(user)

@@ -1,0 +1,191 @@
+"""What applications call on a hub."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar, Unpack, overload
+
+from crossband.broker import Broker
+from crossband.handlers.registry import Handlers
+from crossband.hub.core import Core
+from crossband.hub.emitter import Emission, Emitter
+from crossband.hub.life import LifeFunction
+from crossband.hub.namespace import Namespace, NamespacePattern
+from crossband.hub.socket import Socket
+from crossband.settings import HubSettings, Settings, changed
+
+T = TypeVar("T")
+
+
+class PublicHub(Handlers):
+    """The namespaces of a node and its life; what is called on the namespace `/` by itself."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(core.root.registry)
+        self._core = core
+        self._root = core.root
+        core.node.hub = self
+
+    # Set-up.
+
+    @property
+    def settings(self) -> Settings:
+        """What the hub was made with."""
+        return self._core.node.settings
+
+    def configure(self, **settings: Unpack[HubSettings]) -> None:
+        """Change settings before the hub starts.
+
+        Raises ValueError for one that is unknown or does not fit, RuntimeError once started.
+        """
+        if self.started:
+            raise RuntimeError("the hub is running: settings are fixed")
+        self._core.node.configure(changed(self._core.node.settings, settings))
+
+    @property
+    def broker(self) -> Broker:
+        """Where publications are ordered and kept."""
+        return self._core.node.broker
+
+    @property
+    def namespaces(self) -> Mapping[str, Namespace]:
+        """The declared namespaces, and those of patterns while they have sockets, by name."""
+        return MappingProxyType(self._core.directory.namespaces)
+
+    @overload
+    def of(self, name: str, *, plain: bool = False) -> Namespace: ...
+    @overload
+    def of(
+        self, name: re.Pattern[str] | Callable[[str], bool], *, plain: bool = False
+    ) -> NamespacePattern: ...
+    def of(
+        self, name: str | re.Pattern[str] | Callable[[str], bool], *, plain: bool = False
+    ) -> Namespace | NamespacePattern:
+        """Return a namespace by name, or declare all that a pattern or function matches.
+
+        `plain` makes the raw WebSocket door speak bare text and binary frames there, as
+        `message` events, and event streams carry text as it is. Raises EncodeError for an
+        unusable name, TypeError for a function that is async or does not take the name.
+        """
+        return self._core.directory.of(name, plain=plain)
+
+    # Life.
+
+    @property
+    def started(self) -> bool:
+        """Whether it runs on an event loop."""
+        return self._core.started
+
+    @property
+    def stopping(self) -> bool:
+        """From the beginning of a stop."""
+        return self._core.stopping
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the hub started; 0 before."""
+        return self._core.uptime
+
+    def on_start(self, function: LifeFunction) -> LifeFunction:
+        """Call a function, plain or async, when the hub has started: `@hub.on_start`.
+
+        It takes no argument, and runs on the event loop before the first client is let in;
+        several run one after another. If one fails, the hub does not start: StartError.
+        """
+        return self._core.life.on_start(function)
+
+    def on_stop(self, function: LifeFunction) -> LifeFunction:
+        """Call a function, plain or async, when the hub begins to stop: `@hub.on_stop`.
+
+        It takes no argument, and runs on the event loop before the clients are sent away;
+        several run one after another, the last one first. A failure is logged. They have half
+        of `shutdown_timeout` together.
+        """
+        return self._core.life.on_stop(function)
+
+    def spawn(
+        self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None
+    ) -> asyncio.Task[T]:
+        """Run a coroutine in the background, for as long as the hub runs.
+
+        For what goes on beside the clients, such as a ticker: the hub holds the task, logs its
+        failure, and cancels it when it stops. Call it in a handler or an `on_start` function.
+        Raises RuntimeError while the hub does not run, TypeError for what is no coroutine.
+        """
+        return self._core.life.spawn(self._core.node.loop, coroutine, name)
+
+    def sockets_of(self, user: str) -> list[Socket]:
+        """Return the connected sockets of a user, in all namespaces of this node."""
+        return self._core.guard.sockets_of(user)
+
+    async def revoke(self, user: str) -> int:
+        """End all connections of a user, on every door; return how many there were.
+
+        The user's sessions are forgotten, and its tokens that say when they were issued
+        (`iat`) and are not newer are refused from now on, while this process runs. A token
+        without `iat` is let in again: there `authenticate` must refuse the user.
+        """
+        return await self._core.guard.revoke(user)
+
+    # The namespace `/`.
+
+    @property
+    def name(self) -> str:
+        """`/`: the name of its own namespace."""
+        return self._root.name
+
+    @property
+    def sockets(self) -> Mapping[str, Socket]:
+        """The connected sockets of the namespace `/`, by id."""
+        return self._root.sockets
+
+    @property
+    def rooms(self) -> Mapping[str, Collection[str]]:
+        """The rooms of the namespace `/` and the ids in each; a snapshot."""
+        return self._root.rooms
+
+    def to(self, *rooms: str) -> Emitter:
+        """Choose the sockets in any of these rooms (a socket's id is a room)."""
+        return self._root.to(*rooms)
+
+    in_ = to
+
+    def except_(self, *rooms: str) -> Emitter:
+        """Choose everybody but the sockets in these rooms."""
+        return self._root.except_(*rooms)
+
+    @property
+    def volatile(self) -> Emitter:
+        """Do not record the event, and drop it for clients that are behind."""
+        return self._root.volatile
+
+    def timeout(self, seconds: float) -> Emitter:
+        """Wait this long for acknowledgements. As `Emitter.timeout`."""
+        return self._root.timeout(seconds)
+
+    def emit(self, event: str, *args: Any) -> Emission:
+        """Publish an event to everybody in the namespace `/`. As `Emitter.emit`."""
+        return self._root.emit(event, *args)
+
+    async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
+        """Send an event to everybody and gather the answers. As `Emitter.emit_with_ack`."""
+        return await self._root.emit_with_ack(event, *args)
+
+    async def fetch_sockets(self) -> list[Socket]:
+        """Return all sockets."""
+        return await self._root.fetch_sockets()
+
+    async def sockets_join(self, *rooms: str) -> None:
+        """Make all sockets join rooms."""
+        await self._root.sockets_join(*rooms)
+
+    async def sockets_leave(self, *rooms: str) -> None:
+        """Make all sockets leave rooms."""
+        await self._root.sockets_leave(*rooms)
+
+    async def disconnect_sockets(self, close: bool = False) -> None:
+        """Disconnect all sockets; with `close`, their whole connections."""
+        await self._root.disconnect_sockets(close)

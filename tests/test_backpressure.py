@@ -27,8 +27,10 @@ from tests.conftest import Serve
 # Bytes.
 OUTBOX = 65_536
 EVENT = 4_000
-# More than the kernel takes for a client that does not read, and many times the outbox.
-FLOOD = 8_000_000
+# Much more than the kernel takes here for a client that does not read (by itself up to 4 MB), and
+# many times the outbox.
+SEND_BUFFER = 65_536
+FLOOD = 2_000_000
 KEYS = 4
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -259,6 +261,11 @@ class Scene:
 @contextlib.asynccontextmanager
 async def scene(serve: Serve, hub: Hub, door: str, *, lane: bool) -> AsyncIterator[Scene]:
     server = await serve(hub, lane=lane)
+    assert server._uvicorn is not None
+    (listener,) = server._uvicorn.servers
+    for kernel in listener.sockets:
+        # Connections inherit it.
+        kernel.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, SEND_BUFFER)
     raw = await RawWebSocket.open(f"{server.url}/ws")
     assert (await raw.text())["type"] == "welcome"
     neighbour = Neighbour(raw)

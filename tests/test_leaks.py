@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
-import hypercorn.asyncio
 import pytest
 import uvicorn
 
@@ -341,6 +340,8 @@ async def served(hub: Hub, kind: str) -> AsyncIterator[str]:
             other.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
             serving = asyncio.create_task(other.serve([listener]))
         else:
+            import hypercorn.asyncio  # 0.2 s, for these alone
+
             config = hypercorn.Config()
             config.bind = [f"fd://{listener.detach()}"]
             serving = asyncio.create_task(

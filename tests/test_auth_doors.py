@@ -11,7 +11,7 @@ import logging
 import socket
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,13 @@ def assert_ended_with(client: Client, said: str, code: int) -> None:
         assert said == "server disconnect"
 
 
+async def at_every_door(trial: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+    """Run what waits for a token to expire at all doors side by side."""
+    async with asyncio.TaskGroup() as trials:
+        for kind in CLIENTS:
+            trials.create_task(trial(kind), name=kind)
+
+
 # Who comes in.
 
 
@@ -187,85 +194,87 @@ async def test_authenticate_that_fails_lets_nobody_in(
 # Until when.
 
 
-@every_door
 async def test_connection_ends_with_its_token_and_resumes_with_a_new_one(
-    kind: str, lane: bool, serve: Serve, new_client: NewClient
+    lane: bool, serve: Serve, new_client: NewClient
 ) -> None:
-    hub = member_hub(token_warning=1.0)
-    reasons: asyncio.Queue[str] = asyncio.Queue()
+    async def trial(kind: str) -> None:
+        hub = member_hub(token_warning=1.0)
+        reasons: asyncio.Queue[str] = asyncio.Queue()
 
-    @hub.on("disconnect")
-    async def disconnect(socket: Socket, reason: str) -> None:
-        reasons.put_nowait(reason)
+        @hub.on("disconnect")
+        async def disconnect(socket: Socket, reason: str) -> None:
+            reasons.put_nowait(reason)
 
-    server = await serve(hub, lane=lane)
-    client = new_client(kind)
-    await client.connect(server.url, auth={"token": "alice 60 news"})
-    await client.call("room:join", "news")
-    await hub.to("news").emit("news", 1)
-    await client.next_event("news")
-    await client.settled()
-    await client.call("token:refresh", "alice 1.5 news")
-    warning = (await client.next_event("token:expiring")).data
-    assert 0 < warning["in"] <= 1.0
-    assert abs(warning["expires"] - time.time()) < WAIT
-    error = await client.next_error()
-    assert error == {
-        "code": "unauthorized",
-        "error": "The token has expired",
-        "reason": "expired",
-    }
-    assert_ended_with(client, await ended(client), 4401)
-    assert await asyncio.wait_for(reasons.get(), WAIT) == "token expired"
-    assert not hub.sockets
-    await hub.to("news").emit("news", 2)
-    again = new_client(kind)
-    await again.connect(
-        server.url,
-        auth={"token": "alice 60 news"},
-        session=client.session,
-        offset=client.offset,
-    )
-    assert (await again.next_event("news")).data == 2
-    assert again.sid == client.sid
-    assert not again.gaps
+        server = await serve(hub, lane=lane)
+        client = new_client(kind)
+        await client.connect(server.url, auth={"token": "alice 60 news"})
+        await client.call("room:join", "news")
+        await hub.to("news").emit("news", 1)
+        await client.next_event("news")
+        await client.settled()
+        await client.call("token:refresh", "alice 1.5 news")
+        warning = (await client.next_event("token:expiring")).data
+        assert 0 < warning["in"] <= 1.0
+        assert abs(warning["expires"] - time.time()) < WAIT
+        error = await client.next_error()
+        assert error == {
+            "code": "unauthorized",
+            "error": "The token has expired",
+            "reason": "expired",
+        }
+        assert_ended_with(client, await ended(client), 4401)
+        assert await asyncio.wait_for(reasons.get(), WAIT) == "token expired"
+        assert not hub.sockets
+        await hub.to("news").emit("news", 2)
+        again = new_client(kind)
+        await again.connect(
+            server.url,
+            auth={"token": "alice 60 news"},
+            session=client.session,
+            offset=client.offset,
+        )
+        assert (await again.next_event("news")).data == 2
+        assert again.sid == client.sid
+        assert not again.gaps
+
+    await at_every_door(trial)
 
 
-@every_door
-async def test_token_is_refreshed_in_place(
-    kind: str, lane: bool, serve: Serve, new_client: NewClient
-) -> None:
-    hub = member_hub(token_warning=0.2)
-    server = await serve(hub, lane=lane)
-    client, other = new_client(kind), new_client(kind)
-    await client.connect(server.url, auth={"token": "alice 60 news,board"})
-    await client.call("room:join", "news")
-    await client.call("room:join", "board")
-    await client.call("house:join")
-    with pytest.raises(EventFailed) as failure:
-        await client.call("token:refresh", "mallory 60")
-    assert failure.value.error["reason"] == "user"
-    with pytest.raises(EventFailed) as failure:
-        await client.call("token:refresh", 7)
-    assert failure.value.code == "invalid_message"
-    with pytest.raises(EventFailed) as failure:
-        await client.call("token:refresh", {"token": "alice -1"})
-    assert failure.value.error["reason"] == "expired"
-    await other.connect(server.url, auth={"token": "bob 60"})
-    await client.call("token:refresh", "alice 2 news,board")
-    await other.call("token:refresh", "bob 2")
-    answer = await client.call("token:refresh", {"token": "alice 60 news"})
-    assert abs(answer["expires"] - time.time() - 60) < WAIT
-    assert answer["left"] == ["board"]
-    # What the application decided by itself stays.
-    assert await client.call("rooms") == ["house", "news"]
-    with pytest.raises(EventFailed) as failure:
+async def test_token_is_refreshed_in_place(lane: bool, serve: Serve, new_client: NewClient) -> None:
+    async def trial(kind: str) -> None:
+        hub = member_hub(token_warning=0.2)
+        server = await serve(hub, lane=lane)
+        client, other = new_client(kind), new_client(kind)
+        await client.connect(server.url, auth={"token": "alice 60 news,board"})
+        await client.call("room:join", "news")
         await client.call("room:join", "board")
-    assert failure.value.error["room"] == "board"
-    # Longer than the first token was good for.
-    await ended(other)
-    assert await client.call("whoami") == "alice"
-    assert "token:expiring" not in [event.name for event in client.log]
+        await client.call("house:join")
+        with pytest.raises(EventFailed) as failure:
+            await client.call("token:refresh", "mallory 60")
+        assert failure.value.error["reason"] == "user"
+        with pytest.raises(EventFailed) as failure:
+            await client.call("token:refresh", 7)
+        assert failure.value.code == "invalid_message"
+        with pytest.raises(EventFailed) as failure:
+            await client.call("token:refresh", {"token": "alice -1"})
+        assert failure.value.error["reason"] == "expired"
+        await other.connect(server.url, auth={"token": "bob 60"})
+        await client.call("token:refresh", "alice 4 news,board")
+        await other.call("token:refresh", "bob 4")
+        answer = await client.call("token:refresh", {"token": "alice 60 news"})
+        assert abs(answer["expires"] - time.time() - 60) < WAIT
+        assert answer["left"] == ["board"]
+        # What the application decided by itself stays.
+        assert await client.call("rooms") == ["house", "news"]
+        with pytest.raises(EventFailed) as failure:
+            await client.call("room:join", "board")
+        assert failure.value.error["room"] == "board"
+        # Longer than the first token was good for.
+        await ended(other)
+        assert await client.call("whoami") == "alice"
+        assert "token:expiring" not in [event.name for event in client.log]
+
+    await at_every_door(trial)
 
 
 async def test_token_is_refreshed_only_where_there_are_tokens(

@@ -11,7 +11,7 @@ from crossband import Hub, Socket
 from crossband.broker.memory import MemoryBroker
 from crossband.hub.admission import Admission
 from crossband.hub.catchup import CatchUp, Hold
-from crossband.hub.socket import Incoming
+from crossband.hub.incoming import Incoming
 from crossband.session import Acks, Connection
 from crossband.transports.http import Request
 from crossband.transports.websocket import Writer

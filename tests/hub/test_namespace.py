@@ -22,7 +22,7 @@ from crossband import (
 )
 from crossband.codecs import PLAIN, SOCKETIO, Codec
 from crossband.errors import CloseCode
-from crossband.hub.socket import Incoming
+from crossband.hub.incoming import Incoming
 from tests.clients.base import WAIT
 from tests.link import Link, join
 
@@ -53,7 +53,7 @@ class Peer:
 
     def send(self, event: str, data: str = "null", ack_id: int | None = None) -> None:
         raw = msgspec.Raw(data.encode())
-        self.socket.receive(Incoming(event, [raw], (), ack_id, single=True))
+        self.socket.inbox.receive(Incoming(event, [raw], (), ack_id, single=True))
 
 
 async def peer(hub: Hub, *rooms: str, namespace: str = "/", codec: Codec | None = None) -> Peer:

@@ -25,6 +25,7 @@ from crossband.errors import (
 )
 from crossband.handlers.callables import call, check_outcome
 from crossband.handlers.events import Handler
+from crossband.hub.answers import cancelling
 from crossband.hub.catchup import CatchUp
 from crossband.hub.departures import DEPARTURE_TIME, Departures
 from crossband.hub.directory import Directory
@@ -32,7 +33,7 @@ from crossband.hub.guard import Guard
 from crossband.hub.namespace import Namespace, Place
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
-from crossband.hub.socket import Socket, cancelling
+from crossband.hub.socket import Socket
 from crossband.hub.states import State
 from crossband.names import is_socket_id, new_id
 from crossband.session import Connection, Handshake
@@ -505,7 +506,7 @@ class Admissions:
         socket.welcomed()
         if namespace.registry.connect:
             socket.greeting = asyncio.get_running_loop().create_future()
-            socket.begin(self._greet(socket, earlier, catch_up if unknown else None))
+            socket.inbox.begin(self._greet(socket, earlier, catch_up if unknown else None))
         self._guard.check_admitted(socket, admission.revocations)
         if socket.refused:
             self._departures.part(socket, close=False)

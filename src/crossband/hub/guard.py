@@ -21,8 +21,9 @@ from crossband.errors import (
     Unauthorized,
 )
 from crossband.handlers.callables import call, check_callable
+from crossband.hub.answers import cancelling
 from crossband.hub.node import Node
-from crossband.hub.socket import EXPIRED, REVOKED, Socket, cancelling
+from crossband.hub.socket import EXPIRED, REVOKED, Socket
 from crossband.protocol import payload
 from crossband.session import Alarms, Handshake
 

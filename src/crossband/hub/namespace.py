@@ -27,10 +27,12 @@ from crossband.errors import (
 from crossband.handlers.callables import call, check_outcome
 from crossband.handlers.events import Handler
 from crossband.handlers.registry import Handlers, Registry
+from crossband.hub.answers import tell
 from crossband.hub.catchup import TURN, CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
+from crossband.hub.incoming import Incoming
 from crossband.hub.node import Node
-from crossband.hub.socket import Incoming, Socket
+from crossband.hub.socket import Socket
 from crossband.names import REFRESH, RESERVED, check_event, check_name
 from crossband.protocol import payload
 
@@ -528,11 +530,11 @@ class Namespace(Handlers):
             if what == "connect":
                 if isinstance(error, ConnectionRefused):
                     raise
-                socket.tell(error, what)
+                tell(socket, error, what)
         except Exception:
             logger.exception("a %s handler failed for %s", what, socket)
             if what == "connect":
-                socket.tell(EventError(code="internal_error"), what)
+                tell(socket, EventError(code="internal_error"), what)
 
 
 class NamespacePattern(Handlers):

@@ -458,8 +458,8 @@ class StreamDoor:
             if not outcome.done():
                 outcome.set_result(answer)
 
-        if socket.crowded:
-            await socket.caught_up()
+        if socket.inbox.crowded:
+            await socket.inbox.caught_up()
         if not socket.connected:
             # It left while its body was on the way.
             raise EventError(code="unknown_client")
@@ -467,7 +467,7 @@ class StreamDoor:
         if message is not None:
             settled = answer_envelope(socket, message, settle)
         elif bare is not None:
-            socket.receive(plain_message(bare, settle))
+            socket.inbox.receive(plain_message(bare, settle))
         ack_id = message.id if message is not None else None
         answer: Payload | EventError = payload.EMPTY
         if not settled:

@@ -21,7 +21,8 @@ from crossband.errors import (
 )
 from crossband.hub.admission import Resume
 from crossband.hub.core import Core
-from crossband.hub.socket import Incoming, Socket
+from crossband.hub.incoming import Incoming
+from crossband.hub.socket import Socket
 from crossband.protocol import envelope
 from crossband.protocol.payload import Payload
 from crossband.protocol.websocket import PING_FRAME
@@ -188,13 +189,13 @@ class WebSocketConnection(FramedConnection):
             self._door.refuse_rate(self, socket, frame, wait)
             return
         read(self, socket, frame)
-        if socket.crowded:
+        if socket.inbox.crowded:
             self.hold()
 
     @property
     def crowded(self) -> Socket | None:
         socket = self.socket
-        return socket if socket is not None and socket.crowded else None
+        return socket if socket is not None and socket.inbox.crowded else None
 
     def too_large(self) -> None:
         if self.socket is not None:
@@ -382,7 +383,7 @@ class WebSocketDoor:
                 return
             data = message.data
             raws = () if data is msgspec.UNSET else (data,)
-            socket.receive(Incoming(message.type, raws, (), message.id, None, True))
+            socket.inbox.receive(Incoming(message.type, raws, (), message.id, None, True))
         except EventError as error:
             ack_id = error.details.pop("id", None)
             connection.push(socket.codec.problem(name, error.to_dict(), ack_id))
@@ -390,7 +391,7 @@ class WebSocketDoor:
     def _read_plain(
         self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
     ) -> None:
-        socket.receive(plain_message(frame))
+        socket.inbox.receive(plain_message(frame))
 
     def _too_large(self, frame: str | bytes) -> bool:
         limit = self.hub.settings.limits.message_size
@@ -489,7 +490,7 @@ def answer_envelope(
     data = message.data
     raws = [] if isinstance(data, msgspec.UnsetType) else [data]
     if not message.is_ack:
-        socket.receive(Incoming(message.type, raws, (), message.id, reply, single=True))
+        socket.inbox.receive(Incoming(message.type, raws, (), message.id, reply, single=True))
         return False
     if message.id is None:
         raise InvalidMessage("An acknowledgement needs its id", path="$.id")

@@ -21,8 +21,10 @@ from crossband.errors import (
     RateLimited,
 )
 from crossband.hub.admission import Resume
+from crossband.hub.answers import tell
 from crossband.hub.core import Core
-from crossband.hub.socket import Incoming, Socket
+from crossband.hub.incoming import Incoming
+from crossband.hub.socket import Socket
 from crossband.names import SOCKETIO_RESERVED
 from crossband.protocol import engineio, socketio
 from crossband.protocol.socketio import PacketType
@@ -61,7 +63,7 @@ class SocketIOConnection(EngineConnection):
     @property
     def crowded(self) -> Socket | None:
         for socket in self._sockets.values():
-            if socket.crowded:
+            if socket.inbox.crowded:
                 return socket
         return None
 
@@ -105,11 +107,11 @@ class SocketIOConnection(EngineConnection):
                     and (wait := meter.take(monotonic(), len(frame)))
                     and not self.borrow(wait, len(frame))
                 ):
-                    socket.tell(RateLimited(wait), event[1], event[2])
+                    tell(socket, RateLimited(wait), event[1], event[2])
                     self._end_flood()
                     return
-                socket.receive(Incoming(event[1], event[3], (), event[2]))
-                if socket.crowded:
+                socket.inbox.receive(Incoming(event[1], event[3], (), event[2]))
+                if socket.inbox.crowded:
                     self.hold()
                 return
         self.take_frame(frame)
@@ -150,7 +152,7 @@ class SocketIOConnection(EngineConnection):
             try:
                 event, raws = socketio.split_event(packet)
             except InvalidMessage as error:
-                socket.tell(error, error.details["event"], packet.id)
+                tell(socket, error, error.details["event"], packet.id)
                 return
             if event in SOCKETIO_RESERVED:
                 raise ProtocolError(f"reserved event name {event!r} (Socket.IO 5)")
@@ -160,13 +162,13 @@ class SocketIOConnection(EngineConnection):
                 # of range are for the handler to refuse.
                 with contextlib.suppress(msgspec.DecodeError):
                     message.decode()
-            socket.receive(message)
+            socket.inbox.receive(message)
         elif kind is PacketType.ACK or kind is PacketType.BINARY_ACK:
             try:
                 raws = socketio.split_ack(packet)
             except InvalidMessage as error:
                 error.details["event"] = "ack"
-                socket.tell(error, "ack")
+                tell(socket, error, "ack")
                 return
             assert packet.id is not None
             # Nobody waits for it: a flood of them is not to be worth decoding.
@@ -196,7 +198,7 @@ class SocketIOConnection(EngineConnection):
                 event, _ = socketio.split_event(packet)
             except InvalidMessage as invalid:
                 event = invalid.details["event"]
-            socket.tell(error, event, packet.id)
+            tell(socket, error, event, packet.id)
         self._end_flood()
 
     def _connect(self, packet: socketio.Packet) -> None:

@@ -1,0 +1,109 @@
+"""What a client is told of an event it sent: its answer, or why there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from crossband.errors import (
+    Disconnected,
+    EncodeError,
+    EventError,
+    InvalidMessage,
+    InvalidName,
+    UnknownEvent,
+)
+from crossband.hub.incoming import Incoming
+from crossband.names import NAME_LENGTH
+from crossband.protocol import payload
+from crossband.protocol.payload import Payload
+from crossband.protocol.socketio import is_number
+
+if TYPE_CHECKING:
+    from crossband.hub.socket import Socket
+
+logger = logging.getLogger("crossband")
+
+
+def cancelling() -> bool:
+    """Tell whether it is this task that is being cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def answer(socket: Socket, message: Incoming, result: Any) -> None:
+    if message.ack_id is not None and message.reply is None:
+        wire = socket.codec.answer(socket.namespace.name, message.ack_id, result)
+        if socket.catching is None:
+            socket.connection.push(wire)
+        else:
+            socket.catching.hold.keep(wire)
+        return
+    # Nobody may have asked, but the handler is to learn that it cannot be answered with.
+    data = payload.encode_answer(result)
+    if message.reply is not None:
+        message.reply(data)
+
+
+def fail(socket: Socket, message: Incoming, error: BaseException, *, in_task: bool = True) -> None:
+    # Cancelled is also a handler that awaited something that was.
+    if in_task and isinstance(error, asyncio.CancelledError) and cancelling():
+        code = "shutting_down"
+        if not socket.namespace.node.out_of_time:
+            code = "internal_error"
+            logger.error("the handler of %r was cancelled for %s", message.event, socket)
+        _refuse(socket, message, EventError(code=code))
+        raise error
+    if isinstance(error, Disconnected) and not socket.connected:
+        # It asked its own client, who left: nobody failed, nobody waits.
+        error = EventError(code="unknown_client")
+    if isinstance(error, InvalidName):
+        logger.warning(
+            "the handler of %r for %s: %s",
+            message.event,
+            socket,
+            error,
+            exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
+        )
+        error = InvalidMessage(str(error))
+    if not isinstance(error, EventError):
+        logger.error("the handler of %r failed for %s", message.event, socket, exc_info=error)
+        error = EventError(code="internal_error")
+    _refuse(socket, message, error)
+
+
+def _refuse(socket: Socket, message: Incoming, error: EventError) -> None:
+    if socket.codec.like_node:
+        if not socket.namespace.node.settings.answer_errors:
+            return
+        # Node leaves it to the client's timeout. A number is of an enum that both ends
+        # share: that nobody here knows it is worth an answer.
+        unknown = isinstance(error, UnknownEvent) and message.ack_id is not None
+        if unknown and not is_number(message.event):
+            logger.debug("nobody handles %r, which %s sent", message.event, socket)
+            return
+    tell(socket, error, message.event, message.ack_id, message.reply)
+
+
+def tell(
+    socket: Socket,
+    error: EventError,
+    event: str,
+    ack_id: int | None = None,
+    reply: Callable[[Payload | EventError], None] | None = None,
+) -> None:
+    """Tell the client what became of an event."""
+    event = event[:NAME_LENGTH]
+    error.details.setdefault("event", event)
+    try:
+        wire = socket.codec.problem(socket.namespace.name, error.to_dict(), ack_id)
+    except (EncodeError, TypeError, ValueError):
+        logger.exception("the details of the error that answers %r have no JSON form", event)
+        error = EventError(code="internal_error", event=event)
+        wire = socket.codec.problem(socket.namespace.name, error.to_dict(), ack_id)
+    if reply is not None:
+        reply(error)
+    else:
+        socket.send(wire)

@@ -1,0 +1,51 @@
+"""An event as a door hands it to the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from crossband.errors import EventError
+from crossband.protocol import payload
+from crossband.protocol.payload import Payload
+
+
+class Incoming:
+    """An event a client sent, undecoded.
+
+    Its answer goes to `reply` where there is one (the SSE back-channel), else to the
+    socket's connection, under `ack_id`.
+    """
+
+    __slots__ = ("ack_id", "attachments", "event", "raws", "reply", "single")
+
+    def __init__(
+        self,
+        event: str,
+        raws: Sequence[msgspec.Raw],
+        attachments: Sequence[bytes] = (),
+        ack_id: int | None = None,
+        reply: Callable[[Payload | EventError], None] | None = None,
+        single: bool = False,
+    ) -> None:
+        self.event = event
+        self.raws = raws
+        self.attachments = attachments
+        self.ack_id = ack_id
+        self.reply = reply
+        # The door carries one value: an array may stand for several arguments.
+        self.single = single
+
+    @property
+    def size(self) -> int:
+        """Bytes of what the client sent as arguments."""
+        return sum(map(len, self.raws)) + sum(map(len, self.attachments))
+
+    def decode(self) -> list[Any]:
+        """Return the arguments as builtins, for listeners without a schema."""
+        args = [msgspec.json.decode(raw) for raw in self.raws]
+        if self.attachments:
+            args = payload.reconstruct(args, self.attachments)
+        return args

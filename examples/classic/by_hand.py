@@ -24,6 +24,7 @@ hub = Hub(
         message_size=4_096,
         message_rate=20,  # a second, by connection
         burst_time=1,
+        flood_time=2,  # seconds it is held back to that rate, then it is refused
         refusals=10,
         connections_per_address=100,
         outbox=262_144,

@@ -303,7 +303,7 @@ async def test_by_hand_limits_and_shutdown(
 
     with pytest.raises(EventFailed, match="Rate limit exceeded"):
         await hurry()
-    # A second's worth at once, and what time added.
+    # A second's worth at once, and what the time in which it was held back added.
     assert answered >= 20
     for _ in range(answered):
         assert (await client.next_event("message")).data["from"] == fast.sid

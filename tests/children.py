@@ -10,21 +10,58 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import functools
 import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from tests.clients.base import WAIT
 
 # Seconds a program may take to start: Python with all imports, on a machine with much to do.
 START = 60.0
+
+# Ends what a test process that is killed leaves running: the children and theirs, such as the
+# workers of hypercorn, which nothing else would end. It reads which process groups begin and
+# end, until nobody is left to tell.
+_WATCH: Final = """
+import os, signal, sys
+groups = set()
+for line in sys.stdin:
+    (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+@functools.cache
+def _watch() -> subprocess.Popen[bytes]:
+    """Start that program, once in each test process, whose end is its own."""
+    return subprocess.Popen(
+        (sys.executable, "-ISc", _WATCH),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # A signal to the group of the tests is not for it.
+        start_new_session=True,
+        bufsize=0,
+    )
+
+
+def _tell_watch(mark: str, group: int) -> None:
+    stdin = _watch().stdin
+    assert stdin is not None
+    stdin.write(f"{mark}{group}\n".encode())
 
 
 class Child:
@@ -68,6 +105,7 @@ class Child:
                 start_new_session=True,
                 pass_fds=pass_fds,
             )
+        _tell_watch("+", self.pid)
         for target in (self._read, self._wait):
             threading.Thread(target=target, name=f"child {self.pid}", daemon=True).start()
 
@@ -93,6 +131,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         await self.exit_code()
+        _tell_watch("-", self.pid)
 
     def send_signal(self, number: int) -> None:
         """Send a signal; a program that has ended takes none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import signal
 import sys
@@ -13,6 +12,7 @@ import psutil
 import pytest
 
 from tests.children import Child
+from tests.waiting import until
 
 ISOLATED = (sys.executable, "-uISc")
 
@@ -37,15 +37,42 @@ async def test_output_is_complete_at_the_end() -> None:
         await child.says("more")
 
 
+FORKS = "import os, time; os.fork(); os.write(1, b'%d.' % os.getpid()); time.sleep(600)"
+
+
+def has_ended(pid: str) -> bool:
+    """Tell whether a process is gone, or waits for its new parent to notice."""
+    try:
+        return psutil.Process(int(pid)).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
+
+
 async def test_nothing_of_a_child_outlives_the_body() -> None:
-    program = "import os, time; os.fork(); os.write(1, b'%d.' % os.getpid()); time.sleep(600)"
-    async with Child(*ISOLATED, program) as child:
+    async with Child(*ISOLATED, FORKS) as child:
         found = await child.says(r"(\d+)\.(\d+)\.")
     assert child.returncode == -signal.SIGKILL
-    for pid in found.groups():
-        # Gone, or waiting for its new parent to notice.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            assert psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    # The output of one that is killed ends a moment before itself.
+    await until(lambda: all(map(has_ended, found.groups())))
+
+
+async def test_nothing_of_a_child_outlives_a_test_process_that_is_killed() -> None:
+    program = f"""
+import asyncio
+from tests.children import Child
+
+async def test():
+    async with Child(*{ISOLATED}, {FORKS!r}) as child:
+        print(*(await child.says(r"([0-9]+)[.]([0-9]+)[.]")).groups(), flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(test())
+"""
+    async with Child(sys.executable, "-c", program, cwd=Path(__file__).parents[1]) as process:
+        found = await process.says(r"(\d+) (\d+)\n")
+        assert not any(map(has_ended, found.groups()))
+        process.send_signal(signal.SIGKILL)
+        await until(lambda: all(map(has_ended, found.groups())))
 
 
 def test_no_test_leaves_a_child_to_asyncio() -> None:

@@ -9,7 +9,8 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import AsyncExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
@@ -36,6 +37,38 @@ if sys.platform != "win32":
             "asyncio": asyncio.new_event_loop,
             "uvloop": uvloop.new_event_loop,
         }
+
+
+# Files and folders that take longest: they begin first, and no process is left with one of them
+# when the others are done.
+LONGEST: Final = (
+    "e2e",
+    "test_docs.py",
+    "test_shutdown.py",
+    "test_hostile.py",
+    "cli/test_commands.py",
+    "test_states.py",
+    "test_auth_doors.py",
+    "examples/test_classic.py",
+    "test_limits.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # xdist would begin with the files of most tests.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    missing = [path for path in places if not path.exists()]
+    assert not missing, missing
+
+    def place(item: pytest.Item) -> int:
+        found = (places.get(path) for path in (item.path, item.path.parent))
+        return min((each for each in found if each is not None), default=len(places))
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(wrapper=True)

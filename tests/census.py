@@ -14,7 +14,7 @@ from crossband.hub.catchup import CatchUp, Hold
 from crossband.hub.incoming import Incoming
 from crossband.session import Acks, Connection
 from crossband.transports.http import Request
-from crossband.transports.websocket import Writer
+from crossband.transports.writer import Writer
 from tests.clients.base import WAIT
 
 # Objects there must be none left of.

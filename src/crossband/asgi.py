@@ -21,9 +21,10 @@ from crossband.settings import DOORS, HubSettings, Settings, changed
 from crossband.signals import StopSignals
 from crossband.transports.api import Api
 from crossband.transports.engineio.door import EngineDoor
+from crossband.transports.framed import CLOSE_TIME
 from crossband.transports.http import Request, host_of
 from crossband.transports.sse import StreamDoor
-from crossband.transports.websocket import CLOSE_TIME, WebSocketDoor
+from crossband.transports.websocket import WebSocketDoor
 from crossband.workers import warn_of_workers
 
 if TYPE_CHECKING:

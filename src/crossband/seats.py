@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable
 
-from crossband.errors import ConnectionRefused
+from crossband.errors import CloseCode, ConnectionRefused
 
 
 class TooManyConnections(ConnectionRefused):
@@ -19,6 +19,12 @@ class TooManyConnections(ConnectionRefused):
         super().__init__(code="too_many_connections", status=503 if scope == "server" else 429)
         self.scope = scope
         self.details = {"scope": scope, "max": most}
+
+    @property
+    def close_code(self) -> CloseCode:
+        """What a WebSocket is closed with: a full server may soon have room again."""
+        full = self.scope == "server"
+        return CloseCode.TRY_AGAIN_LATER if full else CloseCode.POLICY_VIOLATION
 
 
 class Seats:

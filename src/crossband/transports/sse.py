@@ -26,9 +26,10 @@ from crossband.hub.core import Core
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.session import BATCH, Connection, Deadlines, Roll, Ticker
+from crossband.transports.framed import CLOSE_TIME
 from crossband.transports.http import ClientGone, HeaderList, Request, retry_after
 from crossband.transports.lane import BodyLane, StreamOffer, offer_of
-from crossband.transports.websocket import CLOSE_TIME, answer_envelope, plain_message
+from crossband.transports.messages import answer_envelope, plain_message
 
 if TYPE_CHECKING:
     from starlette.types import Send

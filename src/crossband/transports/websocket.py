@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from crossband.codecs import ENVELOPE, PLAIN, Codec
 from crossband.errors import (
-    ERRORS,
     CloseCode,
     EventError,
     InvalidMessage,
@@ -24,88 +22,21 @@ from crossband.hub.core import Core
 from crossband.hub.incoming import Incoming
 from crossband.hub.socket import Socket
 from crossband.protocol import envelope
-from crossband.protocol.payload import Payload
 from crossband.protocol.websocket import PING_FRAME
 from crossband.seats import TooManyConnections
-from crossband.session import Connection, Deadlines, Roll
+from crossband.session import Deadlines, Roll
+from crossband.transports.framed import CLOSE_TIME, FramedConnection, close_lane, write_frames
 from crossband.transports.http import ClientGone, Request
-from crossband.transports.lane import (
-    FramedConnection,
-    Lane,
-    WebSocketOffer,
-    close_lane,
-    offer_of,
-    write_frames,
-)
+from crossband.transports.lane import Lane, WebSocketOffer, offer_of
+from crossband.transports.messages import answer_envelope, plain_message
+from crossband.transports.writer import Writer
 
 if TYPE_CHECKING:
     from starlette.types import Send
 
     from crossband.session import Handshake
 
-# Seconds for the other side to answer our close frame.
-CLOSE_TIME = 2.0
-# A binary frame of a plain namespace, as an argument whose value is attached.
-_ATTACHED = msgspec.Raw(b'{"_placeholder":true,"num":0}')
-
-
 Reader = Callable[["WebSocketConnection", Socket, "str | bytes"], None]
-
-
-class Writer:
-    """Drains a connection's queue into an ASGI WebSocket, in one task."""
-
-    __slots__ = ("_connection", "_idle", "_send", "closing")
-
-    def __init__(self, connection: Connection, send: Send) -> None:
-        self._connection = connection
-        self._send = send
-        # None while writing; else what wake() resolves.
-        self._idle: asyncio.Future[None] | None = None
-        # Set once, to end the WebSocket after what is queued.
-        self.closing: tuple[int, str] | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether the peer does not take what was written: between ticks, else idle."""
-        return self._idle is None
-
-    def wake(self) -> None:
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
-
-    def close(self, code: int, reason: str) -> None:
-        if self.closing is None:
-            self.closing = (code, reason)
-            self.wake()
-
-    async def run(self) -> None:
-        connection = self._connection
-        loop = asyncio.get_running_loop()
-        send = self._send
-        waited = False
-        # The server raises when the peer is gone; the reader sees that too, and cleans up.
-        with contextlib.suppress(Exception):
-            while True:
-                if connection.queue:
-                    if waited:
-                        # What came meanwhile came for a client that was behind.
-                        connection.drop()
-                    waited = True
-                    for wire in connection.take_batch():
-                        for part in wire.messages:
-                            kind = "text" if isinstance(part, str) else "bytes"
-                            await send({"type": "websocket.send", kind: part})
-                        connection.wrote(wire.size)
-                elif self.closing is not None:
-                    code, reason = self.closing
-                    await send({"type": "websocket.close", "code": code, "reason": reason})
-                    return
-                else:
-                    waited = False
-                    self._idle = loop.create_future()
-                    await self._idle
-                    self._idle = None
 
 
 class WebSocketConnection(FramedConnection):
@@ -201,26 +132,9 @@ class WebSocketConnection(FramedConnection):
         if self.socket is not None:
             self._door.refuse_size(self, self.socket)
 
-    def ping_received(self) -> bool:
-        return self._count_control()
-
     def pong_received(self) -> None:
         self._door.pong(self)
-        self._count_control()
-
-    def _count_control(self) -> bool:
-        """Count a frame that is no message; return whether the rate allows it."""
-        if self.closed:
-            return False
-        hub = self._door.hub
-        allowed = hub.count_control(self)
-        if not allowed and hub.floods(self):
-            self.evict("rate_limited", CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
-        return allowed
-
-    def resume_writing(self) -> None:
-        self.drop()
-        self.flush()
+        self.count_control()
 
     def connection_lost(self) -> None:
         self.lost()
@@ -315,7 +229,7 @@ class WebSocketDoor:
         except ClientGone:
             return
         except TooManyConnections as error:
-            await request.turn_away(error, close_code_of(error))
+            await request.turn_away(error, error.close_code)
             return
         except EventError as error:
             await request.deny(error)
@@ -425,8 +339,7 @@ class WebSocketDoor:
                 # The id of an acknowledgement is the server's.
                 ack_id = None if message.is_ack else message.id
         connection.push(socket.codec.problem(socket.namespace.name, error.to_dict(), ack_id))
-        if self.hub.floods(connection):
-            connection.evict("rate_limited", CloseCode.POLICY_VIOLATION, error.message)
+        connection.end_flood()
 
     def pong(self, connection: WebSocketConnection) -> None:
         """Note that a client answered its ping."""
@@ -463,42 +376,3 @@ class WebSocketDoor:
         self._pongs.close()
         for connection in self._roll:
             connection.close(code, reason)
-
-
-def close_code_of(error: TooManyConnections) -> CloseCode:
-    """Return what a WebSocket too many is closed with: a full server may be free again soon."""
-    full = error.scope == "server"
-    return CloseCode.TRY_AGAIN_LATER if full else CloseCode.POLICY_VIOLATION
-
-
-def plain_message(
-    data: str | bytes, reply: Callable[[Payload | EventError], None] | None = None
-) -> Incoming:
-    """Return the event `message` of a plain namespace, with text or bytes."""
-    if isinstance(data, bytes):
-        return Incoming("message", [_ATTACHED], [data], None, reply)
-    return Incoming("message", [msgspec.Raw(msgspec.json.encode(data))], (), None, reply)
-
-
-def answer_envelope(
-    socket: Socket, message: envelope.Message, reply: Callable[[Any], None] | None = None
-) -> bool:
-    """Hand an envelope to its socket; True when it was an acknowledgement, settled already.
-
-    Raises EventError for one that cannot be.
-    """
-    data = message.data
-    raws = [] if isinstance(data, msgspec.UnsetType) else [data]
-    if not message.is_ack:
-        socket.inbox.receive(Incoming(message.type, raws, (), message.id, reply, single=True))
-        return False
-    if message.id is None:
-        raise InvalidMessage("An acknowledgement needs its id", path="$.id")
-    if not socket.owes(message.id):
-        raise EventError(code="unknown_ack", id=message.id)
-    try:
-        answer = msgspec.json.decode(raws[0]) if raws else None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidMessage("Nested too deeply", path="$.data") from None
-    socket.acknowledge(message.id, answer)
-    return True

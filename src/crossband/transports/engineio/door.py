@@ -15,7 +15,6 @@ from crossband.transports.engineio.session import EngineConnection, State
 from crossband.transports.engineio.upgrade import upgrade_on_lane, upgrade_over_asgi
 from crossband.transports.engineio.websocket import carry
 from crossband.transports.http import HeaderList, Request
-from crossband.transports.websocket import close_code_of
 
 
 class EngineDoor:
@@ -96,7 +95,7 @@ class EngineDoor:
             try:
                 connection = self._open(request, "websocket")
             except TooManyConnections as error:
-                await request.turn_away(error, close_code_of(error), tell=False)
+                await request.turn_away(error, error.close_code, tell=False)
                 return
             # Before anything else may be queued.
             connection.push(Wire(self._open_packet(connection, [])))

@@ -108,7 +108,7 @@ class SocketIOConnection(EngineConnection):
                     and not self.borrow(wait, len(frame))
                 ):
                     tell(socket, RateLimited(wait), event[1], event[2])
-                    self._end_flood()
+                    self.end_flood()
                     return
                 socket.inbox.receive(Incoming(event[1], event[3], (), event[2]))
                 if socket.inbox.crowded:
@@ -199,7 +199,7 @@ class SocketIOConnection(EngineConnection):
             except InvalidMessage as invalid:
                 event = invalid.details["event"]
             tell(socket, error, event, packet.id)
-        self._end_flood()
+        self.end_flood()
 
     def _connect(self, packet: socketio.Packet) -> None:
         name = packet.namespace

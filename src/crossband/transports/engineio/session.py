@@ -13,22 +13,15 @@ from enum import Enum
 from typing import Protocol
 
 from crossband.codecs import Wire
-from crossband.errors import ERRORS, CloseCode, ProtocolError
+from crossband.errors import CloseCode, ProtocolError
 from crossband.hub.core import Core
 from crossband.limits import Limits
 from crossband.protocol import engineio
 from crossband.protocol.engineio import PacketType
 from crossband.session import Handshake
+from crossband.transports.framed import FramedConnection, close_lane, write_frames
 from crossband.transports.http import Request
-from crossband.transports.lane import (
-    FramedConnection,
-    Lane,
-    Peer,
-    WebSocketOffer,
-    close_lane,
-    offer_of,
-    write_frames,
-)
+from crossband.transports.lane import Lane, Peer, WebSocketOffer, offer_of
 
 
 class State(Enum):
@@ -137,7 +130,7 @@ class EngineConnection(FramedConnection):
         if self.carrier is None or not self.carrier.busy:
             return False
         if self.transport == "polling":
-            # Something waits between any two polls: a quarter of the outbox is no delay.
+            # Between two polls something always waits; up to a quarter of the outbox is normal.
             return self.queued > self.limit // 4
         return bool(self.queue)
 
@@ -250,26 +243,12 @@ class EngineConnection(FramedConnection):
         kind = packet.type
         if kind in (PacketType.OPEN, PacketType.PING, PacketType.UPGRADE):
             raise ProtocolError(f"unexpected {kind.name} packet (Engine.IO 4)")
-        self._count_control(len(packet.data))
+        self.count_control(len(packet.data))
         if kind is PacketType.PONG:
             self._keeper.pong(self)
         elif kind is PacketType.CLOSE:
             self.client_closed = True
             self.end("transport close")
-
-    def _count_control(self, size: int = 0) -> bool:
-        """Count what is not a message; return whether the rate allows it."""
-        if self.closed:
-            return False
-        allowed = self._hub.count_control(self, size)
-        if not allowed:
-            self._end_flood()
-        return allowed
-
-    def _end_flood(self) -> None:
-        """End the session if its client keeps sending too fast."""
-        if self._hub.floods(self):
-            self.evict("rate_limited", CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
 
     # Over a lane, as its peer.
 
@@ -303,16 +282,9 @@ class EngineConnection(FramedConnection):
     def too_large(self) -> None:
         self.end("parse error", CloseCode.MESSAGE_TOO_BIG, "Message too large")
 
-    def ping_received(self) -> bool:
-        return self._count_control()
-
     def pong_received(self) -> None:
         # Proves nothing: Engine.IO has heartbeats of its own.
-        self._count_control()
-
-    def resume_writing(self) -> None:
-        self.drop()
-        self.flush()
+        self.count_control()
 
     def connection_lost(self) -> None:
         self.lost()

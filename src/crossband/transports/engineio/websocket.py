@@ -7,8 +7,9 @@ import contextlib
 
 from crossband.errors import CloseCode
 from crossband.transports.engineio.session import EngineConnection
+from crossband.transports.framed import CLOSE_TIME
 from crossband.transports.http import Request
-from crossband.transports.websocket import CLOSE_TIME, Writer
+from crossband.transports.writer import Writer
 
 
 class WebSocket:

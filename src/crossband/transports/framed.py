@@ -1,0 +1,148 @@
+"""A connection of WebSocket frames: reading is held back, and a lane is written to."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from time import monotonic
+from typing import Final
+
+from crossband.errors import ERRORS, CloseCode
+from crossband.hub.core import Core
+from crossband.hub.socket import Socket
+from crossband.session import Connection
+from crossband.transports.lane import Lane
+
+# Seconds for the other side to answer our close frame.
+CLOSE_TIME: Final = 2.0
+
+
+class FramedConnection(Connection):
+    """A connection of WebSocket frames, over a lane where there is one."""
+
+    __slots__ = ("_hub", "_lane", "_waking")
+
+    def __init__(self, hub: Core, *, limit: int) -> None:
+        super().__init__(hub.ticker, limit=limit)
+        self._hub = hub
+        # None over ASGI, and before it is attached.
+        self._lane: Lane | None = None
+        # None unless the client is held back to its rates, over the lane.
+        self._waking: asyncio.TimerHandle | None = None
+
+    @property
+    @abstractmethod
+    def crowded(self) -> Socket | None:
+        """A socket whose inbox is full."""
+
+    @property
+    def held(self) -> bool:
+        """Whether it is not to be read just now."""
+        return self.resting_until > monotonic() or self.crowded is not None
+
+    def held_within(self, seconds: float) -> bool:
+        """Whether it was not read for some time of the last `seconds`."""
+        return self.crowded is not None or self.resting_until > monotonic() - seconds
+
+    def rest(self, seconds: float) -> None:
+        super().rest(seconds)
+        if self._lane is not None:
+            self._lane.pause_reading()
+            if self._waking is None:
+                self._wake_later()
+
+    def _wake_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._waking = loop.call_later(self.resting_until - monotonic(), self._wake)
+
+    def _wake(self) -> None:
+        if self.resting_until > monotonic():
+            self._wake_later()
+            return
+        self._waking = None
+        if self._lane is None:
+            return
+        if self.crowded is None:
+            self._lane.resume_reading()
+        else:
+            self.hold()
+
+    def hold(self) -> None:
+        """Read nothing more, over a lane, until its inboxes have room."""
+        if self._lane is not None:
+            self._lane.pause_reading()
+            self._hub.run_to_end(self._read_on(self._lane))
+
+    async def _read_on(self, lane: Lane) -> None:
+        await self.caught_up()
+        # Else it goes on when it has rested.
+        if self._waking is None:
+            lane.resume_reading()
+
+    async def caught_up(self) -> None:
+        """Wait until its inboxes have room."""
+        while (crowded := self.crowded) is not None:
+            await crowded.inbox.caught_up()
+            if crowded is self.crowded:
+                # It has left, with its inbox full.
+                return
+
+    # As the peer of a lane.
+
+    def ping_received(self) -> bool:
+        return self.count_control()
+
+    def resume_writing(self) -> None:
+        self.drop()
+        self.flush()
+
+    def count_control(self, size: int = 0) -> bool:
+        """Count what is not a message; return whether the rate allows it."""
+        if self.closed:
+            return False
+        allowed = self._hub.count_control(self, size)
+        if not allowed:
+            self.end_flood()
+        return allowed
+
+    def end_flood(self) -> None:
+        """Close the connection if its client keeps sending too fast."""
+        if self._hub.floods(self):
+            self.evict("rate_limited", CloseCode.POLICY_VIOLATION, ERRORS["rate_limited"][0])
+
+    def lost(self) -> None:
+        """Clean up after the lane."""
+        if self._waking is not None:
+            self._waking.cancel()
+            self._waking = None
+
+
+def write_frames(connection: Connection, lane: Lane) -> None:
+    """Write all that waits as one piece of WebSocket frames. Hot: once per tick and client."""
+    queue = connection.queue
+    if lane.paused or not queue:
+        return
+    if lane.deflate:
+        data = b"".join([wire.deflated for wire in queue])
+    elif len(queue) == 1:
+        data = queue[0].frames
+    else:
+        data = b"".join([wire.frames for wire in queue])
+    connection.taken_all()
+    lane.write(data)
+
+
+def close_lane(
+    connection: Connection, lane: Lane, code: int, reason: str, *, now: bool = False
+) -> None:
+    """Close a lane after what is queued, which is bounded by the outbox."""
+    if now and lane.paused:
+        # It does not read: there is no telling it anything.
+        lane.abort()
+        return
+    queue = connection.queue
+    if queue:
+        deflate = lane.deflate
+        lane.write(b"".join([wire.deflated if deflate else wire.frames for wire in queue]))
+        connection.taken_all()
+    lane.close(code, reason)

@@ -53,7 +53,7 @@ class Peer:
 
     def send(self, event: str, data: str = "null", ack_id: int | None = None) -> None:
         raw = msgspec.Raw(data.encode())
-        self.socket.inbox.receive(Incoming(event, [raw], (), ack_id, single=True))
+        self.socket.inbox.receive(self.socket, Incoming(event, [raw], (), ack_id, single=True))
 
 
 async def peer(hub: Hub, *rooms: str, namespace: str = "/", codec: Codec | None = None) -> Peer:

@@ -70,13 +70,13 @@ async def test_handler_that_does_not_wait_costs_no_task(within: bool, hub: BareH
 
     link, socket = await welcomed(hub)
     with contextlib.nullcontext() if within else outside_tasks():
-        socket.inbox.receive(event("now", ack_id=1))
+        socket.inbox.receive(socket, event("now", ack_id=1))
         # Not at the next tick: already.
         assert seen == ["handled"]
     assert (await link.messages(2))[1] == {"type": "ack", "id": 1, "data": "done"}
     before = asyncio.all_tasks()
     for _ in range(100):
-        socket.inbox.receive(event("now"))
+        socket.inbox.receive(socket, event("now"))
     assert asyncio.all_tasks() == before
     assert len(seen) == 101
 
@@ -94,7 +94,7 @@ async def test_current_task_is_the_same_before_and_after_waiting(hub: BareHub) -
 
     _, socket = await welcomed(hub)
     mine = asyncio.current_task()
-    socket.inbox.receive(event("wait"))
+    socket.inbox.receive(socket, event("wait"))
     assert asyncio.current_task() is mine
     async with asyncio.timeout(WAIT):
         await done.wait()
@@ -121,7 +121,7 @@ async def test_timeout_that_began_in_the_first_step_ends_the_handler(hub: BareHu
 
     link, socket = await welcomed(hub)
     for number, what in enumerate(("slow", "at once", "slow")):
-        socket.inbox.receive(event(what, ack_id=number))
+        socket.inbox.receive(socket, event(what, ack_id=number))
     answers = [message["data"] for message in (await link.messages(4))[1:]]
     assert answers == ["too slow", "over", "too slow"]
 
@@ -149,12 +149,12 @@ async def test_timeout_that_is_over_after_a_tick_ends_the_handler(
     hub.on("fine", _fine)
     link, socket = await welcomed(hub)
     if not first:
-        socket.inbox.receive(event("fine", ack_id=0))
+        socket.inbox.receive(socket, event("fine", ack_id=0))
         # Its runner's task begins, and waits in reserve.
         await asyncio.sleep(0)
     for number in (1, 2):
         with outside_tasks():
-            socket.inbox.receive(event("wait", ack_id=number))
+            socket.inbox.receive(socket, event("wait", ack_id=number))
         answer = (await link.messages(number + (1 if first else 2)))[-1]
         assert (answer["id"], answer["data"]) == (number, "timed out")
 
@@ -181,7 +181,7 @@ async def test_task_group_that_began_in_the_first_step_gathers(hub: BareHub) -> 
         return [task.result() for task in made]
 
     link, socket = await welcomed(hub)
-    socket.inbox.receive(event("group", [1, 2], ack_id=1))
+    socket.inbox.receive(socket, event("group", [1, 2], ack_id=1))
     assert (await link.messages(2))[1]["data"] == [2, 4, 0]
 
 
@@ -198,10 +198,10 @@ async def test_context_variables_are_those_of_one_event(hub: BareHub) -> None:
         return name.get()
 
     link, socket = await welcomed(hub)
-    socket.inbox.receive(event("call me", "ada", ack_id=1))
+    socket.inbox.receive(socket, event("call me", "ada", ack_id=1))
     _, first = await link.messages(2)
-    socket.inbox.receive(event("who", ack_id=2))
-    socket.inbox.receive(event("call me", "bob", ack_id=3))
+    socket.inbox.receive(socket, event("who", ack_id=2))
+    socket.inbox.receive(socket, event("call me", "bob", ack_id=3))
     _, _, second, third = await link.messages(4)
     assert [first["data"], second["data"], third["data"]] == [
         ["nobody", "ada"],
@@ -229,15 +229,15 @@ async def test_handler_that_cancels_itself_is_cancelled_where_it_waits(
     hub.on("fine", _fine)
     link, socket = await welcomed(hub)
     if not first:
-        socket.inbox.receive(event("fine", ack_id=0))
+        socket.inbox.receive(socket, event("fine", ack_id=0))
         # Its runner's task begins, and waits in reserve.
         await asyncio.sleep(0)
-    socket.inbox.receive(event("cancel", ack_id=1))
-    socket.inbox.receive(event("fine", ack_id=2))
+    socket.inbox.receive(socket, event("cancel", ack_id=1))
+    socket.inbox.receive(socket, event("fine", ack_id=2))
     *_, answer, after = await link.messages(3 if first else 4)
     assert (answer["data"], after["data"]) == ("cancelled", "fine")
     # Its runner serves nobody else.
-    socket.inbox.receive(event("fine", ack_id=3))
+    socket.inbox.receive(socket, event("fine", ack_id=3))
     assert (await link.messages(4 if first else 5))[-1]["data"] == "fine"
 
 
@@ -259,8 +259,8 @@ async def test_handler_that_cancels_itself_and_ends_serves_no_other(hub: BareHub
         return "waited"
 
     link, socket = await welcomed(hub)
-    socket.inbox.receive(event("cancel", ack_id=1))
-    socket.inbox.receive(event("wait", ack_id=2))
+    socket.inbox.receive(socket, event("cancel", ack_id=1))
+    socket.inbox.receive(socket, event("wait", ack_id=2))
     _, first, second = await link.messages(3)
     assert (first["data"], second["data"]) == ("ended", "waited")
 
@@ -281,9 +281,9 @@ async def test_events_of_a_socket_are_in_order_whether_they_wait_or_not(hub: Bar
     link, socket = await welcomed(hub)
     other_link, other = await welcomed(hub)
     for number, what in enumerate(("now", "wait", "now", "plain", "wait", "plain")):
-        socket.inbox.receive(event(what, number, ack_id=number))
+        socket.inbox.receive(socket, event(what, number, ack_id=number))
     # Another socket does not wait for this one.
-    other.inbox.receive(event("now", 7, ack_id=7))
+    other.inbox.receive(other, event("now", 7, ack_id=7))
     assert (await other_link.messages(2))[1]["data"] == 7
     assert len(await link.messages(2)) == 2
     release.set()
@@ -297,10 +297,10 @@ async def test_handlers_that_begin_others_leave_a_bounded_reserve(hub: BareHub) 
     @hub.on("pass on")
     async def pass_on(socket: Socket, to: int) -> int:
         if to < len(made):
-            made[to][1].inbox.receive(event("pass on", to + 1, ack_id=to))
+            made[to][1].inbox.receive(made[to][1], event("pass on", to + 1, ack_id=to))
         return to
 
-    made[0][1].inbox.receive(event("pass on", 1, ack_id=0))
+    made[0][1].inbox.receive(made[0][1], event("pass on", 1, ack_id=0))
     for number, (link, _) in enumerate(made):
         assert (await link.messages(2))[1] == {"type": "ack", "id": number, "data": number + 1}
     assert 1 <= len(hub.node.reserve.tasks) <= SPARE
@@ -315,7 +315,7 @@ async def test_handlers_that_wait_leave_nothing_in_reserve(hub: BareHub) -> None
 
     made = [await welcomed(hub) for _ in range(10)]
     for _, socket in made:
-        socket.inbox.receive(event("wait", ack_id=1))
+        socket.inbox.receive(socket, event("wait", ack_id=1))
     release.set()
     for link, _ in made:
         await link.messages(2)
@@ -410,7 +410,7 @@ async def test_task_of_a_handler_that_ended_is_nobody_elses(
         return "waited"
 
     _, socket = await welcomed(hub)
-    socket.inbox.receive(event("keep", ack_id=1))
+    socket.inbox.receive(socket, event("keep", ack_id=1))
     if what == "disconnect":
         hub.leave(socket, "transport close")
         # It begins at the next tick.
@@ -419,7 +419,7 @@ async def test_task_of_a_handler_that_ended_is_nobody_elses(
     others = [await welcomed(hub) for _ in range(3)]
     for _, other in others:
         with outside_tasks():
-            other.inbox.receive(event("wait", ack_id=1))
+            other.inbox.receive(other, event("wait", ack_id=1))
     async with asyncio.timeout(WAIT):
         assert await task is None
     # Callbacks come in the tick after its end.
@@ -494,7 +494,7 @@ async def test_next_event_of_a_client_has_a_task_of_its_own(hub: BareHub) -> Non
 
     link, socket = await welcomed(hub)
     for number, name in enumerate(("wait", "stop", "wait", "stop", "wait")):
-        socket.inbox.receive(event(name, ack_id=number))
+        socket.inbox.receive(socket, event(name, ack_id=number))
     release.set()
     answers = [message["data"] for message in (await link.messages(6))[1:]]
     assert answers == ["waited", [True, False], "waited", [True, False] * 2, "waited"]
@@ -516,12 +516,12 @@ async def test_cancelling_a_handler_that_just_ended_does_nothing(hub: BareHub) -
 
     hub.on("fine", _fine)
     link, socket = await welcomed(hub)
-    socket.inbox.receive(event("fine"))
+    socket.inbox.receive(socket, event("fine"))
     # Its runner's task begins, and waits in reserve.
     await asyncio.sleep(0)
     for number in (1, 2):
         with outside_tasks():
-            socket.inbox.receive(event("keep", ack_id=number))
+            socket.inbox.receive(socket, event("keep", ack_id=number))
             # In the same tick, as another client's handler may.
             kept[0].cancel()
     assert kept[0] is not kept[1]
@@ -574,11 +574,11 @@ async def test_what_a_handler_leaves_on_its_task_finds_no_other(
     hub.on("fine", _fine)
     link, socket = await welcomed(hub)
     if begun:
-        socket.inbox.receive(event("fine"))
+        socket.inbox.receive(socket, event("fine"))
         await asyncio.sleep(0)
     with outside_tasks():
-        socket.inbox.receive(event("leave", ack_id=1))
-        socket.inbox.receive(event("look", ack_id=2))
+        socket.inbox.receive(socket, event("leave", ack_id=1))
+        socket.inbox.receive(socket, event("look", ack_id=2))
     assert len(set(identities)) == 2
     ((name, callbacks),) = seen
     assert name != "mine"
@@ -600,8 +600,8 @@ async def test_handler_that_failed_leaves_its_task_to_whoever_keeps_the_error(
 
     _, socket = await welcomed(hub)
     with outside_tasks():
-        socket.inbox.receive(event("fail"))
-        socket.inbox.receive(event("fail"))
+        socket.inbox.receive(socket, event("fail"))
+        socket.inbox.receive(socket, event("fail"))
     # The tracebacks in the log refer to both.
     assert len([record for record in caplog.records if record.exc_info]) == 2
     assert len(tasks) == 2
@@ -616,7 +616,7 @@ async def test_who_cancels_all_tasks_of_the_loop_ends_no_later_handler(hub: Bare
         return "waited"
 
     link, socket = await welcomed(hub)
-    socket.inbox.receive(event("fine", ack_id=1))
+    socket.inbox.receive(socket, event("fine", ack_id=1))
     (spare,) = hub.node.reserve.tasks
     for ticks in (0, 1, 3):
         for task in hub.node.reserve.tasks:
@@ -624,9 +624,9 @@ async def test_who_cancels_all_tasks_of_the_loop_ends_no_later_handler(hub: Bare
         for _ in range(ticks):
             await asyncio.sleep(0)
         with outside_tasks():
-            socket.inbox.receive(event("wait", ack_id=2))
+            socket.inbox.receive(socket, event("wait", ack_id=2))
         assert (await link.messages(3 + 2 * (ticks > 0) + 2 * (ticks > 1)))[-1]["data"] == "waited"
-        socket.inbox.receive(event("fine", ack_id=3))
+        socket.inbox.receive(socket, event("fine", ack_id=3))
     assert spare.cancelled()
 
 
@@ -641,7 +641,7 @@ async def test_stop_waits_for_a_handler_and_no_longer(hub: BareHub) -> None:
 
     hub.node.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=600)
     link, socket = await welcomed(hub)
-    socket.inbox.receive(event("wait"))
+    socket.inbox.receive(socket, event("wait"))
     stopping = asyncio.create_task(hub.stop())
     assert (await link.messages(2))[1]["type"] == "server:shutdown"
     release.set()
@@ -664,9 +664,9 @@ async def test_stop_ends_handlers_that_wait_and_runners_that_do_not(hub: BareHub
     before = asyncio.all_tasks()
     _, waiting = await welcomed(hub)
     link, ready = await welcomed(hub)
-    ready.inbox.receive(event("fine", ack_id=1))
-    waiting.inbox.receive(event("wait"))
-    ready.inbox.receive(event("fine", ack_id=2))
+    ready.inbox.receive(ready, event("fine", ack_id=1))
+    waiting.inbox.receive(waiting, event("wait"))
+    ready.inbox.receive(ready, event("fine", ack_id=2))
     await link.messages(3)
     await hub.stop()
     assert ended == ["waiting"]

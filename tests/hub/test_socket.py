@@ -47,8 +47,8 @@ async def test_handler_that_awaited_a_cancelled_task_answers_an_error(hub: BareH
     hub.on("good", lambda socket: "fine")
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link)
-    socket.inbox.receive(event("bad", ack_id=1))
-    socket.inbox.receive(event("good", ack_id=2))
+    socket.inbox.receive(socket, event("bad", ack_id=1))
+    socket.inbox.receive(socket, event("good", ack_id=2))
     _, failed, answer = await link.messages(3)
     assert (failed["code"], failed["id"]) == ("internal_error", 1)
     assert answer == {"type": "ack", "id": 2, "data": "fine"}
@@ -64,7 +64,7 @@ async def test_name_that_cannot_be_used_is_the_clients_mistake(
 
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link)
-    socket.inbox.receive(event("say", data=json.dumps(room), ack_id=1))
+    socket.inbox.receive(socket, event("say", data=json.dumps(room), ack_id=1))
     _, failed = await link.messages(2)
     assert (failed["code"], failed["error"]) == ("invalid_message", "Invalid message format")
     assert failed["reason"].startswith("a room name must")
@@ -84,8 +84,8 @@ async def test_error_details_without_json_form_become_an_internal_error(
     hub.on("good", lambda socket: "fine")
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link)
-    socket.inbox.receive(event("bad", ack_id=ack_id))
-    socket.inbox.receive(event("good", ack_id=2))
+    socket.inbox.receive(socket, event("bad", ack_id=ack_id))
+    socket.inbox.receive(socket, event("good", ack_id=2))
     _, failed, answer = await link.messages(3)
     assert failed["code"] == "internal_error"
     assert failed["event"] == "bad"
@@ -112,7 +112,7 @@ async def test_failing_disconnect_handler_lets_the_next_run(hub: BareHub) -> Non
 async def test_event_name_in_an_error_is_bounded(hub: BareHub) -> None:
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link)
-    socket.inbox.receive(event("x" * 60_000))
+    socket.inbox.receive(socket, event("x" * 60_000))
     _, failed = await link.messages(2)
     assert failed["code"] == "invalid_message"
     assert failed["path"] == "$.type"
@@ -125,7 +125,7 @@ async def test_event_names_of_clients_follow_the_same_rules(name: str, hub: Bare
     hub.on_any(lambda socket, event, args: heard.append(event))
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link)
-    socket.inbox.receive(event(name, ack_id=1))
+    socket.inbox.receive(socket, event(name, ack_id=1))
     _, failed = await link.messages(2)
     assert failed["code"] == "invalid_message"
     assert not heard
@@ -156,9 +156,9 @@ async def test_handler_that_waits_for_its_own_client_does_not_stop_the_reading(
     async def read() -> None:
         # As the doors do it: the client's first event, many more, then its answer.
         for message in [event("ask"), *[event("filler") for _ in range(4 * ACK_INBOX - 1)]]:
-            socket.inbox.receive(message)
-            if socket.inbox.crowded:
-                await socket.inbox.caught_up()
+            socket.inbox.receive(socket, message)
+            if socket.inbox.crowded(socket):
+                await socket.inbox.caught_up(socket)
         _, question = await link.messages(2)
         assert socket.acknowledge(question["id"], "yes")
 
@@ -171,10 +171,10 @@ async def test_handler_that_waits_for_its_own_client_does_not_stop_the_reading(
 async def test_inbox_stays_bounded_while_an_answer_is_owed(hub: BareHub) -> None:
     hub.on("ask", lambda socket: socket.emit_with_ack("question", timeout=WAIT))
     socket = await join(hub, Link(hub.ticker))
-    socket.inbox.receive(event("ask"))
+    socket.inbox.receive(socket, event("ask"))
     room = 0
-    while not socket.inbox.crowded:
-        socket.inbox.receive(event("ask"))
+    while not socket.inbox.crowded(socket):
+        socket.inbox.receive(socket, event("ask"))
         room += 1
         if room == 1:
             link = socket.connection
@@ -187,8 +187,8 @@ async def test_inbox_stays_bounded_while_an_answer_is_owed(hub: BareHub) -> None
 def fill(socket: Socket, message: Incoming) -> int:
     """Return how often a socket takes a message until it has no room."""
     count = 0
-    while not socket.inbox.crowded:
-        socket.inbox.receive(message)
+    while not socket.inbox.crowded(socket):
+        socket.inbox.receive(socket, message)
         count += 1
     return count
 
@@ -200,13 +200,13 @@ async def test_inbox_has_more_room_for_bytes_while_an_answer_is_owed() -> None:
     hub.on("wait", lambda socket: gate.wait())
     socket = await join(hub, Link(hub.ticker))
     raw = msgspec.Raw(b'"%b"' % (b"x" * 98))
-    socket.inbox.receive(event("wait"))
+    socket.inbox.receive(socket, event("wait"))
     assert fill(socket, Incoming("wait", [raw])) == 10
     answer = socket.expect_ack(1)
     assert fill(socket, Incoming("wait", [], [b"x" * 100])) == 10 * ACK_INBOX - 10
     gate.set()
     async with asyncio.timeout(WAIT):
-        await socket.inbox.caught_up()
+        await socket.inbox.caught_up(socket)
     assert socket.acknowledge(1, None)
     await answer
     await hub.stop()
@@ -224,9 +224,9 @@ async def test_crowd_at_the_back_channel_enters_one_by_one(hub: BareHub) -> None
 
     async def post() -> None:
         nonlocal longest
-        if socket.inbox.crowded:
-            await socket.inbox.caught_up()
-        socket.inbox.receive(event("slow"))
+        if socket.inbox.crowded(socket):
+            await socket.inbox.caught_up(socket)
+        socket.inbox.receive(socket, event("slow"))
         longest = max(longest, socket.inbox.waiting)
 
     posts = [asyncio.create_task(post()) for _ in range(40)]
@@ -254,10 +254,10 @@ async def test_handler_the_application_cancels_holds_up_nobody(
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link)
     outcome: list[Payload | EventError] = []
-    socket.inbox.receive(event("hang", ack_id=1))
-    socket.inbox.receive(event("hang", ack_id=2))
-    socket.inbox.receive(Incoming("hang", [], reply=outcome.append))
-    socket.inbox.receive(event("count", data="3", ack_id=3))
+    socket.inbox.receive(socket, event("hang", ack_id=1))
+    socket.inbox.receive(socket, event("hang", ack_id=2))
+    socket.inbox.receive(socket, Incoming("hang", [], reply=outcome.append))
+    socket.inbox.receive(socket, event("count", data="3", ack_id=3))
     for _ in range(4):
         async with asyncio.timeout(WAIT):
             (await running.get()).cancel()
@@ -269,7 +269,7 @@ async def test_handler_the_application_cancels_holds_up_nobody(
     assert isinstance(posted, EventError)
     assert posted.code == "internal_error"
     assert caplog.messages == [f"the handler of 'hang' was cancelled for {socket}"] * 3
-    socket.inbox.receive(event("count", data="4", ack_id=4))
+    socket.inbox.receive(socket, event("count", data="4", ack_id=4))
     assert (await link.messages(5))[-1]["data"] == 4
 
 
@@ -293,7 +293,7 @@ async def test_event_behind_a_cancelled_handler_is_handled_before_the_hub_has_st
 
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link)
-    socket.inbox.receive(event("hang"))
+    socket.inbox.receive(socket, event("hang"))
     hanging = await running.get()
     hub.node.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=600)
     stopping = asyncio.create_task(hub.stop())
@@ -312,7 +312,7 @@ async def test_poster_is_answered_when_the_hub_stops_its_handler(hub: BareHub) -
         await asyncio.Event().wait()
 
     socket = await join(hub, Link(hub.ticker))
-    socket.inbox.receive(Incoming("hang", [], reply=outcome.append))
+    socket.inbox.receive(socket, Incoming("hang", [], reply=outcome.append))
     hub.node.settings = msgspec.structs.replace(hub.settings, shutdown_timeout=0.05)
     await hub.stop()
     (answer,) = outcome
@@ -328,7 +328,7 @@ async def test_acknowledgement_without_json_form_is_an_internal_error(hub: BareH
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link, codec=SOCKETIO)
     link.taken.clear()
-    socket.inbox.receive(Incoming("bad", [], (), 7))
+    socket.inbox.receive(socket, Incoming("bad", [], (), 7))
     async with asyncio.timeout(WAIT):
         while not any(str(message).startswith("437") for message in link.taken):
             link.flushed.clear()
@@ -352,7 +352,7 @@ async def test_client_that_leaves_without_its_answer_is_no_error(
     link = Link(hub.ticker, stalled=False)
     socket = await join(hub, link)
     outcome: list[Payload | EventError] = []
-    socket.inbox.receive(Incoming("ask", [], reply=outcome.append))
+    socket.inbox.receive(socket, Incoming("ask", [], reply=outcome.append))
     await link.messages(2)
     hub.leave(socket, "transport close")
     async with asyncio.timeout(WAIT):
@@ -382,7 +382,7 @@ async def test_plain_handler_that_met_a_cancelled_future_answers_an_error(
         answered.set()
 
     socket = await join(hub, Link(hub.ticker))
-    socket.inbox.receive(Incoming("bad", [], reply=reply))
+    socket.inbox.receive(socket, Incoming("bad", [], reply=reply))
     async with asyncio.timeout(WAIT):
         await answered.wait()
     (answer,) = outcome

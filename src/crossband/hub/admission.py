@@ -506,7 +506,7 @@ class Admissions:
         socket.welcomed()
         if namespace.registry.connect:
             socket.greeting = asyncio.get_running_loop().create_future()
-            socket.inbox.begin(self._greet(socket, earlier, catch_up if unknown else None))
+            socket.inbox.begin(socket, self._greet(socket, earlier, catch_up if unknown else None))
         self._guard.check_admitted(socket, admission.revocations)
         if socket.refused:
             self._departures.part(socket, close=False)

@@ -35,12 +35,15 @@ _own_turn: Final[ContextVar[object]] = ContextVar("crossband.turn", default=None
 
 
 class Inbox:
-    """What one client sent and what is being done with it, in order, bounded."""
+    """What one client sent and what is being done with it, in order, bounded.
 
-    __slots__ = ("_beside", "_going_on", "_queue", "_size", "_socket", "_space", "_turn")
+    Its methods take the socket whose it is: two objects that hold each other would stay, when
+    the client has left, until Python looks for such circles.
+    """
 
-    def __init__(self, socket: Socket) -> None:
-        self._socket = socket
+    __slots__ = ("_beside", "_going_on", "_queue", "_size", "_space", "_turn")
+
+    def __init__(self) -> None:
         # What waits. None until something does.
         self._queue: deque[Incoming | Coroutine[Any, Any, None]] | None = None
         # Bytes of the events in it.
@@ -54,76 +57,78 @@ class Inbox:
         # None unless the transport waits for the queue to empty.
         self._space: asyncio.Event | None = None
 
-    def receive(self, message: Incoming) -> None:
+    def receive(self, socket: Socket, message: Incoming) -> None:
         """Handle an event after those this client sent before it. Hot: once per event.
 
         Alone, its handler begins here and now: a task costs more than most handlers.
         """
-        namespace = self._socket.namespace
+        namespace = socket.namespace
         registry = namespace.registry
         namespace.traffic.received += 1
         if message.event in registry.concurrent:
             self._beside += 1
-            namespace.node.run_to_end(self._handle_beside(message))
+            namespace.node.run_to_end(self._handle_beside(socket, message))
             return
         if self._turn is not None:
-            self.enqueue(message)
+            self.enqueue(socket, message)
             return
-        self._begin_event(message)
+        self._begin_event(socket, message)
 
-    def _begin_event(self, message: Incoming) -> None:
-        namespace = self._socket.namespace
+    def _begin_event(self, socket: Socket, message: Incoming) -> None:
+        namespace = socket.namespace
         schema = namespace.registry.direct.get(message.event)
         try:
             if schema is None:
-                result = namespace.dispatch(self._socket, message)
+                result = namespace.dispatch(socket, message)
             else:
                 bound = schema.bind(message.raws, message.attachments, single=message.single)
-                result = schema.handler(self._socket, *bound)
+                result = schema.handler(socket, *bound)
             kind = type(result)
             if kind is CoroutineType:
-                result = self._step(result, message)
+                result = self._step(socket, result, message)
                 if result is _WAITING:
                     return
             elif kind not in _DATA and inspect.isawaitable(result):
-                self.begin(self._finish(message, result))
+                self.begin(socket, self._finish(socket, message, result))
                 return
-            answer(self._socket, message, result)
+            answer(socket, message, result)
         except (Exception, asyncio.CancelledError) as error:
             # Not inside a task of ours: a handler can only have raised it.
-            fail(self._socket, message, error, in_task=False)
+            fail(socket, message, error, in_task=False)
 
-    async def _handle_beside(self, message: Incoming) -> None:
+    async def _handle_beside(self, socket: Socket, message: Incoming) -> None:
         try:
-            await self._handle(message)
+            await self._handle(socket, message)
         finally:
-            self._come_back()
+            self._come_back(socket)
 
-    def _come_back(self) -> None:
+    def _come_back(self, socket: Socket) -> None:
         """Note the end of a handler that ran beside the others."""
         self._beside -= 1
-        if self._space is not None and not self.crowded:
+        if self._space is not None and not self.crowded(socket):
             self._space.set()
 
-    def begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def begin(self, socket: Socket, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine after the events before it: at once, as far as it goes, if alone."""
         if self._turn is not None:
-            self.enqueue(coroutine)
+            self.enqueue(socket, coroutine)
             return
         try:
-            self._step(coroutine, None)
+            self._step(socket, coroutine, None)
         except (Exception, asyncio.CancelledError):
-            logger.exception("a handler of namespace %r failed", self._socket.namespace.name)
+            logger.exception("a handler of namespace %r failed", socket.namespace.name)
 
-    def _step(self, coroutine: Coroutine[Any, Any, Any], message: Incoming | None) -> Any:
+    def _step(
+        self, socket: Socket, coroutine: Coroutine[Any, Any, Any], message: Incoming | None
+    ) -> Any:
         """Begin a coroutine; return its result, or _WAITING when a task carries it on."""
         # What comes meanwhile is for the inbox.
         turn = self._turn = coroutine
         outer = _own_turn.set(turn)
         try:
-            result = self._socket.namespace.node.reserve.begin(coroutine)
+            result = socket.namespace.node.reserve.begin(coroutine)
         except BaseException:
-            self._pass_on(turn)
+            self._pass_on(socket, turn)
             raise
         finally:
             _own_turn.reset(outer)
@@ -131,38 +136,38 @@ class Inbox:
             if self._turn is turn and not self._queue:
                 self._turn = None
             else:
-                self._pass_on(turn)
+                self._pass_on(socket, turn)
             return result
         rest: Callable[[], Awaitable[None]] = (
             functools.partial(_identity, result)
             if message is None
-            else functools.partial(self._finish, message, result)
+            else functools.partial(self._finish, socket, message, result)
         )
-        result.carry_on(functools.partial(self._carry_on, turn, rest))
+        result.carry_on(functools.partial(self._carry_on, socket, turn, rest))
         return _WAITING
 
-    def _pass_on(self, turn: object) -> None:
+    def _pass_on(self, socket: Socket, turn: object) -> None:
         """End a turn, unless its handler has stepped aside."""
         if self._turn is turn:
-            self._end_turn()
+            self._end_turn(socket)
         else:
-            self._come_back()
+            self._come_back(socket)
 
-    def _end_turn(self) -> None:
+    def _end_turn(self, socket: Socket) -> None:
         self._turn = None
         if self._queue and not self._going_on:
-            self._begin_work()
+            self._begin_work(socket)
 
-    def _begin_work(self) -> None:
+    def _begin_work(self, socket: Socket) -> None:
         # Nobody else's turn meanwhile. In the next tick, when the task of the handler before has
         # ended: the next may cancel it, as one client's events do with another's.
         self._turn = object()
-        asyncio.get_running_loop().call_soon(self._go_on)
+        asyncio.get_running_loop().call_soon(self._go_on, socket)
 
-    def _go_on(self) -> None:
+    def _go_on(self, socket: Socket) -> None:
         """Begin what waits, one after another, until one takes its time."""
         self._turn = None
-        if self._socket.namespace.node.out_of_time:
+        if socket.namespace.node.out_of_time:
             return
         inbox = self._queue
         self._going_on = True
@@ -171,23 +176,23 @@ class Inbox:
                 item = inbox.popleft()
                 if isinstance(item, Incoming):
                     self._size -= item.size
-                    if self._space is not None and not self.crowded:
+                    if self._space is not None and not self.crowded(socket):
                         self._space.set()
-                    self._begin_event(item)
+                    self._begin_event(socket, item)
                 else:
-                    self.begin(item)
+                    self.begin(socket, item)
         finally:
             self._going_on = False
         if self._space is not None:
             self._space.set()
 
-    async def _finish(self, message: Incoming, result: Awaitable[Any]) -> None:
+    async def _finish(self, socket: Socket, message: Incoming, result: Awaitable[Any]) -> None:
         try:
-            answer(self._socket, message, await result)
+            answer(socket, message, await result)
         except (Exception, asyncio.CancelledError) as error:
-            fail(self._socket, message, error)
+            fail(socket, message, error)
 
-    def enqueue(self, job: Incoming | Coroutine[Any, Any, None]) -> None:
+    def enqueue(self, socket: Socket, job: Incoming | Coroutine[Any, Any, None]) -> None:
         """Run a job after those before it."""
         if self._queue is None:
             self._queue = deque()
@@ -195,59 +200,59 @@ class Inbox:
         if type(job) is Incoming:
             self._size += job.size
         if self._turn is None:
-            self._begin_work()
+            self._begin_work(socket)
 
     @property
     def waiting(self) -> int:
         """The number of events that wait to be handled, or are handled beside the others."""
         return self._beside + (len(self._queue) if self._queue is not None else 0)
 
-    @property
-    def crowded(self) -> bool:
+    def crowded(self, socket: Socket) -> bool:
         """Whether so much waits that the transport should stop reading."""
         if not self._queue and not self._beside:
             return False
-        limits = self._socket.namespace.node.settings.limits
-        times = ACK_INBOX if self._socket.owed else 1
+        limits = socket.namespace.node.settings.limits
+        times = ACK_INBOX if socket.owed else 1
         return self.waiting >= limits.inbox * times or self._size >= limits.inbox_size * times
 
-    async def caught_up(self) -> None:
+    async def caught_up(self, socket: Socket) -> None:
         """Wait until the inbox has room again."""
-        while self.crowded and (self._turn is not None or self._beside):
+        while self.crowded(socket) and (self._turn is not None or self._beside):
             if self._space is None:
                 self._space = asyncio.Event()
             self._space.clear()
             await self._space.wait()
 
-    async def _carry_on(self, turn: object, job: Callable[[], Awaitable[None]]) -> None:
+    async def _carry_on(
+        self, socket: Socket, turn: object, job: Callable[[], Awaitable[None]]
+    ) -> None:
         """Carry on a handler that waits; at its end the next one begins."""
         try:
             await job()
         except asyncio.CancelledError:
             if cancelling():
                 raise
-            logger.exception("a handler of namespace %r failed", self._socket.namespace.name)
+            logger.exception("a handler of namespace %r failed", socket.namespace.name)
         except Exception:
-            logger.exception("a handler of namespace %r failed", self._socket.namespace.name)
+            logger.exception("a handler of namespace %r failed", socket.namespace.name)
         finally:
             if self._turn is not turn:
                 # It has stepped aside, and the others have gone on.
-                self._come_back()
-            elif self._socket.namespace.node.out_of_time:
+                self._come_back(socket)
+            elif socket.namespace.node.out_of_time:
                 self._turn = None
             else:
-                self._end_turn()
+                self._end_turn(socket)
             if self._space is not None:
                 self._space.set()
 
-    async def _handle(self, message: Incoming) -> None:
-        socket = self._socket
+    async def _handle(self, socket: Socket, message: Incoming) -> None:
         try:
             answer(socket, message, await socket.namespace.dispatch(socket, message))
         except (Exception, asyncio.CancelledError) as error:
             fail(socket, message, error)
 
-    def step_aside(self) -> None:
+    def step_aside(self, socket: Socket) -> None:
         """Let the next event begin, if who calls this is the handler whose turn it is.
 
         It is about to wait for its own client, which may answer only after it has been answered
@@ -256,11 +261,11 @@ class Inbox:
         turn = self._turn
         if turn is not None and _own_turn.get() is turn:
             self._beside += 1
-            self._end_turn()
+            self._end_turn(socket)
 
-    def look_again(self) -> None:
+    def look_again(self, socket: Socket) -> None:
         """Let a transport that waits for space see whether there is some."""
-        if self._space is not None and not self.crowded:
+        if self._space is not None and not self.crowded(socket):
             self._space.set()
 
 

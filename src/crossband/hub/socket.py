@@ -102,7 +102,7 @@ class Socket:
         # None until the first emit_with_ack.
         self._acks: Acks | None = None
         # What it sent and is not handled yet.
-        self.inbox = Inbox(self)
+        self.inbox = Inbox()
         # Tasks that end with the client. None until the first of them.
         self._ending: set[asyncio.Task[Any]] | None = None
         # What is emitted to it before its welcome. None after that, and if nothing is.
@@ -292,7 +292,7 @@ class Socket:
         if self._acks is None:
             self._acks = Acks(limit=self.namespace.node.settings.limits.pending_acks)
         answer = self._acks.expect(ack_id)
-        self.inbox.look_again()
+        self.inbox.look_again(self)
         return answer
 
     def forget_ack(self, ack_id: int) -> None:
@@ -319,7 +319,7 @@ class Socket:
 
         The client may answer only after it has been answered itself, so its events go on.
         """
-        self.inbox.step_aside()
+        self.inbox.step_aside(self)
         if self.catching is None or self.catching.begun:
             self.send(wire)
         else:

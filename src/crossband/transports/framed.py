@@ -82,7 +82,7 @@ class FramedConnection(Connection):
     async def caught_up(self) -> None:
         """Wait until its inboxes have room."""
         while (crowded := self.crowded) is not None:
-            await crowded.inbox.caught_up()
+            await crowded.inbox.caught_up(crowded)
             if crowded is self.crowded:
                 # It has left, with its inbox full.
                 return

@@ -36,7 +36,9 @@ def answer_envelope(
     data = message.data
     raws = [] if isinstance(data, msgspec.UnsetType) else [data]
     if not message.is_ack:
-        socket.inbox.receive(Incoming(message.type, raws, (), message.id, reply, single=True))
+        socket.inbox.receive(
+            socket, Incoming(message.type, raws, (), message.id, reply, single=True)
+        )
         return False
     if message.id is None:
         raise InvalidMessage("An acknowledgement needs its id", path="$.id")

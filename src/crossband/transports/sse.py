@@ -459,8 +459,8 @@ class StreamDoor:
             if not outcome.done():
                 outcome.set_result(answer)
 
-        if socket.inbox.crowded:
-            await socket.inbox.caught_up()
+        if socket.inbox.crowded(socket):
+            await socket.inbox.caught_up(socket)
         if not socket.connected:
             # It left while its body was on the way.
             raise EventError(code="unknown_client")
@@ -468,7 +468,7 @@ class StreamDoor:
         if message is not None:
             settled = answer_envelope(socket, message, settle)
         elif bare is not None:
-            socket.inbox.receive(plain_message(bare, settle))
+            socket.inbox.receive(socket, plain_message(bare, settle))
         ack_id = message.id if message is not None else None
         answer: Payload | EventError = payload.EMPTY
         if not settled:

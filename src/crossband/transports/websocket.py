@@ -120,13 +120,13 @@ class WebSocketConnection(FramedConnection):
             self._door.refuse_rate(self, socket, frame, wait)
             return
         read(self, socket, frame)
-        if socket.inbox.crowded:
+        if socket.inbox.crowded(socket):
             self.hold()
 
     @property
     def crowded(self) -> Socket | None:
         socket = self.socket
-        return socket if socket is not None and socket.inbox.crowded else None
+        return socket if socket is not None and socket.inbox.crowded(socket) else None
 
     def too_large(self) -> None:
         if self.socket is not None:
@@ -297,7 +297,7 @@ class WebSocketDoor:
                 return
             data = message.data
             raws = () if data is msgspec.UNSET else (data,)
-            socket.inbox.receive(Incoming(message.type, raws, (), message.id, None, True))
+            socket.inbox.receive(socket, Incoming(message.type, raws, (), message.id, None, True))
         except EventError as error:
             ack_id = error.details.pop("id", None)
             connection.push(socket.codec.problem(name, error.to_dict(), ack_id))
@@ -305,7 +305,7 @@ class WebSocketDoor:
     def _read_plain(
         self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
     ) -> None:
-        socket.inbox.receive(plain_message(frame))
+        socket.inbox.receive(socket, plain_message(frame))
 
     def _too_large(self, frame: str | bytes) -> bool:
         limit = self.hub.settings.limits.message_size

@@ -63,7 +63,7 @@ class SocketIOConnection(EngineConnection):
     @property
     def crowded(self) -> Socket | None:
         for socket in self._sockets.values():
-            if socket.inbox.crowded:
+            if socket.inbox.crowded(socket):
                 return socket
         return None
 
@@ -110,8 +110,8 @@ class SocketIOConnection(EngineConnection):
                     tell(socket, RateLimited(wait), event[1], event[2])
                     self.end_flood()
                     return
-                socket.inbox.receive(Incoming(event[1], event[3], (), event[2]))
-                if socket.inbox.crowded:
+                socket.inbox.receive(socket, Incoming(event[1], event[3], (), event[2]))
+                if socket.inbox.crowded(socket):
                     self.hold()
                 return
         self.take_frame(frame)
@@ -162,7 +162,7 @@ class SocketIOConnection(EngineConnection):
                 # of range are for the handler to refuse.
                 with contextlib.suppress(msgspec.DecodeError):
                     message.decode()
-            socket.inbox.receive(message)
+            socket.inbox.receive(socket, message)
         elif kind is PacketType.ACK or kind is PacketType.BINARY_ACK:
             try:
                 raws = socketio.split_ack(packet)

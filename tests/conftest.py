@@ -10,12 +10,16 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+import pytest_asyncio
 
 from crossband.server import Server
 from tests.clients import CLIENTS, Client, NewClient, NodeRunner, OfficialClient
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
 
 Serve = Callable[..., Awaitable[Server]]
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -113,6 +117,16 @@ def node() -> Iterator[NodeRunner]:
     runner = NodeRunner()
     yield runner
     runner.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    """Return Chromium; tests that use it run in the event loop of the session."""
+    # Not imported where no page is tested.
+    from tests.chromium import chromium
+
+    async with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

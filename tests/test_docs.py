@@ -57,7 +57,7 @@ import sys
 import threading
 import tomllib
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -65,7 +65,6 @@ from typing import Any, Final
 import httpx
 import msgspec
 import pytest
-import pytest_asyncio
 import typer
 import websockets
 from playwright.async_api import (
@@ -88,7 +87,6 @@ from crossband.server import Server
 from crossband.settings import Settings
 from crossband.standalone import create_hub
 from tests.children import START, Child
-from tests.chromium import chromium
 from tests.clients.base import WAIT
 
 ROOT: Final = Path(__file__).parents[1]
@@ -971,33 +969,9 @@ RUNNABLE: Final = {
 }
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as running:
-        yield running
-
-
-@pytest.mark.node
-async def test_typescript_of_the_pages_fits_its_types(tmp_path: Path) -> None:
-    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
-    # All by one compiler, which needs a second to read what they import.
-    files = []
-    for page, text in RUNNABLE.items():
-        for step in steps(text):
-            if step.directive.startswith(("run: types", "run: react")):
-                assert step.language in ("ts", "tsx")
-                file = tmp_path / f"{name_of(page)}.{step.line}.{step.language}"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(step.code, encoding="utf-8")
-                files.append(str(file.relative_to(tmp_path)))
-    assert files
-    async with Child(*TSC, *files, cwd=tmp_path, env={"NO_COLOR": "1"}) as child:
-        assert await child.exit_code(within=START) == 0, child.output
-
-
 @pytest.mark.browser
 @pytest.mark.node
-@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 async def test_code_of_the_page_runs(path: Path, browser: Browser, tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:

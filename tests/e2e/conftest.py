@@ -18,7 +18,6 @@ from playwright.async_api import Browser, Page, expect
 from crossband.demo import Demo, create_demo
 from crossband.demo.pages import PAGES
 from crossband.server import Server
-from tests.chromium import chromium
 
 # Milliseconds, a guard against hanging. A door that lost its server tries again after at most 5 s
 # and half of it.
@@ -74,13 +73,7 @@ async def has_no_serious_barrier(page: Page, name: str | None = None) -> None:
             await picture(page, f"{name}-{scheme}")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as browser:
-        yield browser
-
-
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def page(browser: Browser) -> AsyncIterator[Page]:
     # Drawing what moves takes as much CPU time as all else; a test that wants it asks for it.
     context = await browser.new_context(
@@ -101,7 +94,7 @@ def demo() -> Demo:
     return create_demo()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def server(demo: Demo) -> AsyncIterator[Server]:
     async with Server(demo) as server:
         yield server

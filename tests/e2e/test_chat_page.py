@@ -21,7 +21,7 @@ MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(
         not (PAGES / "chat/index.html").is_file(), reason="not built: chat (make test builds it)"
     ),
@@ -59,7 +59,7 @@ class Visitor:
         await expect(self.page.locator("[data-delivery=received]")).to_have_count(len(contents))
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def other(browser: Browser) -> AsyncIterator[Page]:
     context = await browser.new_context(viewport={"width": 390, "height": 844})
     context.set_default_timeout(PATIENCE)
@@ -67,7 +67,7 @@ async def other(browser: Browser) -> AsyncIterator[Page]:
     await context.close()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def script(server: Server) -> AsyncIterator[PythonSocketIOClient]:
     client = PythonSocketIOClient()
     await client.connect(server.url, "/chat")

@@ -17,7 +17,7 @@ MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(
         not (PAGES / "dashboard/index.html").is_file(),
         reason="not built: dashboard (make test builds it)",

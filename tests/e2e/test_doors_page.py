@@ -16,8 +16,7 @@ from tests.e2e.conftest import picture
 DOORS: Final = ("socketio", "websocket", "sse")
 NAMES: Final = {"socketio": "Socket.IO", "websocket": "WebSocket", "sse": "EventSource"}
 
-# One browser for all of them: it takes a second to start.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 class Door:
@@ -106,7 +105,7 @@ class Doors:
         await picture(self.page, name)
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def doors(server: Server, page: Page) -> Doors:
     await page.goto(f"{server.url}/doors/")
     doors = Doors(page)
@@ -297,6 +296,7 @@ async def test_two_visitors_hear_each_other(doors: Doors, browser: Browser) -> N
     for door in visitor.all:
         await door.shows("hello")
         await expect(door.messages.locator(".sender")).to_contain_text("visitor")
+    await second.close()
 
 
 async def test_nothing_is_asked_of_another_origin(server: Server, page: Page) -> None:

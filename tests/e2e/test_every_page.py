@@ -25,7 +25,7 @@ LONG: Final = "Donaudampfschifffahrtsgesellschaftskap"
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(
         not all((PAGES / name / "index.html").is_file() for name in NAMES),
         reason="not built (make test builds them)",

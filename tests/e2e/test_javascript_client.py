@@ -19,7 +19,7 @@ CLIENT: Final = ROOT / "clients/js/dist/crossband.min.js"
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(not CLIENT.is_file(), reason="not built (make test builds it)"),
     pytest.mark.skipif(NGINX is None, reason="no nginx (make test installs it)"),
 ]
@@ -71,7 +71,7 @@ def files(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def hub() -> AsyncIterator[Hub]:
     yield make_hub()
 

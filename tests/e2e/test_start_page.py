@@ -12,7 +12,7 @@ from tests.children import Child
 from tests.clients import WebSocketClient
 from tests.e2e.conftest import has_no_serious_barrier, picture
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_clients_of_each_page_are_counted_as_they_come_and_go(

@@ -13,12 +13,12 @@ from crossband.hub.admission import Admission
 from crossband.hub.catchup import CatchUp, Hold
 from crossband.hub.incoming import Incoming
 from crossband.session import Acks, Connection
+from crossband.transports.asgi import ASGIWebSocket
 from crossband.transports.http import Request
-from crossband.transports.writer import Writer
 from tests.clients.base import WAIT
 
 # Objects there must be none left of.
-_MORTAL = (Socket, Connection, Admission, CatchUp, Hold, Incoming, Acks, Request, Writer)
+_MORTAL = (Socket, Connection, Admission, CatchUp, Hold, Incoming, Acks, Request, ASGIWebSocket)
 
 
 def census(hub: Hub) -> Counter[str]:

@@ -25,15 +25,13 @@ from crossband.protocol import envelope
 from crossband.protocol.websocket import PING_FRAME
 from crossband.seats import TooManyConnections
 from crossband.session import Deadlines, Roll
-from crossband.transports.framed import CLOSE_TIME, FramedConnection, close_lane, write_frames
+from crossband.transports.asgi import ASGIWebSocket
+from crossband.transports.framed import FramedConnection, close_lane, write_frames
 from crossband.transports.http import ClientGone, Request
 from crossband.transports.lane import Lane, WebSocketOffer, offer_of
 from crossband.transports.messages import answer_envelope, plain_message
-from crossband.transports.writer import Writer
 
 if TYPE_CHECKING:
-    from starlette.types import Send
-
     from crossband.session import Handshake
 
 Reader = Callable[["WebSocketConnection", Socket, "str | bytes"], None]
@@ -42,17 +40,15 @@ Reader = Callable[["WebSocketConnection", Socket, "str | bytes"], None]
 class WebSocketConnection(FramedConnection):
     """One raw WebSocket and its one socket; it is the peer of a lane where there is one."""
 
-    __slots__ = ("_door", "_early", "_reading", "_writer", "read", "reason", "socket")
+    __slots__ = ("_door", "_early", "_websocket", "read", "reason", "socket")
 
     def __init__(self, door: WebSocketDoor, *, limit: int) -> None:
         super().__init__(door.hub, limit=limit)
         self._door = door
         # None over a lane, and until it is accepted.
-        self._writer: Writer | None = None
+        self._websocket: ASGIWebSocket | None = None
         # How to close it once there is one. None unless it was closed before.
         self._early: tuple[CloseCode, str] | None = None
-        # None until the handshake is complete: ends the reading when a close gets no answer.
-        self._reading: asyncio.Timeout | None = None
         # None until opened.
         self.socket: Socket | None = None
         self.read: Reader | None = None
@@ -67,14 +63,14 @@ class WebSocketConnection(FramedConnection):
     def behind(self) -> bool:
         if self._lane is not None:
             return self._lane.paused
-        return self._writer is not None and self._writer.busy and bool(self.queue)
+        return self._websocket is not None and self._websocket.busy and bool(self.queue)
 
     def flush(self) -> None:
         lane = self._lane
         if lane is not None:
             write_frames(self, lane)
-        elif self._writer is not None:
-            self._writer.wake()
+        elif self._websocket is not None:
+            self._websocket.wake()
 
     def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
         if self.closed:
@@ -86,13 +82,10 @@ class WebSocketConnection(FramedConnection):
             self.discard_queue()
         if self._lane is not None:
             close_lane(self, self._lane, code, reason, now=now)
-        elif self._writer is not None:
-            self._writer.close(code, reason)
+        elif self._websocket is not None:
+            self._websocket.close(code, reason, now=now)
         else:
             self._early = (code, reason)
-        if self._reading is not None:
-            patience = 0.1 if now else CLOSE_TIME
-            self._reading.reschedule(asyncio.get_running_loop().time() + patience)
 
     # Over a lane.
 
@@ -147,41 +140,21 @@ class WebSocketConnection(FramedConnection):
 
     # Over ASGI.
 
-    def attach_writer(self, send: Send) -> None:
-        """Be written to by ASGI messages from here on."""
-        self._writer = Writer(self, send)
+    def attach_websocket(self, request: Request) -> None:
+        """Be carried by ASGI messages from here on."""
+        self._websocket = ASGIWebSocket(self, request)
         if self._early is not None:
-            self._writer.close(*self._early)
+            self._websocket.close(*self._early)
 
-    async def run(self, request: Request, receive_frame: Callable[[str | bytes], None]) -> str:
+    async def run(self, receive_frame: Callable[[str | bytes], None]) -> str:
         """Serve until the WebSocket ends; return the disconnect reason."""
-        receive = request.read
-        assert self._writer is not None
-        writer = asyncio.get_running_loop().create_task(self._writer.run())
-        reason = "transport close"
+        assert self._websocket is not None
         try:
-            async with asyncio.timeout(None) as self._reading:
-                if self.closed:
-                    self._reading.reschedule(asyncio.get_running_loop().time() + CLOSE_TIME)
-                while True:
-                    message = await receive()
-                    if message["type"] == "websocket.disconnect":
-                        if self.closed:
-                            reason = "forced close"
-                        break
-                    if self.closed:
-                        continue
-                    frame = message.get("text")
-                    receive_frame(frame if frame is not None else message["bytes"])
-                    await self.rested()
-                    await self.caught_up()
-        except TimeoutError:
-            reason = "forced close"
+            await self._websocket.carry(receive_frame)
+            return "forced close" if self.closed else "transport close"
         finally:
             self.closed = True
             self.discard_queue()
-            writer.cancel()
-        return reason
 
 
 class WebSocketDoor:
@@ -276,10 +249,10 @@ class WebSocketDoor:
                 return
             read(connection, socket, frame)
 
-        connection.attach_writer(request.send)
+        connection.attach_websocket(request)
         try:
             hub.open(admission)
-            reason = await connection.run(request, receive_frame)
+            reason = await connection.run(receive_frame)
         finally:
             self._roll.discard(connection)
             hub.leave(socket, reason)

@@ -7,13 +7,13 @@ from crossband.errors import CloseCode, EventError
 from crossband.hub.core import Core
 from crossband.protocol import engineio
 from crossband.seats import TooManyConnections
+from crossband.transports.asgi import ASGIWebSocket
 from crossband.transports.engineio.packets import SocketIOConnection
 from crossband.transports.engineio.polling import Polling
 from crossband.transports.engineio.registry import Registry
 from crossband.transports.engineio.responses import PROBLEMS, respond_packets, respond_problem
 from crossband.transports.engineio.session import EngineConnection, State
 from crossband.transports.engineio.upgrade import upgrade_on_lane, upgrade_over_asgi
-from crossband.transports.engineio.websocket import carry
 from crossband.transports.http import HeaderList, Request
 
 
@@ -103,7 +103,7 @@ class EngineDoor:
                 connection.close(CloseCode.GOING_AWAY, "Server shutting down")
             self.registry.websocket_opened(connection)
             if not connection.take_over(request):
-                await carry(connection, request, accepted=False)
+                await self._carry(connection, request, accepted=False)
             return
         await self._upgrade(request, sid)
 
@@ -126,7 +126,21 @@ class EngineDoor:
         if upgrade_on_lane(connection, request):
             return
         if await upgrade_over_asgi(connection, request):
-            await carry(connection, request, accepted=True)
+            await self._carry(connection, request, accepted=True)
+
+    async def _carry(
+        self, connection: EngineConnection, request: Request, *, accepted: bool
+    ) -> None:
+        """Let an ASGI WebSocket carry a session until one of them ends."""
+        try:
+            if not accepted:
+                await request.accept()
+            websocket = connection.carrier = ASGIWebSocket(connection, request)
+            if connection.closed:
+                websocket.close(CloseCode.NORMAL, "")
+            await websocket.carry(connection.take_bounded_frame)
+        finally:
+            connection.connection_lost()
 
     def _problem(self, request: Request, transport: str) -> str | None:
         try:

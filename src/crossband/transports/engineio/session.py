@@ -235,6 +235,13 @@ class EngineConnection(FramedConnection):
         except ProtocolError as error:
             self.end("parse error", error.close_code, str(error)[:100])
 
+    def take_bounded_frame(self, frame: str | bytes) -> None:
+        """Take a WebSocket message from a server that does not bound its size for us."""
+        if len(frame) > self.limits.max_http_buffer_size:
+            self.too_large()
+        else:
+            self.take_frame(frame)
+
     def control_received(self, packet: engineio.Packet) -> None:
         """Take a packet that is not a message.
 

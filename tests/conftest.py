@@ -101,7 +101,7 @@ def log_level() -> Iterator[None]:
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
+async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Serve]:
     """Start servers by awaiting it with an app; they are stopped after the test."""
     async with AsyncExitStack() as stack:
 
@@ -109,6 +109,8 @@ async def serve() -> AsyncIterator[Serve]:
             return await stack.enter_async_context(Server(app, **options))
 
         yield start
+        # A second for a last poll, which nobody sends any more.
+        monkeypatch.setattr("crossband.transports.engineio.registry.LINGER_TIME_AT_STOP", 0)
 
 
 @pytest.fixture(scope="session")

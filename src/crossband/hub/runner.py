@@ -112,7 +112,7 @@ class Runner:
     nothing can tell: it ended in its first step and left no trace on it.
     """
 
-    __slots__ = ("_ending", "_loop", "_reserve", "_wake", "_work", "name", "task")
+    __slots__ = ("_ending", "_loop", "_reserve", "_work", "name", "task", "wake")
 
     def __init__(self, reserve: Reserve, loop: asyncio.AbstractEventLoop) -> None:
         self._reserve = reserve
@@ -120,7 +120,7 @@ class Runner:
         # What to carry on. None while in reserve.
         self._work: tuple[Started, Work] | None = None
         # None until the task has begun, and where it had work by then.
-        self._wake: asyncio.Future[None] | None = None
+        self.wake: asyncio.Future[None] | None = None
         # Its coroutine has ended, and the task is about to.
         self._ending = False
         self.task: asyncio.Task[None] = loop.create_task(self._main())
@@ -140,23 +140,23 @@ class Runner:
     @property
     def cancelled(self) -> bool:
         """Whether the task was cancelled, even if that was taken back."""
-        if self._wake is not None:
-            return self._wake.done()
+        if self.wake is not None:
+            return self.wake.done()
         # It has not begun, or never will. There is no public way to ask.
         return self.task.done() or bool(self.task._must_cancel)  # type: ignore[attr-defined]
 
     def _finish(self) -> None:
         self._reserve.working.add(self.task)
         self.task.add_done_callback(self._ended)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        if self.wake is not None and not self.wake.done():
+            self.wake.set_result(None)
 
     async def _main(self) -> None:
         cancelled: asyncio.CancelledError | None = None
         if self._work is None and not self._ending:
-            self._wake = self._loop.create_future()
+            self.wake = self._loop.create_future()
             try:
-                await self._wake
+                await self.wake
             except asyncio.CancelledError as error:
                 cancelled = error
         given, self._work = self._work, None
@@ -218,8 +218,9 @@ class Reserve:
         runners = self._runners
         while runners:
             runner = runners.pop()
+            wake = runner.wake
             # Who asks for all tasks of the loop may cancel one in reserve.
-            if not runner.cancelled:
+            if not (runner.cancelled if wake is None else wake.done()):
                 break
         else:
             runner = Runner(self, self._loop)

@@ -251,7 +251,8 @@ class WebSocketLane(asyncio.Protocol):
         if flood is not None:
             # The latest alone needs an answer (§5.5.3).
             pongs.append(websocket.encode_pong(flood))
-        self._write_pongs(pongs)
+        if pongs:
+            self._write_pongs(pongs)
 
     def _write_pongs(self, pongs: list[bytes]) -> None:
         # A peer that does not read gets none.

@@ -19,6 +19,8 @@ from crossband.protocol.depth import FLAT, MESSAGE_DEPTH, is_deeper
 CONTROL: Final = frozenset({"welcome", "ack", "gap", "error"})
 # Those that clients never send.
 _SERVERS: Final = CONTROL - {"ack"}
+# Those of which the name is not simply the event's.
+_SPECIAL: Final = CONTROL | {"event"}
 # 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
 MAX_ID: Final = 2**53 - 1
 
@@ -65,14 +67,10 @@ def decode(text: str | bytes) -> Message:
             text = text.decode()  # msgspec skips over strings without a look at their UTF-8
         if len(text) <= FLAT or not is_deeper(text, MESSAGE_DEPTH):
             message = _decode(text)
-            if message.type != "event":
-                message.event = msgspec.UNSET
-                if message.type in _SERVERS:
-                    raise ValueError("Reserved event name - at `$.type`")
-            elif isinstance(message.event, str) and message.event:
-                message.type = message.event
+            if message.type in _SPECIAL:
+                _read_name(message)
             elif message.event is not msgspec.UNSET:
-                raise ValueError("Expected a name - at `$.event`")
+                message.event = msgspec.UNSET
             return message
         reason, path = "Nested too deeply", "$"
     except UnicodeError:
@@ -85,6 +83,18 @@ def decode(text: str | bytes) -> Message:
     if id is None:
         raise InvalidMessage(reason, path=path) from None
     raise InvalidMessage(reason, path=path, id=id) from None
+
+
+def _read_name(message: Message) -> None:
+    """Take the event's name from where it stands. Raises ValueError for none of a client's."""
+    if message.type != "event":
+        message.event = msgspec.UNSET
+        if message.type in _SERVERS:
+            raise ValueError("Reserved event name - at `$.type`")
+    elif isinstance(message.event, str) and message.event:
+        message.type = message.event
+    elif message.event is not msgspec.UNSET:
+        raise ValueError("Expected a name - at `$.event`")
 
 
 def _reply_id(text: str | bytes) -> int | None:

@@ -6,7 +6,7 @@ import net from "node:net";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { WebSocket } from "undici";
-import { afterEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { type Client, connect, type Options, type TransportName } from "../src/index.js";
 
 const OWN = fileURLToPath(new URL("../../../.venv/bin/crossband", import.meta.url));
@@ -14,6 +14,16 @@ const COMMAND = existsSync(OWN) ? OWN : "crossband";
 const KEY = "key-of-the-test";
 const DOORS: TransportName[] = ["websocket", "sse"];
 const cleanups: (() => unknown)[] = [];
+
+// The port of the server that runs throughout, for tests that neither stop it nor set it up.
+let port = 0;
+let stop: () => Promise<void>;
+
+beforeAll(async () => {
+  ({ port, stop } = await start());
+});
+
+afterAll(() => stop());
 
 afterEach(async () => {
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
@@ -26,6 +36,12 @@ interface Server {
 }
 
 async function serve(port = 0, env: Record<string, string> = {}): Promise<Server> {
+  const server = await start(port, env);
+  cleanups.push(() => server.stop());
+  return server;
+}
+
+async function start(port = 0, env: Record<string, string> = {}): Promise<Server> {
   const process_ = spawn(COMMAND, ["serve", "--port", String(port), "--api-keys", KEY], {
     env: { ...process.env, NO_COLOR: "1", PYTHONUNBUFFERED: "1", ...env },
     stdio: ["ignore", "pipe", "pipe"],
@@ -35,7 +51,6 @@ async function serve(port = 0, env: Record<string, string> = {}): Promise<Server
     process_.kill("SIGTERM");
     await exited;
   };
-  cleanups.push(stop);
   for await (const line of createInterface(process_.stdout!)) {
     const match = /http:\/\/127\.0\.0\.1:(\d+)/.exec(line);
     if (match) {
@@ -131,7 +146,6 @@ describe.each(DOORS)("over %s", (door) => {
   const options: Options = { transports: [door] };
 
   test("events, answers, errors and rooms", async () => {
-    const { port } = await serve();
     const [one, two] = [make(`http://127.0.0.1:${port}`, options), make(`http://127.0.0.1:${port}`, options)];
     await Promise.all([heard(one, "connect"), heard(two, "connect")]);
     expect(one.transport).toBe(door);
@@ -153,7 +167,6 @@ describe.each(DOORS)("over %s", (door) => {
   });
 
   test("events that are named like words of the protocol are events as any other", async () => {
-    const { port } = await serve();
     const client = make(`http://127.0.0.1:${port}`, options);
     await heard(client, "connect");
     for (const name of ["ack", "welcome"]) {
@@ -170,7 +183,6 @@ describe.each(DOORS)("over %s", (door) => {
   });
 
   test("what was missed in a cut arrives, once and in order", async () => {
-    const { port } = await serve();
     const cable = new Cable(port);
     const client = make(await cable.listen(), { ...options, rooms: ["r"] });
     await heard(client, "connect");
@@ -212,7 +224,6 @@ describe.each(DOORS)("over %s", (door) => {
   });
 
   test("session and cursor outlive the client, as after a reload of the page", async () => {
-    const { port } = await serve();
     const kept = new Map<string, string>();
     const storage = {
       getItem: (key: string) => kept.get(key) ?? null,
@@ -239,7 +250,7 @@ describe.each(DOORS)("over %s", (door) => {
         made.stdout.on("data", (data) => (text += data));
         made.on("close", () => resolve(text.trim()));
       });
-    const tokens = ["refused", await token("10"), await token("1h")];
+    const tokens = ["refused", ...(await Promise.all([token("10"), token("1h")]))];
     let refreshed!: () => void;
     const all = new Promise<void>((resolve) => (refreshed = resolve));
     const client = make(`http://127.0.0.1:${port}`, {
@@ -259,7 +270,6 @@ describe.each(DOORS)("over %s", (door) => {
 });
 
 test("proxy that refuses upgrades: the client talks over the event stream, from the same cursor", async () => {
-  const { port } = await serve();
   const cable = new Cable(port);
   const client = make(await cable.listen());
   expect(await heard(client, "connect")).toMatchObject({ transport: "websocket" });

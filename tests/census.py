@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from crossband import Hub, Socket
 from crossband.broker.memory import MemoryBroker
-from crossband.hub.admission import Admission
+from crossband.hub.attempt import Admission
 from crossband.hub.catchup import CatchUp, Hold
 from crossband.hub.incoming import Incoming
 from crossband.session import Acks, Connection

@@ -10,7 +10,7 @@ from typing import Any
 from crossband import Hub
 from crossband.codecs import ENVELOPE, Codec
 from crossband.errors import CloseCode
-from crossband.hub.admission import Resume
+from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
 from crossband.hub.socket import Socket
 from crossband.session import Connection, Handshake, Ticker

@@ -12,7 +12,7 @@ import pytest
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE
 from crossband.errors import CloseCode, ConnectionRefused, EventError
-from crossband.hub.admission import Resume
+from crossband.hub.attempt import Resume
 from crossband.hub.socket import Socket
 from tests.bare import BareHub
 from tests.link import Link, handshake, join

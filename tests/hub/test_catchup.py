@@ -12,7 +12,7 @@ from crossband.broker import Publication
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE, SOCKETIO, EnvelopeCodec, Wire
 from crossband.errors import CloseCode
-from crossband.hub.admission import Resume
+from crossband.hub.attempt import Resume
 from crossband.hub.catchup import TURN
 from crossband.hub.socket import Socket
 from tests.bare import BareHub

@@ -21,7 +21,7 @@ from crossband.errors import (
     RateLimited,
     Unauthorized,
 )
-from crossband.hub.admission import Admission, Resume
+from crossband.hub.attempt import Admission, Resume
 from crossband.hub.core import Core
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload

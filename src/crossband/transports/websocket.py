@@ -17,7 +17,7 @@ from crossband.errors import (
     MessageTooLarge,
     RateLimited,
 )
-from crossband.hub.admission import Resume
+from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
 from crossband.hub.incoming import Incoming
 from crossband.hub.socket import Socket

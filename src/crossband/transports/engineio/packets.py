@@ -20,8 +20,8 @@ from crossband.errors import (
     ProtocolError,
     RateLimited,
 )
-from crossband.hub.admission import Resume
 from crossband.hub.answers import tell
+from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
 from crossband.hub.incoming import Incoming
 from crossband.hub.socket import Socket

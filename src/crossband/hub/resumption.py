@@ -1,0 +1,254 @@
+"""How a client goes on where it was: its session, its place in the order, what it missed."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+from crossband.auth import Identity
+from crossband.broker import Publication, Session
+from crossband.codecs import Codec
+from crossband.errors import Gap
+from crossband.hub.attempt import Admission, Resume
+from crossband.hub.catchup import CatchUp
+from crossband.hub.guard import Guard
+from crossband.hub.namespace import Namespace, Place
+from crossband.hub.node import Node
+from crossband.hub.socket import Socket
+from crossband.names import new_id
+from crossband.session import Connection, Handshake
+
+
+class Resumptions:
+    """Finds the sessions that clients show, and gives each to one client at a time."""
+
+    def __init__(self, node: Node, guard: Guard) -> None:
+        self._node = node
+        self._guard = guard
+        # Admissions that have taken their session and are being answered, by namespace and key.
+        self._opening: dict[tuple[str, str], Admission] = {}
+
+    async def _find_place(
+        self, namespace: Namespace, session: Session, offset: str
+    ) -> tuple[str, list[Publication]]:
+        """Return where a known client is that shows an offset which is no cursor of ours.
+
+        It is what an unrecorded event ended in: the client had all that came before it. Of
+        several such events it may be any, and so it is the first: an event may come twice, but
+        none is lost. Raises Gap, also where that first one may be forgotten and others are not.
+        """
+        name, sid = namespace.name, session.sid
+        places = namespace.places_of(offset, frozenset((sid, *session.rooms)))
+        oldest = namespace.first_place
+        try:
+            # Or a cursor from before its pid: nothing came since it started.
+            missed = await self._node.broker.history(name, session.cursor, sid)
+        except Gap:
+            if not places:
+                raise
+        else:
+            # Those of the client that had the session, not of one before it.
+            first = 0
+            beyond = len(places)
+            while first < beyond:
+                middle = (first + beyond) // 2
+                if await self._precedes(places[middle], session, missed):
+                    first = middle + 1
+                else:
+                    beyond = middle
+            del places[:first]
+            if oldest is not None and await self._precedes(oldest, session, missed):
+                # What was forgotten was before it, too.
+                oldest = None
+            if not places and oldest is None:
+                return session.cursor, missed
+        if oldest is not None:
+            # What a client has answered to it has received, and since its last answer it has
+            # been alive or away no longer than this. A place from before is not followed by a
+            # forgotten one.
+            settings = self._node.settings
+            longest = settings.history_age + settings.ping_interval + settings.ping_timeout
+            if not places or places[0].time > time.monotonic() - longest:
+                raise Gap("expired")
+        cursor = places[0].cursor
+        return cursor, await self._node.broker.history(name, cursor, sid)
+
+    async def _precedes(
+        self, place: Place, session: Session, missed: Sequence[Publication]
+    ) -> bool:
+        """Tell whether a place is before a session's cursor, which `missed` is all that follows."""
+        try:
+            later = await self._node.broker.history(session.namespace, place.cursor, session.sid)
+        except Gap:
+            return True
+        return len(later) > len(missed)
+
+    async def resume(
+        self,
+        namespace: Namespace,
+        connection: Connection,
+        handshake: Handshake,
+        codec: Codec,
+        resume: Resume,
+        identity: Identity | None,
+        revocations: int,
+        attempt: int,
+    ) -> Admission:
+        user = None if identity is None else identity.user
+        session: Session | None = None
+        # The session is another user's.
+        foreign = False
+        gap: str | None = None
+        catch_up: CatchUp | None = None
+        cursor = resume.cursor
+        if resume.key is not None:
+            session = await self._find_session(namespace, resume.key)
+            if session is not None and session.user != user:
+                session, foreign = None, True
+            if session is None and (cursor is not None or resume.returning):
+                gap = "session"
+            elif session is not None and cursor is None and (resume.returning or resume.unreceived):
+                cursor = session.cursor
+        rooms = frozenset[str]() if session is None else frozenset(session.rooms)
+        if cursor is not None:
+            hold = namespace.hold(connection, () if session is None else (session.sid, *rooms))
+            sid = None if session is None else session.sid
+            try:
+                try:
+                    missed = await self._node.broker.history(namespace.name, cursor, sid)
+                except Gap as error:
+                    if session is None or not resume.returning or error.reason != "unknown":
+                        raise
+                    cursor, missed = await self._find_place(namespace, session, cursor)
+                if gap is None:
+                    catch_up = CatchUp(missed, hold, cursor)
+            except Gap as error:
+                gap = error.reason
+            finally:
+                if catch_up is None:
+                    namespace.unhold(hold)
+        if session is not None and catch_up is not None:
+            record = Session(
+                session.namespace,
+                session.key,
+                session.sid,
+                set(rooms),
+                session.data,
+                session.cursor,
+                user,
+                session.asked,
+            )
+        else:
+            # A new pid tells a Socket.IO client that it was not recovered; a key the client
+            # chose itself it will show again, whatever is answered.
+            key = None if resume.returning or foreign else resume.key
+            record = self._new_session(namespace, key, user)
+            if session is not None and gap is not None and resume.cursor is None:
+                # Until it shows the cursor of the gap, it may not have heard of it: cut in
+                # between, it is told again.
+                record.cursor = session.cursor
+        socket = Socket(
+            namespace,
+            connection,
+            codec,
+            handshake,
+            record,
+            recovered=session is not None and catch_up is not None,
+            identity=identity,
+            attempt=attempt,
+        )
+        if catch_up is not None:
+            # Its middlewares know its id from here on.
+            catch_up.hold.ids = socket.rooms
+        return Admission(socket, cursor, gap, catch_up, session, rooms, revocations)
+
+    def _new_session(self, namespace: Namespace, key: str | None, user: str | None) -> Session:
+        key = key if key is not None else secrets.token_urlsafe(24)
+        return Session(
+            namespace.name, key, new_id(), set(), {}, self._node.broker.head(namespace.name), user
+        )
+
+    async def _find_session(self, namespace: Namespace, key: str) -> Session | None:
+        """Return a session that is kept, or that a client is being answered with just now."""
+        opening = self._opening.get((namespace.name, key))
+        if opening is not None:
+            return opening.session
+        return await self._node.broker.find_session(namespace.name, key)
+
+    async def take(self, admission: Admission) -> None:
+        """Take the session that a client shows: of several attempts, the last one has it."""
+        session = admission.session
+        if session is None:
+            return
+        place = (session.namespace, session.key)
+        live = admission.socket.namespace.live(session.key)
+        if live is not None and live.attempt > admission.socket.attempt:
+            # The client has come by another way meanwhile, and waits here no more.
+            self._start_anew(admission)
+            return
+        earlier = self._opening.pop(place, None)
+        if earlier is not None:
+            # Its client is not answered yet, and starts anew if it is there to be.
+            taken = earlier.session
+            self._start_anew(earlier)
+        else:
+            taken = await self._node.broker.take_session(*place)
+        if taken is None or taken.sid != session.sid:
+            # Ended or revoked while this client was examined, or started anew by another.
+            if taken is not None:
+                self._node.broker.save_session(taken, connected=live is not None)
+            self._start_anew(admission)
+            return
+        self.follow(admission, taken)
+        admission.session, admission.taken = taken, True
+        self._opening[place] = admission
+
+    def follow(self, admission: Admission, session: Session) -> None:
+        """Take over what rooms a session has joined and left since it was looked at."""
+        socket = admission.socket
+        if socket.recovered:
+            seen, now = admission.rooms, session.rooms
+            socket.record.rooms.difference_update(seen - now)
+            socket.record.rooms.update(now - seen)
+            socket.record.asked |= session.asked & (now - seen)
+        admission.rooms = frozenset(session.rooms)
+
+    def _start_anew(self, admission: Admission) -> None:
+        """Let a client in without the session it showed, which is no longer its own."""
+        socket = admission.socket
+        namespace = socket.namespace
+        if admission.catch_up is not None:
+            namespace.release(admission.catch_up)
+        record = socket.record
+        socket.record = self._new_session(namespace, None, record.user)
+        if socket.recovered:
+            # Those it joined while it was examined.
+            socket.record.rooms = record.rooms - admission.rooms
+            socket.record.asked = record.asked & socket.record.rooms
+        else:
+            socket.record.rooms = record.rooms
+            socket.record.asked = record.asked
+        socket.recovered = False
+        admission.gap = "session"
+        admission.catch_up = admission.session = None
+        admission.taken = False
+
+    def give_back(self, admission: Admission) -> None:
+        """Put back the session of a client that is not let in after all."""
+        session = admission.session
+        if session is None or not admission.taken:
+            return
+        self._opening.pop((session.namespace, session.key), None)
+        live = admission.socket.namespace.live(session.key)
+        if live is not None:
+            # Its old connection, or somebody else who has taken up the key since.
+            self._node.broker.save_session(live.record, connected=True)
+        elif not self._guard.revoked_since(session.user, admission.revocations):
+            self._node.broker.save_session(session, connected=False)
+
+    def opened(self, admission: Admission) -> None:
+        """Note that a client is answered: it has its session."""
+        session = admission.session
+        if session is not None:
+            self._opening.pop((session.namespace, session.key), None)

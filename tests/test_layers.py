@@ -39,6 +39,7 @@ KNOWN = (
     ("crossband.hub.answers", "crossband.hub.socket"),
     ("crossband.hub.catchup", "crossband.hub.socket"),
     ("crossband.hub.departures", "crossband.hub.namespace"),
+    ("crossband.hub.dispatch", "crossband.hub.socket"),
     ("crossband.hub.emitter", "crossband.hub.namespace"),
     ("crossband.hub.emitter", "crossband.hub.socket"),
     ("crossband.hub.inbox", "crossband.hub.socket"),

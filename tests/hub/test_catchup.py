@@ -135,7 +135,7 @@ async def test_unrecorded_event_in_a_replay_is_found_in_its_place(
     link.take()
     (status,) = (str(message) for message in link.taken if "status" in str(message))
     assert json.loads(status[2:]) == ["status", "busy"]
-    (place,) = hub.root.places_of("busy", socket.rooms)
+    (place,) = hub.root.places.of("busy", socket.rooms)
     assert place.cursor == cursors[4]
 
 

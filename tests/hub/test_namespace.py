@@ -611,9 +611,9 @@ async def test_string_that_the_official_client_takes_for_an_offset_is_a_place(hu
         '42["tick"]',
     ]
     rooms = one.socket.rooms
-    assert [place.cursor for place in hub._core.root.places_of("text", rooms)] == [head]
-    assert [place.cursor for place in hub._core.root.places_of("tick", rooms)] == [head, cursor]
-    assert hub._core.root.places_of("x", rooms) == []
+    assert [place.cursor for place in hub._core.root.places.of("text", rooms)] == [head]
+    assert [place.cursor for place in hub._core.root.places.of("tick", rooms)] == [head, cursor]
+    assert hub._core.root.places.of("x", rooms) == []
 
 
 def test_handler_registration_is_checked() -> None:

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from crossband import ConnectionRefused, Hub, Socket
-from crossband.hub.namespace import TAILS
+from crossband.hub.places import TAILS
 from crossband.limits import Limits
 from tests.clients import NewClient, NodeRunner
 from tests.clients.base import WAIT

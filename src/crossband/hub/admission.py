@@ -25,6 +25,7 @@ from crossband.hub.attempt import Admission, Resume
 from crossband.hub.catchup import CatchUp
 from crossband.hub.departures import DEPARTURE_TIME, Departures
 from crossband.hub.directory import Directory
+from crossband.hub.dispatch import connected
 from crossband.hub.guard import Guard
 from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
@@ -279,7 +280,7 @@ class Admissions:
                         DEPARTURE_TIME,
                         socket,
                     )
-            await socket.namespace.connected(socket)
+            await connected(socket)
         finally:
             socket.greeted()
             if timer is not None:

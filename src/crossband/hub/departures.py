@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from crossband.errors import CloseCode, ConnectionRefused, EventError
+from crossband.hub.dispatch import disconnected
 from crossband.hub.guard import Guard
 from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
@@ -80,7 +81,7 @@ class Departures:
                         DEPARTURE_TIME,
                         socket,
                     )
-            await socket.namespace.disconnected(socket, reason)
+            await disconnected(socket, reason)
         finally:
             socket.stage = State.GONE
 

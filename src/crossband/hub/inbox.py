@@ -13,6 +13,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from crossband.hub.answers import answer, cancelling, fail
+from crossband.hub.dispatch import dispatch
 from crossband.hub.incoming import Incoming
 from crossband.hub.runner import Started
 
@@ -79,7 +80,7 @@ class Inbox:
         schema = namespace.registry.direct.get(message.event)
         try:
             if schema is None:
-                result = namespace.dispatch(socket, message)
+                result = dispatch(socket, message)
             else:
                 bound = schema.bind(message.raws, message.attachments, single=message.single)
                 result = schema.handler(socket, *bound)
@@ -248,7 +249,7 @@ class Inbox:
 
     async def _handle(self, socket: Socket, message: Incoming) -> None:
         try:
-            answer(socket, message, await socket.namespace.dispatch(socket, message))
+            answer(socket, message, await dispatch(socket, message))
         except (Exception, asyncio.CancelledError) as error:
             fail(socket, message, error)
 

@@ -1,39 +1,26 @@
-"""A namespace: its handlers, its rooms, and the fan-out of what is published in it."""
+"""A namespace: its sockets, its rooms, and the fan-out of what is published in it."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from crossband.broker import Publication
 from crossband.codecs import PLAIN, Codec, Wire, tag_of
 from crossband.errors import (
     AckTimeout,
-    ConnectionRefused,
     CrossbandError,
-    EncodeError,
-    EventError,
-    InvalidMessage,
-    UnknownEvent,
 )
-from crossband.handlers.callables import call, check_outcome
-from crossband.handlers.events import Handler
 from crossband.handlers.registry import Handlers, Registry
-from crossband.hub.answers import tell
 from crossband.hub.catchup import TURN, CatchUp, Hold, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
-from crossband.hub.incoming import Incoming
 from crossband.hub.node import Node
+from crossband.hub.places import Places
 from crossband.hub.socket import Socket
-from crossband.names import REFRESH, RESERVED, check_event, check_name
+from crossband.names import check_event
 from crossband.protocol import payload
 
 if TYPE_CHECKING:
@@ -43,21 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crossband")
 
-# Unrecorded events whose place a namespace remembers, for `places_of`.
-TAILS = 1_000
-# Bytes of their arguments; of longer ones nothing is remembered.
-TAIL_SIZE = 512
-
 # Events that may come while a client that comes back is let in, however short the history.
 FEWEST_HELD = 16
-
-
-class Place(NamedTuple):
-    """Where in the order an unrecorded event was sent: after which cursor, and when."""
-
-    cursor: str
-    # Of the monotonic clock, in seconds.
-    time: float
 
 
 class Namespace(Handlers):
@@ -91,8 +65,7 @@ class Namespace(Handlers):
         self._by_session: dict[str, Socket] = {}
         # Everything recorded is also given to these while somebody catches up.
         self._holds: list[Hold] = []
-        # The last unrecorded events that end in a string, and the cursor before each.
-        self._tails: deque[tuple[Publication, Place]] = deque(maxlen=TAILS)
+        self.places = Places()
 
     @property
     def hub(self) -> Any:
@@ -207,10 +180,8 @@ class Namespace(Handlers):
         if not recipients:
             return
         self.traffic.delivered += len(recipients)
-        json = publication.payload.json
-        if not recorded and len(json) <= TAIL_SIZE and json.endswith((b'"]', b"[]")):
-            place = Place(self.node.broker.head(self.name), monotonic())
-            self._tails.append((publication, place))
+        if not recorded and self.places.has_one(publication):
+            self.places.note(publication, self.node.broker.head(self.name))
         ticker = self.node.ticker
         wires: dict[Codec, Wire | None] = {}
         current: Codec | None = None
@@ -239,25 +210,6 @@ class Namespace(Handlers):
             if not connection.dirty:
                 connection.dirty = True
                 ticker.schedule().append(connection)
-
-    def places_of(self, offset: str, rooms: frozenset[str]) -> list[Place]:
-        """Return the places at which a client may be that shows `offset`, which is no cursor.
-
-        The official client takes any string at the end of an event for its offset, or the
-        event's name where it has no argument. Oldest first.
-        """
-        places: dict[str, Place] = {}
-        for publication, place in self._tails:
-            args = msgspec.json.decode(publication.payload.json)
-            last = args[-1] if args else publication.event
-            if last == offset and concerns(publication, rooms):
-                places.setdefault(place.cursor, place)
-        return list(places.values())
-
-    @property
-    def first_place(self) -> Place | None:
-        """The oldest place that is remembered. None where none was forgotten yet."""
-        return self._tails[0][1] if len(self._tails) == TAILS else None
 
     def _encode(self, codec: Codec, publication: Publication) -> Wire | None:
         try:
@@ -459,82 +411,6 @@ class Namespace(Handlers):
         catch_up.pausing = False
         if socket.catching is catch_up:
             self.advance(socket)
-
-    # Dispatch.
-
-    async def dispatch(self, socket: Socket, message: Incoming) -> Any:
-        """Run an event through the middlewares and its handler; return what that returned.
-
-        Raises EventError for what the sender is to be told.
-        """
-        registry = self.registry
-        event = message.event
-        if event in RESERVED:
-            if event == REFRESH and self.guard.authenticate is not None:
-                return await self.guard.refresh(socket, self._args(message))
-            raise EventError(
-                code="invalid_message", path="$.type", reason="Reserved event name", event=event
-            )
-        schema = registry.events.get(event)
-        if schema is None:
-            try:
-                check_name(event, "an event name")
-            except EncodeError as error:
-                raise InvalidMessage(str(error), path="$.type") from None
-        if registry.event_uses or registry.any:
-            args = self._args(message)
-            for function in registry.event_uses:
-                outcome = await call(function, socket, event, args)
-                if outcome is not None:
-                    check_outcome(function, outcome)
-            for function in registry.any:
-                await call(function, socket, event, args)
-        if schema is None:
-            if registry.any:
-                return None
-            raise UnknownEvent()
-        bound = schema.bind(message.raws, message.attachments, single=message.single)
-        result = schema.handler(socket, *bound)
-        if schema.is_async or inspect.isawaitable(result):
-            result = await result
-        return result
-
-    @staticmethod
-    def _args(message: Incoming) -> list[Any]:
-        try:
-            return message.decode()
-        except (ValueError, RecursionError) as error:
-            raise EventError(
-                code="invalid_message", path="$", reason=str(error) or "Nested too deeply"
-            ) from None
-
-    async def connected(self, socket: Socket) -> None:
-        """Run the connect handlers; one that raises ConnectionRefused ends the client."""
-        for function in self.registry.connect:
-            try:
-                await self._notify(socket, "connect", function, socket)
-            except ConnectionRefused as refusal:
-                self.departures.refuse(socket, refusal)
-                return
-
-    async def disconnected(self, socket: Socket, reason: str) -> None:
-        """Run the disconnect handlers."""
-        for function in self.registry.disconnect:
-            await self._notify(socket, "disconnect", function, socket, reason)
-
-    async def _notify(self, socket: Socket, what: str, function: Handler, *args: Any) -> None:
-        try:
-            await call(function, *args)
-        except EventError as error:
-            # At a disconnect there is nobody left to tell.
-            if what == "connect":
-                if isinstance(error, ConnectionRefused):
-                    raise
-                tell(socket, error, what)
-        except Exception:
-            logger.exception("a %s handler failed for %s", what, socket)
-            if what == "connect":
-                tell(socket, EventError(code="internal_error"), what)
 
 
 class NamespacePattern(Handlers):

@@ -13,8 +13,9 @@ from crossband.errors import Gap
 from crossband.hub.attempt import Admission, Resume
 from crossband.hub.catchup import CatchUp
 from crossband.hub.guard import Guard
-from crossband.hub.namespace import Namespace, Place
+from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
+from crossband.hub.places import Place
 from crossband.hub.socket import Socket
 from crossband.names import new_id
 from crossband.session import Connection, Handshake
@@ -39,8 +40,8 @@ class Resumptions:
         none is lost. Raises Gap, also where that first one may be forgotten and others are not.
         """
         name, sid = namespace.name, session.sid
-        places = namespace.places_of(offset, frozenset((sid, *session.rooms)))
-        oldest = namespace.first_place
+        places = namespace.places.of(offset, frozenset((sid, *session.rooms)))
+        oldest = namespace.places.first
         try:
             # Or a cursor from before its pid: nothing came since it started.
             missed = await self._node.broker.history(name, session.cursor, sid)

@@ -1,0 +1,104 @@
+"""An event's way to its handler, through middlewares and listeners; and connect and disconnect."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+from crossband.errors import (
+    ConnectionRefused,
+    EncodeError,
+    EventError,
+    InvalidMessage,
+    UnknownEvent,
+)
+from crossband.handlers.callables import call, check_outcome
+from crossband.handlers.events import Handler
+from crossband.hub.answers import tell
+from crossband.hub.incoming import Incoming
+from crossband.names import REFRESH, RESERVED, check_name
+
+if TYPE_CHECKING:
+    from crossband.hub.socket import Socket
+
+logger = logging.getLogger("crossband")
+
+
+async def dispatch(socket: Socket, message: Incoming) -> Any:
+    """Run an event through the middlewares and its handler; return what that returned.
+
+    Raises EventError for what the sender is to be told.
+    """
+    namespace = socket.namespace
+    registry = namespace.registry
+    event = message.event
+    if event in RESERVED:
+        if event == REFRESH and namespace.guard.authenticate is not None:
+            return await namespace.guard.refresh(socket, _args(message))
+        raise EventError(
+            code="invalid_message", path="$.type", reason="Reserved event name", event=event
+        )
+    schema = registry.events.get(event)
+    if schema is None:
+        try:
+            check_name(event, "an event name")
+        except EncodeError as error:
+            raise InvalidMessage(str(error), path="$.type") from None
+    if registry.event_uses or registry.any:
+        args = _args(message)
+        for function in registry.event_uses:
+            outcome = await call(function, socket, event, args)
+            if outcome is not None:
+                check_outcome(function, outcome)
+        for function in registry.any:
+            await call(function, socket, event, args)
+    if schema is None:
+        if registry.any:
+            return None
+        raise UnknownEvent()
+    bound = schema.bind(message.raws, message.attachments, single=message.single)
+    result = schema.handler(socket, *bound)
+    if schema.is_async or inspect.isawaitable(result):
+        result = await result
+    return result
+
+
+def _args(message: Incoming) -> list[Any]:
+    try:
+        return message.decode()
+    except (ValueError, RecursionError) as error:
+        raise EventError(
+            code="invalid_message", path="$", reason=str(error) or "Nested too deeply"
+        ) from None
+
+
+async def connected(socket: Socket) -> None:
+    """Run the connect handlers; one that raises ConnectionRefused ends the client."""
+    for function in socket.namespace.registry.connect:
+        try:
+            await _notify(socket, "connect", function, socket)
+        except ConnectionRefused as refusal:
+            socket.namespace.departures.refuse(socket, refusal)
+            return
+
+
+async def disconnected(socket: Socket, reason: str) -> None:
+    """Run the disconnect handlers."""
+    for function in socket.namespace.registry.disconnect:
+        await _notify(socket, "disconnect", function, socket, reason)
+
+
+async def _notify(socket: Socket, what: str, function: Handler, *args: Any) -> None:
+    try:
+        await call(function, *args)
+    except EventError as error:
+        # At a disconnect there is nobody left to tell.
+        if what == "connect":
+            if isinstance(error, ConnectionRefused):
+                raise
+            tell(socket, error, what)
+    except Exception:
+        logger.exception("a %s handler failed for %s", what, socket)
+        if what == "connect":
+            tell(socket, EventError(code="internal_error"), what)

@@ -138,6 +138,13 @@ def taken_port() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
+def test_command_starts_without_what_only_others_need() -> None:
+    code = "import sys, crossband.cli; print(*{'httpx', 'rich', 'uvicorn'} & sys.modules.keys())"
+    env = {**CLEAN, "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.check_output([sys.executable, "-c", code], env=env, text=True)
+    assert found.split() == []
+
+
 # serve.
 
 

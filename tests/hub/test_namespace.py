@@ -616,6 +616,14 @@ async def test_string_that_the_official_client_takes_for_an_offset_is_a_place(hu
     assert hub._core.root.places.of("x", rooms) == []
 
 
+@pytest.mark.parametrize("thread", [False, True])
+async def test_emit_on_a_hub_that_never_started_is_told(thread: bool) -> None:
+    hub = Hub()
+    for sender in (hub, hub.of("/other"), hub.to("room"), hub.volatile):
+        with pytest.raises(RuntimeError, match="has not started"):
+            await asyncio.to_thread(sender.emit, "x") if thread else sender.emit("x")
+
+
 def test_handler_registration_is_checked() -> None:
     hub = Hub()
 

@@ -135,7 +135,8 @@ class Emitter:
 
         It is encoded, ordered and recorded at once; awaiting the result gives its cursor
         (None if volatile), and waits for room in the outbox of an event's only recipient.
-        Safe from any thread. Raises EncodeError.
+        Safe from any thread. Raises EncodeError, and RuntimeError on a hub that never
+        started.
         """
         return self._namespace.publish(event, args, self._rooms, self._except, self._volatile)
 

@@ -168,8 +168,16 @@ class Node:
     def post(
         self, publication: Publication, *, record: bool
     ) -> str | Awaitable[str | None] | concurrent.futures.Future[str | None] | None:
-        """Hand a publication to the broker, on the hub's own thread."""
+        """Hand a publication to the broker, on the hub's own thread.
+
+        Raises RuntimeError where the hub never started.
+        """
         loop = self.loop
+        if loop is None and self._ticker is None:
+            raise RuntimeError(
+                "the hub has not started, and nobody can hear the event: emit in a handler, in an "
+                "on_start function, or later"
+            )
         if loop is None or self._thread == threading.get_ident():
             return self.broker.publish(publication, record=record)
         outcome: concurrent.futures.Future[str | None] = concurrent.futures.Future()

@@ -2,8 +2,8 @@
 import { CrossbandError, type Link, type LinkListener, type Message } from "./types.js";
 
 const TOKEN_EXPIRED = 4401;
-// Ranges of close codes after which the server would say the same again: docs/reference/close-codes.md.
-const FINAL_CODES = [[1000, 1000], [1002, 1003], [1007, 1009], [4000, 4007], [4400, 4499]] as const;
+// Close codes after which the server would say the same again: docs/reference/close-codes.md.
+const FINAL_CODES = /^(100[0237-9]|400[0-7]|44\d\d)$/;
 
 // 2^53 - 1. The server owes nobody this acknowledgement: it answers `unknown_ack`, as a sign of
 // life, without asking any handler. A browser shows its page no pings.
@@ -35,7 +35,7 @@ export function openWebSocket(
     const text = reason || (code === 1006 ? "The connection was lost" : `Code ${code}`);
     listener.end({
       error: new CrossbandError(code === TOKEN_EXPIRED ? "unauthorized" : "closed", text, { closeCode: code }),
-      final: FINAL_CODES.some(([first, last]) => first <= code && code <= last),
+      final: FINAL_CODES.test(String(code)),
     });
   };
   return {

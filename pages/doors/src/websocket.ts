@@ -14,8 +14,8 @@ interface Frame {
   message?: string;
 }
 
-// Ranges of close codes after which the server would say the same again: docs/reference/close-codes.md.
-const FINAL_CODES = [[1000, 1000], [1002, 1003], [1007, 1009], [4000, 4007], [4400, 4499]] as const;
+// Close codes after which the server would say the same again: docs/reference/close-codes.md.
+const FINAL_CODES = /^(100[0237-9]|400[0-7]|44\d\d)$/;
 
 export class WebSocketDoor implements Door {
   readonly name = "websocket";
@@ -100,7 +100,7 @@ export class WebSocketDoor implements Door {
   private onClose({ code, reason }: CloseEvent): void {
     this.drop();
     if (this.isCut) return;
-    if (FINAL_CODES.some(([first, last]) => first <= code && code <= last)) {
+    if (FINAL_CODES.test(String(code))) {
       this.listener.onState("refused", reason || `closed with code ${code}`);
       return;
     }

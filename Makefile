@@ -3,8 +3,9 @@
 PORT ?= 8000
 # More arguments for pytest or the benchmark: make test ARGS="-k resume"
 ARGS ?=
-# Processes for the tests, which wait more than they compute. 0: in this one, for -s and pdb.
-JOBS ?= 3
+# Processes for the tests, which wait more than they compute: three for each of two cores. 0: in
+# this one, for -s and pdb.
+JOBS ?= 6
 
 VENV := .venv/bin
 SETUP := @scripts/setup

@@ -120,10 +120,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "a guarded namespace",
     ),
     "Guards that never run": (
-        "hub/test_callables.py::test_what_would_run_nothing_is_refused_at_registration",
-        "hub/test_callables.py::test_function_of_other_arguments_is_refused_at_registration",
-        "hub/test_callables.py::test_middleware_that_meant_to_refuse_lets_nobody_in",
-        "hub/test_callables.py::test_authorize_allows_by_true_alone",
+        "handlers/test_callables.py::test_what_would_run_nothing_is_refused_at_registration",
+        "handlers/test_callables.py::test_function_of_other_arguments_is_refused_at_registration",
+        "handlers/test_callables.py::test_middleware_that_meant_to_refuse_lets_nobody_in",
+        "handlers/test_callables.py::test_authorize_allows_by_true_alone",
     ),
     "Tokens that choose how they are verified": (
         "test_auth.py::test_headers_that_are_refused",
@@ -232,8 +232,9 @@ _SECRET = re.compile(r"(^|_)(key|secret|token|password|signature|session)$")
 def test_secrets_are_compared_in_constant_time() -> None:
     found = []
     for path, node in sources():
-        # A command runs on the side of who knows the secret.
-        if not isinstance(node, ast.Compare) or path.is_relative_to(SOURCE / "cli"):
+        # Commands and clients run on the side of who knows the secret.
+        theirs = any(path.is_relative_to(SOURCE / part) for part in ("cli", "client"))
+        if not isinstance(node, ast.Compare) or theirs:
             continue
         sides = [node.left, *node.comparators]
         if any(isinstance(side, ast.Constant) for side in sides) or not any(

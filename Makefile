@@ -3,9 +3,9 @@
 PORT ?= 8000
 # More arguments for pytest or the benchmark: make test ARGS="-k resume"
 ARGS ?=
-# Processes for the tests, which wait more than they compute: three for each of two cores. 0: in
-# this one, for -s and pdb.
-JOBS ?= 6
+# Processes for the tests, which wait more than they compute. 0: in this one,
+# for -s and pdb.
+JOBS ?= 5
 
 VENV := .venv/bin
 SETUP := @scripts/setup
@@ -29,7 +29,7 @@ test: ## Run every test (make test ARGS="-k resume")
 	$(SETUP) dev node client pages chromium nginx curl
 	@npm test --silent
 # 5: ARGS selects none of these, or none of those. The first compiles for the processes of the second.
-	@$(VENV)/pytest -q -m alone $(ARGS) || [ $$? -eq 5 ]
+	@$(VENV)/pytest -q -m alone $(or $(ARGS),$$(grep -rl --include='*.py' mark.alone tests)) || [ $$? -eq 5 ]
 	@$(VENV)/pytest -q -n $(JOBS) --dist loadfile -m 'not alone' --durations=10 $(ARGS) || [ $$? -eq 5 ]
 
 check: ## Lint and check types: ruff, mypy, tsc

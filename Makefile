@@ -27,10 +27,7 @@ run: ## Serve the demo at http://127.0.0.1:8000 (make run PORT=9000)
 
 test: ## Run every test (make test ARGS="-k resume")
 	$(SETUP) dev node client pages chromium nginx curl
-	@npm test --silent
-# 5: ARGS selects none of these, or none of those. The first compiles for the processes of the second.
-	@$(VENV)/pytest -q -m alone $(or $(ARGS),$$(grep -rl --include='*.py' mark.alone tests)) || [ $$? -eq 5 ]
-	@$(VENV)/pytest -q -n $(JOBS) --dist loadfile -m 'not alone' --durations=10 $(ARGS) || [ $$? -eq 5 ]
+	@JOBS=$(JOBS) scripts/test $(ARGS)
 
 check: ## Lint and check types: ruff, mypy, tsc
 	$(SETUP) dev node client

@@ -70,6 +70,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             ),
             (
                 ("broker: Broker", "Where publications are ordered and kept."),
+                ("authenticate: Authenticate | None", "What says who a client is."),
                 ("started: bool", "Whether it runs on an event loop."),
                 ("settings: Settings", "What the hub was made with."),
                 ("namespaces: Mapping[str, Namespace]", "The namespaces there are now, by name."),

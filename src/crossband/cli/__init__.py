@@ -166,7 +166,7 @@ def serve(
             _fail(str(exc), code=2)
         served, hubs = loaded.app, loaded.hubs
         try:
-            asks = any(mounted.hub._core.guard.authenticate is not None for mounted in hubs)
+            asks = any(mounted.hub.authenticate is not None for mounted in hubs)
             tokens.check_own_hub(access, options, target, asks=asks)
         except settings.SettingError as exc:
             _fail(str(exc), code=2)

@@ -12,6 +12,7 @@ from crossband.broker import Broker
 from crossband.handlers.registry import Handlers
 from crossband.hub.core import Core
 from crossband.hub.emitter import Emission, Emitter
+from crossband.hub.guard import Authenticate
 from crossband.hub.life import LifeFunction
 from crossband.hub.namespace import Namespace, NamespacePattern
 from crossband.hub.socket import Socket
@@ -49,6 +50,11 @@ class PublicHub(Handlers):
     def broker(self) -> Broker:
         """Where publications are ordered and kept."""
         return self._core.node.broker
+
+    @property
+    def authenticate(self) -> Authenticate | None:
+        """What says who a client is. None where nobody is asked."""
+        return self._core.guard.authenticate
 
     @property
     def namespaces(self) -> Mapping[str, Namespace]:

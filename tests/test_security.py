@@ -6,6 +6,7 @@ The rows are those of docs/explanation/security.md.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from pathlib import Path
@@ -204,6 +205,7 @@ def test_everything_on_the_page_is_listed() -> None:
     assert rows[1:] == list(SHOWN)
 
 
+@functools.cache
 def sources() -> list[tuple[Path, ast.AST]]:
     return [
         (path, node)

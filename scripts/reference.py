@@ -98,7 +98,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         Entry(
             "Socket",
             (
-                *("rooms", "transport", "join", "leave", "subscribe", "authorize"),
+                *("rooms", "transport", "waiting", "join", "leave", "subscribe", "authorize"),
                 *(*_SENDING, "timeout", "volatile", "broadcast", "to", "except_", "disconnect"),
             ),
             (

@@ -704,7 +704,7 @@ async def test_inbox_is_bounded_in_bytes(kind: type[Hub], door: str, serve: Serv
     @hub.on("wait")
     async def wait(socket: Socket, data: Any) -> None:
         await gate.wait()
-        waited.append(socket.inbox.waiting)
+        waited.append(socket.waiting)
         if len(waited) == 100:
             done.set()
 
@@ -729,7 +729,7 @@ async def test_inbox_is_bounded_in_bytes(kind: type[Hub], door: str, serve: Serv
         # The first waits in its handler, and three are more than 10,000 bytes.
         await returns_to(
             Counter(waiting=3),
-            lambda: Counter(waiting=sum(socket.inbox.waiting for socket in hub.sockets.values())),
+            lambda: Counter(waiting=sum(socket.waiting for socket in hub.sockets.values())),
         )
         gate.set()
         async with asyncio.timeout(WAIT):

@@ -227,7 +227,7 @@ async def test_crowd_at_the_back_channel_enters_one_by_one(hub: BareHub) -> None
         if socket.inbox.crowded(socket):
             await socket.inbox.caught_up(socket)
         socket.inbox.receive(socket, event("slow"))
-        longest = max(longest, socket.inbox.waiting)
+        longest = max(longest, socket.waiting)
 
     posts = [asyncio.create_task(post()) for _ in range(40)]
     gate.set()

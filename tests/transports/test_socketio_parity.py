@@ -180,7 +180,7 @@ async def test_posts_that_overlap_wait_for_the_inbox(
 
     @hub.on("work")
     async def work(socket: Socket, number: int, data: str) -> None:
-        waited.append(socket.inbox.waiting)
+        waited.append(socket.waiting)
         started.set()
         await gate.wait()
         handled.append(number)
@@ -205,7 +205,7 @@ async def test_posts_that_overlap_wait_for_the_inbox(
 
 
 def waiting_in(hub: Hub) -> int:
-    return sum(socket.inbox.waiting for socket in hub.sockets.values())
+    return sum(socket.waiting for socket in hub.sockets.values())
 
 
 async def test_posts_are_bounded_in_number(serve: Serve, http: httpx.AsyncClient) -> None:

@@ -147,6 +147,11 @@ class Socket:
         """The current transport: "websocket", "polling" or "sse"."""
         return self.connection.transport
 
+    @property
+    def waiting(self) -> int:
+        """The number of events it sent that wait to be handled, or are beside the others."""
+        return self.inbox.waiting
+
     async def join(self, *rooms: str) -> None:
         """Join rooms. Raises EventError past the limit, EncodeError for an unusable name."""
         own = self.record.rooms

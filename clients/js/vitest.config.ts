@@ -3,9 +3,9 @@ import { defineConfig } from "vitest/config";
 export default defineConfig({
   test: {
     include: ["tests/*.test.{ts,tsx}"],
-    // Those against the server wait for the network; the others take milliseconds.
-    testTimeout: 20_000,
-    hookTimeout: 20_000,
+    // Guards against hanging: those against the server start it, which takes a busy machine its time.
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
     restoreMocks: true,
     unstubGlobals: true,
   },

@@ -242,7 +242,7 @@ describe.each(DOORS)("over %s", (door) => {
 
   test("token is shown, refreshed before it expires, and asked for after it was refused", async () => {
     const secret = "a secret of at least thirty-two bytes";
-    const { port } = await serve(0, { CROSSBAND_JWT_SECRET: secret, CROSSBAND_TOKEN_WARNING: "9" });
+    const { port } = await serve(0, { CROSSBAND_JWT_SECRET: secret, CROSSBAND_TOKEN_WARNING: "119" });
     const token = (expires: string): Promise<string> =>
       new Promise((resolve) => {
         const made = spawn(COMMAND, ["token", "--user", "ann", "--rooms", "*", "--expires", expires, "--secret", secret]);
@@ -250,7 +250,7 @@ describe.each(DOORS)("over %s", (door) => {
         made.stdout.on("data", (data) => (text += data));
         made.on("close", () => resolve(text.trim()));
       });
-    const tokens = ["refused", ...(await Promise.all([token("10"), token("1h")]))];
+    const tokens = ["refused", ...(await Promise.all([token("120"), token("1h")]))];
     let refreshed!: () => void;
     const all = new Promise<void>((resolve) => (refreshed = resolve));
     const client = make(`http://127.0.0.1:${port}`, {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from crossband.broker import Broker
+from crossband.connection import Ticker
+from crossband.hub.access import Authenticate, Authorize
 from crossband.hub.core import Core
-from crossband.hub.guard import Authenticate, Authorize
 from crossband.hub.public import PublicHub
-from crossband.session import Ticker
 from crossband.settings import HubSettings, Settings, changed
 
 
@@ -50,8 +50,8 @@ class BareHub(PublicHub):
         return self.core.ticker
 
     @property
-    def holds(self) -> int:
-        return self.root.holds
+    def catching_up(self) -> int:
+        return self.root.catching_up
 
     async def start(self) -> None:
         await self.core.start()

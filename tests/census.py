@@ -9,16 +9,27 @@ from collections.abc import Callable
 
 from crossband import Hub, Socket
 from crossband.broker.memory import MemoryBroker
+from crossband.connection import Connection
+from crossband.hub.acks import Acks
 from crossband.hub.attempt import Admission
-from crossband.hub.catchup import CatchUp, Hold
+from crossband.hub.catchup import CatchUp, ReplayBuffer
 from crossband.hub.incoming import Incoming
-from crossband.session import Acks, Connection
 from crossband.transports.asgi import ASGIWebSocket
 from crossband.transports.http import Request
 from tests.clients.base import WAIT
 
 # Objects there must be none left of.
-_MORTAL = (Socket, Connection, Admission, CatchUp, Hold, Incoming, Acks, Request, ASGIWebSocket)
+_MORTAL = (
+    Socket,
+    Connection,
+    Admission,
+    CatchUp,
+    ReplayBuffer,
+    Incoming,
+    Acks,
+    Request,
+    ASGIWebSocket,
+)
 
 
 def census(hub: Hub) -> Counter[str]:
@@ -29,10 +40,10 @@ def census(hub: Hub) -> Counter[str]:
         counts["sockets"] += len(namespace.sockets)
         counts["sessions of sockets"] += len(namespace._by_session)
         counts["rooms"] += namespace.room_count
-        counts["holds"] += namespace.holds
+        counts["catching up"] += namespace.catching_up
     counts["tasks of the hub"] = len(hub._core.node._tasks)
-    counts["seats"] = hub._core.quotas.seats.taken
-    counts["addresses with seats"] = hub._core.quotas.seats.addresses
+    counts["slots"] = hub._core.quotas.slots.taken
+    counts["addresses with slots"] = hub._core.quotas.slots.addresses
     routes = hub._routes
     if routes._doors:
         engine, websockets, streams = routes._engine, routes._websockets, routes._streams
@@ -40,8 +51,8 @@ def census(hub: Hub) -> Counter[str]:
         counts["engine sessions"] = len(sessions._connections)
         counts["lingering sessions"] = len(sessions._lingering)
         counts["streams by id"] = len(streams._by_id)
-        for roll in (sessions._roll, websockets._roll, streams._roll):
-            counts["connections"] += len(list(roll))
+        for door in (sessions._open, websockets._connections, streams._connections):
+            counts["connections"] += len(list(door))
         for deadlines in (sessions._pings, sessions._pongs, sessions._connects, sessions._lingers):
             counts["deadlines"] += len(deadlines._due)
         counts["deadlines"] += len(streams._keepalive._due)
@@ -49,7 +60,7 @@ def census(hub: Hub) -> Counter[str]:
     assert isinstance(broker, MemoryBroker)
     counts["connected sessions"] = len(broker._connected)
     # Those in reserve are bounded, and stay.
-    spare = hub._core.node.reserve.tasks if hub.started else set()
+    spare = hub._core.node.spare_runners.tasks if hub.started else set()
     for task in asyncio.all_tasks() - spare:
         coroutine = task.get_coro()
         counts[f"task {getattr(coroutine, '__qualname__', coroutine)}"] += 1

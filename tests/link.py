@@ -9,11 +9,12 @@ from typing import Any
 
 from crossband import Hub
 from crossband.codecs import ENVELOPE, Codec
+from crossband.connection import Connection, Ticker
 from crossband.errors import CloseCode
+from crossband.handshake import Handshake
 from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
 from crossband.hub.socket import Socket
-from crossband.session import Connection, Handshake, Ticker
 from tests.bare import BareHub
 from tests.clients.base import WAIT
 

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from crossband import Hub, Limits, Socket
-from crossband.session import Connection
+from crossband.connection import Connection
 from tests.clients.base import WAIT
 from tests.clients.raw import TEXT, Polling, RawWebSocket, frame
 from tests.conftest import Serve

@@ -381,7 +381,7 @@ async def run(
     seconds: float,
     pause: float,
 ) -> Fire:
-    """Hold the crowd under fire for so many seconds, each cut every `pause` on average."""
+    """ReplayBuffer the crowd under fire for so many seconds, each cut every `pause` on average."""
     loop = asyncio.get_running_loop()
     targets = population(node, url, seed, crowd)
     async with contextlib.AsyncExitStack() as stack:

@@ -254,7 +254,7 @@ async def calm(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
 async def websocket(
     url: str, path: str = "/ws", *headers: tuple[str, str]
 ) -> AsyncIterator[RawWebSocket]:
-    """Hold a WebSocket whose frames are written by hand."""
+    """ReplayBuffer a WebSocket whose frames are written by hand."""
     raw = await RawWebSocket.open(url.replace("http", "ws", 1) + path, headers=headers)
     try:
         assert raw.status == 101
@@ -1360,7 +1360,7 @@ async def test_pings_of_a_client_that_does_not_read_cost_nothing(serve: Serve) -
     hub = hub_under_attack(limits=Limits(message_rate=0.0))
     async with scene(serve, hub) as stage:
         assert hub._routes._websockets is not None
-        honest = set(hub._routes._websockets._roll)
+        honest = set(hub._routes._websockets._connections)
         tcp = await reluctant(stage.url)
         try:
             tcp.send(upgrade("/ws"))
@@ -1374,7 +1374,7 @@ async def test_pings_of_a_client_that_does_not_read_cost_nothing(serve: Serve) -
                         tcp.send(pings)
                         await tcp.writer.drain()
             await stage.check()
-            (hostile,) = set(hub._routes._websockets._roll) - honest
+            (hostile,) = set(hub._routes._websockets._connections) - honest
             lane = hostile._lane
             assert isinstance(lane, WebSocketLane)
             assert lane.transport.get_write_buffer_size() < 1_000_000
@@ -1674,7 +1674,7 @@ async def test_stop_in_the_midst_of_arrivals_leaves_nobody(
         assert not hub.sockets
         left = census(hub)
         assert not left["connected sessions"]
-        assert not left["holds"]
+        assert not left["catching up"]
         assert not left["tasks of the hub"]
 
 

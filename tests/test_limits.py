@@ -523,7 +523,7 @@ async def test_without_a_limit_nothing_is_metered(serve: Serve) -> None:
     server = await serve(hub)
     async with await opened(server.url):
         assert hub._routes._websockets is not None
-        assert [each.meter for each in hub._routes._websockets._roll] == [None]
+        assert [each.meter for each in hub._routes._websockets._connections] == [None]
 
 
 # --- Connections -----------------------------------------------------------------------------
@@ -601,7 +601,7 @@ async def test_connection_too_many_is_refused(
             assert refused["status"] == status
         else:
             assert refused["close"] == (code, "Too many connections")
-        assert hub._core.quotas.seats.taken == 2
+        assert hub._core.quotas.slots.taken == 2
     # As many may come again when those have gone.
     await returns_to(start, lambda: census(hub))
     async with AsyncExitStack() as stack:
@@ -610,7 +610,7 @@ async def test_connection_too_many_is_refused(
 
 
 @HUBS
-async def test_refused_clients_hold_no_seat(kind: type[Hub], serve: Serve) -> None:
+async def test_refused_clients_hold_no_slot(kind: type[Hub], serve: Serve) -> None:
     hub = hub_with(kind, connections_per_address=1)
     server = await serve(hub)
     for path in ("/ws/nope", "/ws?session=short"):
@@ -622,10 +622,10 @@ async def test_refused_clients_hold_no_seat(kind: type[Hub], serve: Serve) -> No
         await polling.open()
         await polling.post("1")
     async with await opened(server.url):
-        assert hub._core.quotas.seats.taken == 1
+        assert hub._core.quotas.slots.taken == 1
 
 
-async def test_upgrade_of_a_session_takes_no_second_seat(
+async def test_upgrade_of_a_session_takes_no_second_slot(
     serve: Serve, http: httpx.AsyncClient
 ) -> None:
     hub = hub_with(connections_per_address=1)
@@ -640,7 +640,7 @@ async def test_upgrade_of_a_session_takes_no_second_seat(
         await connection.send("5")
         await connection.send('420["echo",1]')
         assert await text(connection) == "430[1]"
-        assert hub._core.quotas.seats.taken == 1
+        assert hub._core.quotas.slots.taken == 1
     await returns_to(start, lambda: census(hub))
 
 

@@ -395,7 +395,7 @@ async def cut(stage: Stage, state: State, outcome: Outcome) -> None:
             # Nobody looks at the client while it is answered: it may be let in for a moment.
             hung_up.set()
         core = stage.hub._core
-        await until(lambda: not core.quotas.seats.taken and not core.root.holds)
+        await until(lambda: not core.quotas.slots.taken and not core.root.catching_up)
 
         def later() -> list[str]:
             return [what for what, _ in stage.log[len(log) :]]

@@ -21,11 +21,11 @@ from crossband.errors import (
     Unauthorized,
 )
 from crossband.handlers.events import EventSchema
+from crossband.handshake import Handshake
 from crossband.hub.emitter import Emission, Emitter
 from crossband.hub.namespace import Namespace, NamespacePattern
 from crossband.hub.socket import Socket
 from crossband.limits import Limits
-from crossband.session import Handshake
 from crossband.settings import Settings
 
 __all__ = [

@@ -13,8 +13,8 @@ from crossband.auth import redaction
 from crossband.broker import Broker
 from crossband.broker.memory import MemoryBroker
 from crossband.errors import CloseCode, EventError
+from crossband.hub.access import Authenticate, Authorize
 from crossband.hub.core import Core
-from crossband.hub.guard import Authenticate, Authorize
 from crossband.hub.public import PublicHub
 from crossband.lifespan import Lifespan
 from crossband.settings import DOORS, HubSettings, Settings, changed

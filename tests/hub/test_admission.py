@@ -161,7 +161,7 @@ async def test_withdrawn_admission_puts_the_session_back(
     hub.leave(first, "transport close")
     cursor = broker.head("/")
     hub.withdraw(await hub.admit(link(hub), "/", handshake(), ENVELOPE, resume=Resume(KEY, cursor)))
-    assert hub.holds == 0
+    assert hub.catching_up == 0
     again = await join(hub, link(hub), resume=Resume(KEY, cursor))
     assert again.recovered
     assert again.id == first.id
@@ -179,7 +179,7 @@ async def test_failing_broker_loses_no_session(hub: BareHub, broker: MemoryBroke
     with pytest.raises(OSError, match="away"):
         await join(hub, link(hub), resume=Resume(KEY, cursor))
     del broker.history
-    assert hub.holds == 0
+    assert hub.catching_up == 0
     assert (await join(hub, link(hub), resume=Resume(KEY, cursor))).recovered
 
 
@@ -292,11 +292,11 @@ async def test_cancelled_admission_is_withdrawn(hub: BareHub, broker: MemoryBrok
 
     joining = asyncio.create_task(join(hub, link(hub), resume=Resume(KEY, broker.head("/"))))
     await waiting.wait()
-    assert hub.holds == 1
+    assert hub.catching_up == 1
     joining.cancel()
     with pytest.raises(asyncio.CancelledError):
         await joining
-    assert hub.holds == 0
+    assert hub.catching_up == 0
     assert await broker.take_session("/", KEY) is not None
 
 

@@ -64,7 +64,7 @@ async def test_history_bigger_than_the_outbox_arrives_once_and_in_order(
     hub.emit("n", n)
     link.take()
     assert numbers(link) == list(range(n + 1))
-    assert hub.holds == 0
+    assert hub.catching_up == 0
 
 
 async def test_client_that_stops_reading_in_its_replay_is_disconnected(hub: BareHub) -> None:
@@ -74,14 +74,14 @@ async def test_client_that_stops_reading_in_its_replay_is_disconnected(hub: Bare
     link = Link(hub.ticker, limit=400)
     socket = await join(hub, link, resume=Resume(None, cursor))
     assert socket.catching is not None
-    hold = socket.catching.hold
+    hold = socket.catching.buffer
     for n in range(3 * SIZE):
         # Not even for this client.
         hub.to("elsewhere").emit("n", n)
     assert link.code is CloseCode.SLOW_CLIENT
     assert len(hold) <= 2 * SIZE + 1
     hub.leave(socket, "transport close")
-    assert hub.holds == 0
+    assert hub.catching_up == 0
 
 
 async def test_what_may_be_dropped_comes_in_its_place_and_fills_no_hold(hub: BareHub) -> None:
@@ -93,14 +93,14 @@ async def test_what_may_be_dropped_comes_in_its_place_and_fills_no_hold(hub: Bar
     link = Link(hub.ticker, limit=400)
     socket = await join(hub, link, resume=Resume(None, cursor))
     assert socket.catching is not None
-    hold = socket.catching.hold
+    hold = socket.catching.buffer
     for n in range(10 * SIZE):
         assert await hub.emit("line", n) is None
         hub.emit("price", n % 2)
         assert len(hold) <= 2 * SIZE
     hub.emit("n", SIZE - 1)
     async with asyncio.timeout(WAIT):
-        while hub.holds:
+        while hub.catching_up:
             link.take()
             await asyncio.sleep(0)
     link.take()
@@ -129,7 +129,7 @@ async def test_unrecorded_event_in_a_replay_is_found_in_its_place(
     hub.emit("status", "busy")
     cursors += [await hub.emit("n", n) for n in range(5, 10)]
     async with asyncio.timeout(WAIT):
-        while hub.holds:
+        while hub.catching_up:
             link.take()
             await asyncio.sleep(0)
     link.take()
@@ -210,7 +210,7 @@ async def test_what_both_history_and_hold_have_is_sent_once(last: str) -> None:
     await link.messages(count + 3)
     assert numbers(link) == list(range(count + 1))
     assert [json.loads(message)["type"] for message in link.taken].count("status") == 1
-    assert hub.holds == 0
+    assert hub.catching_up == 0
     await hub.stop()
 
 
@@ -236,7 +236,7 @@ async def test_long_history_is_looked_through_between_other_work() -> None:
     for link in links:
         await link.messages(7)
         assert numbers(link) == list(range(6))
-    assert hub.holds == 0
+    assert hub.catching_up == 0
     await hub.stop()
 
 
@@ -255,7 +255,7 @@ async def test_client_that_leaves_between_two_turns_leaves_nothing_behind() -> N
         for _ in range(10):
             await asyncio.sleep(0)
     assert sockets[1].catching is None
-    assert hub.holds == 0
+    assert hub.catching_up == 0
     await hub.stop()
 
 
@@ -308,7 +308,7 @@ async def test_hold_is_bounded_by_bytes() -> None:
     link = Link(hub.ticker, limit=4_000)
     socket = await join(hub, link, resume=Resume(None, cursor))
     assert socket.catching is not None
-    hold = socket.catching.hold
+    hold = socket.catching.buffer
     for _ in range(100):
         hub.emit("status", "x" * 1_000)
         assert sum(publication.size for publication in hold) <= 20_000
@@ -339,7 +339,7 @@ async def test_hold_of_a_long_admission_is_bounded(hub: BareHub) -> None:
     assert link.code is CloseCode.SLOW_CLIENT
     admitting.cancel()
     await asyncio.wait({admitting})
-    assert hub.holds == 0
+    assert hub.catching_up == 0
 
 
 async def test_event_during_an_admission_is_held_where_there_is_no_history() -> None:
@@ -379,7 +379,7 @@ async def test_client_cut_in_its_replay_leaves_nothing_behind(hub: BareHub) -> N
     # It must not go round and round until then.
     assert asyncio.all_tasks() == tasks
     hub.leave(socket, "transport close")
-    assert hub.holds == 0
+    assert hub.catching_up == 0
     assert asyncio.all_tasks() == tasks
 
 
@@ -422,7 +422,7 @@ async def test_too_slow_connect_handler_is_a_gap(
     welcome, gap = await link.messages(2)
     assert welcome["type"] == "welcome"
     assert gap == {"type": "gap", "reason": "timeout", "offset": hub.broker.head("/")}
-    assert hub.holds == 0
+    assert hub.catching_up == 0
     # From there on it is live.
     hub.emit("n", 1)
     await link.messages(3)

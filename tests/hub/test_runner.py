@@ -303,7 +303,7 @@ async def test_handlers_that_begin_others_leave_a_bounded_reserve(hub: BareHub) 
     made[0][1].inbox.receive(made[0][1], event("pass on", 1, ack_id=0))
     for number, (link, _) in enumerate(made):
         assert (await link.messages(2))[1] == {"type": "ack", "id": number, "data": number + 1}
-    assert 1 <= len(hub.node.reserve.tasks) <= SPARE
+    assert 1 <= len(hub.node.spare_runners.tasks) <= SPARE
 
 
 async def test_handlers_that_wait_leave_nothing_in_reserve(hub: BareHub) -> None:
@@ -319,7 +319,7 @@ async def test_handlers_that_wait_leave_nothing_in_reserve(hub: BareHub) -> None
     release.set()
     for link, _ in made:
         await link.messages(2)
-    assert hub.node.reserve.tasks == set()
+    assert hub.node.spare_runners.tasks == set()
 
 
 # What a handler does beside keeping its task, by name.
@@ -617,9 +617,9 @@ async def test_who_cancels_all_tasks_of_the_loop_ends_no_later_handler(hub: Bare
 
     link, socket = await welcomed(hub)
     socket.inbox.receive(socket, event("fine", ack_id=1))
-    (spare,) = hub.node.reserve.tasks
+    (spare,) = hub.node.spare_runners.tasks
     for ticks in (0, 1, 3):
-        for task in hub.node.reserve.tasks:
+        for task in hub.node.spare_runners.tasks:
             task.cancel()
         for _ in range(ticks):
             await asyncio.sleep(0)

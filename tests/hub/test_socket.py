@@ -158,7 +158,7 @@ async def test_handler_that_waits_for_its_own_client_does_not_stop_the_reading(
         for message in [event("ask"), *[event("filler") for _ in range(4 * ACK_INBOX - 1)]]:
             socket.inbox.receive(socket, message)
             if socket.inbox.crowded(socket):
-                await socket.inbox.caught_up(socket)
+                await socket.inbox.wait_for_space(socket)
         _, question = await link.messages(2)
         assert socket.acknowledge(question["id"], "yes")
 
@@ -206,7 +206,7 @@ async def test_inbox_has_more_room_for_bytes_while_an_answer_is_owed() -> None:
     assert fill(socket, Incoming("wait", [], [b"x" * 100])) == 10 * ACK_INBOX - 10
     gate.set()
     async with asyncio.timeout(WAIT):
-        await socket.inbox.caught_up(socket)
+        await socket.inbox.wait_for_space(socket)
     assert socket.acknowledge(1, None)
     await answer
     await hub.stop()
@@ -225,7 +225,7 @@ async def test_crowd_at_the_back_channel_enters_one_by_one(hub: BareHub) -> None
     async def post() -> None:
         nonlocal longest
         if socket.inbox.crowded(socket):
-            await socket.inbox.caught_up(socket)
+            await socket.inbox.wait_for_space(socket)
         socket.inbox.receive(socket, event("slow"))
         longest = max(longest, socket.waiting)
 

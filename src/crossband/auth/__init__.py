@@ -1,6 +1,6 @@
 """Who a client is and what it may do: identities, rights, and where clients show a token.
 
-Knows handshakes by what it reads of them, and no clients. `jwt` verifies tokens, `keys` has
+Knows handshakes and no clients. `jwt` verifies tokens, `keys` has
 what they are verified with, `redaction` keeps them out of logs.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import msgspec
+
+from crossband.handshake import Handshake
 
 # Names stand in log lines, and are keys elsewhere.
 _CONTROL: Final = frozenset(map(chr, [*range(32), 127]))
@@ -26,17 +28,6 @@ MAX_USER: Final = 256
 # the token follows. A token's characters are those of a subprotocol (RFC 6455 §4.1).
 SUBPROTOCOL: Final = "crossband"
 BEARER_PROTOCOL: Final = "bearer."
-
-
-class Handshake(Protocol):
-    """What is read of a handshake here; `crossband.Handshake` has it."""
-
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def query(self) -> Mapping[str, list[str]]: ...
-    @property
-    def auth(self) -> Mapping[str, Any]: ...
 
 
 def bearer_token(handshake: Handshake, *, cookie: str | None = None) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from crossband.auth import MAX_TOKEN, MAX_USER, Handshake, Identity, Rights, bearer_token, kind_of
+from crossband.auth import MAX_TOKEN, MAX_USER, Identity, Rights, bearer_token, kind_of
 from crossband.auth.keys import (
     KeySource,
     KeysUnavailable,
@@ -23,6 +23,7 @@ from crossband.auth.keys import (
     signing_key,
 )
 from crossband.errors import ConnectionRefused, Unauthorized
+from crossband.handshake import Handshake
 
 if TYPE_CHECKING:
     from jwt.types import Options

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from crossband.codecs import Codec
+from crossband.connection import Connection
 from crossband.errors import (
     CloseCode,
     ConnectionRefused,
@@ -20,13 +21,14 @@ from crossband.errors import (
 )
 from crossband.handlers.callables import call, check_outcome
 from crossband.handlers.events import Handler
+from crossband.handshake import Handshake
+from crossband.hub.access import Access
 from crossband.hub.answers import cancelling
 from crossband.hub.attempt import Admission, Resume
 from crossband.hub.catchup import CatchUp
 from crossband.hub.departures import DEPARTURE_TIME, Departures
 from crossband.hub.directory import Directory
 from crossband.hub.dispatch import connected
-from crossband.hub.guard import Guard
 from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
@@ -34,7 +36,6 @@ from crossband.hub.resumption import Resumptions
 from crossband.hub.socket import Socket
 from crossband.hub.states import State
 from crossband.names import is_socket_id
-from crossband.session import Connection, Handshake
 
 logger = logging.getLogger("crossband")
 
@@ -48,14 +49,19 @@ class Admissions:
     """Lets clients in."""
 
     def __init__(
-        self, node: Node, directory: Directory, guard: Guard, quotas: Quotas, departures: Departures
+        self,
+        node: Node,
+        directory: Directory,
+        access: Access,
+        quotas: Quotas,
+        departures: Departures,
     ) -> None:
         self._node = node
         self._directory = directory
-        self._guard = guard
+        self._access = access
         self._quotas = quotas
         self._departures = departures
-        self._resumptions = Resumptions(node, guard)
+        self._resumptions = Resumptions(node, access)
 
     async def admit(
         self,
@@ -93,9 +99,9 @@ class Admissions:
             raise ConnectionRefused(code="shutting_down", status=503)
         attempt = self._node.next_attempt()
         identity = None
-        revocations = self._guard.revocations
-        if self._guard.authenticate is not None:
-            identity = await self._guard.identify(handshake)
+        revocations = self._access.revocations
+        if self._access.authenticate is not None:
+            identity = await self._access.identify(handshake)
         namespace = self._directory.find(name)
         if namespace is None:
             raise ConnectionRefused(code="invalid_namespace", status=404)
@@ -153,7 +159,7 @@ class Admissions:
     async def _ask_again(self, socket: Socket) -> None:
         """Take a client that came back out of the rooms it may no longer hear."""
         for room in socket.record.asked:
-            if not await self._guard.allows(socket.identity, "subscribe", room):
+            if not await self._access.allows(socket.identity, "subscribe", room):
                 await socket.leave(room)
 
     async def _examine(self, socket: Socket, uses: Sequence[Handler]) -> None:
@@ -217,7 +223,7 @@ class Admissions:
         socket.stage = State.LIVE
         namespace.add(socket)
         if socket.identity is not None:
-            self._guard.entered(socket)
+            self._access.entered(socket)
         self._node.traffic.joined(socket, admission.gap)
         self._node.broker.save_session(socket.record, connected=True)
         head = self._node.broker.head(namespace.name)
@@ -252,7 +258,7 @@ class Admissions:
         if namespace.registry.connect:
             socket.greeting = asyncio.get_running_loop().create_future()
             socket.inbox.begin(socket, self._greet(socket, earlier, catch_up if unknown else None))
-        self._guard.check_admitted(socket, admission.revocations)
+        self._access.check_admitted(socket, admission.revocations)
         if socket.refused:
             self._departures.part(socket, close=False)
         if self._node.stopping:

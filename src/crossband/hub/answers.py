@@ -39,7 +39,7 @@ def answer(socket: Socket, message: Incoming, result: Any) -> None:
         if socket.catching is None:
             socket.connection.push(wire)
         else:
-            socket.catching.hold.keep(wire)
+            socket.catching.buffer.keep(wire)
         return
     # Nobody may have asked, but the handler is to learn that it cannot be answered with.
     data = payload.encode_answer(result)

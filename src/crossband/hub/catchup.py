@@ -13,8 +13,8 @@ from crossband.codecs import Wire, tag_of
 from crossband.policies import Tag, shed
 
 if TYPE_CHECKING:
+    from crossband.connection import Connection
     from crossband.hub.socket import Socket
-    from crossband.session import Connection
 
 
 # Publications that are looked at for one client in one go: some 5 ms where all are for it. The
@@ -44,12 +44,12 @@ class Turns:
         go_on()
 
 
-class Hold(deque["Publication | Wire"]):
+class ReplayBuffer(deque["Publication | Wire"]):
     """All that a namespace records from before a client's history was read.
 
     Also what it does not record but queues for clients that are behind, and what is sent to
     this client alone, as answers are. Without what is for other clients alone: nobody fills a
-    hold but those whose events its client may have to get.
+    buffer but those whose events its client may have to get.
     """
 
     def __init__(self, connection: Connection, *, count: int, size: int) -> None:
@@ -114,24 +114,24 @@ def _tag(item: Publication | Wire) -> Tag | None:
 class CatchUp:
     """What one client still has coming before it is live, in order, once.
 
-    What the history and `hold` both have is skipped in the hold. The client is live at the
+    What the history and `buffer` both have is skipped in the buffer. The client is live at the
     moment both are empty.
     """
 
-    __slots__ = ("_ended", "_missed", "_overlap", "begun", "cursor", "hold", "pausing", "socket")
+    __slots__ = ("_ended", "_missed", "_overlap", "begun", "buffer", "cursor", "pausing", "socket")
 
-    def __init__(self, missed: Iterable[Publication], hold: Hold, cursor: str) -> None:
+    def __init__(self, missed: Iterable[Publication], buffer: ReplayBuffer, cursor: str) -> None:
         self._missed = deque(missed)
-        # The cursor up to which the hold has what the history had too. None: they share none,
-        # or the hold is past it.
+        # The cursor up to which the buffer has what the history had too. None: they share none,
+        # or the buffer is past it.
         self._overlap: str | None = None
         # Both are in order and all of the history was delivered: what they share ends with
         # the last of it.
         if self._missed:
             last = self._missed[-1].cursor
-            if any(isinstance(item, Publication) and item.cursor == last for item in hold):
+            if any(isinstance(item, Publication) and item.cursor == last for item in buffer):
                 self._overlap = last
-        self.hold = hold
+        self.buffer = buffer
         # Where the client is: nothing before it is still to come.
         self.cursor = cursor
         # None until opened.
@@ -160,7 +160,7 @@ class CatchUp:
             publication = self._missed.popleft()
             self.cursor = publication.cursor or self.cursor
             return publication
-        while (held := self.hold.next()) is not None:
+        while (held := self.buffer.next()) is not None:
             if isinstance(held, Wire) or held.cursor is None:
                 return held
             if self._overlap is None:

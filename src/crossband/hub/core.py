@@ -6,18 +6,18 @@ import asyncio
 from typing import Protocol
 
 from crossband.broker import Broker
+from crossband.connection import Connection, Ticker
 from crossband.errors import CloseCode, EventError
+from crossband.hub.access import Access, Authenticate, Authorize
 from crossband.hub.admission import Admissions
 from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
-from crossband.hub.guard import Authenticate, Authorize, Guard
 from crossband.hub.life import Life
 from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
 from crossband.hub.socket import Socket
 from crossband.hub.watchdog import unwatch, watch
-from crossband.session import Connection, Ticker
 from crossband.settings import Settings
 
 # Clients a second that a stopping hub sends away at least: so many at once are no rush
@@ -51,11 +51,13 @@ class Core:
     ) -> None:
         node = self.node = Node(broker, settings)
         self.traffic = node.traffic
-        self.guard = Guard(node, authenticate, authorize, self._dismiss)
-        self.departures = Departures(node, self.guard, self._vacate)
-        self.directory = Directory(node, self.guard, self.departures)
+        self.access = Access(node, authenticate, authorize, self._dismiss)
+        self.departures = Departures(node, self.access, self._vacate)
+        self.directory = Directory(node, self.access, self.departures)
         self.quotas = Quotas(node)
-        self.admissions = Admissions(node, self.directory, self.guard, self.quotas, self.departures)
+        self.admissions = Admissions(
+            node, self.directory, self.access, self.quotas, self.departures
+        )
         self.root = self.directory.of("/")
         self.life = Life()
         self._doors = doors
@@ -70,7 +72,7 @@ class Core:
         self.withdraw = self.admissions.withdraw
         self.leave = self.departures.leave
         self.dismiss = self.departures.dismiss
-        self.seat = self.quotas.seat
+        self.take_slot = self.quotas.take_slot
         self.floods = self.quotas.floods
         self.count_control = self.quotas.count_control
         self.count_message = self.quotas.count_message
@@ -118,7 +120,7 @@ class Core:
         if node.loop is not None and not node.loop.is_closed():
             raise RuntimeError("the hub runs on another event loop: stop it there first")
         await node.begin(loop, self.directory.deliver)
-        self.guard.start(loop)
+        self.access.start(loop)
         self.last_polls = False
         self.quotas.start()
         self._doors.start(self)
@@ -159,7 +161,7 @@ class Core:
             await self.life.end_tasks()
         finally:
             unwatch(loop)
-            self.guard.stop()
+            self.access.stop()
             try:
                 await self.node.end()
             finally:

@@ -8,14 +8,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from crossband.connection import Connection
 from crossband.errors import CloseCode, ConnectionRefused, EventError
+from crossband.hub.access import Access
 from crossband.hub.dispatch import disconnected
-from crossband.hub.guard import Guard
 from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
 from crossband.hub.socket import FINAL_REASONS, Socket
 from crossband.hub.states import State
-from crossband.session import Connection
 
 logger = logging.getLogger("crossband")
 
@@ -29,9 +29,9 @@ _FAREWELL: Final = "Server shutting down"
 class Departures:
     """Takes clients out of their namespaces, and knows who is still leaving."""
 
-    def __init__(self, node: Node, guard: Guard, vacate: Callable[[Namespace], None]) -> None:
+    def __init__(self, node: Node, access: Access, vacate: Callable[[Namespace], None]) -> None:
         self._node = node
-        self._guard = guard
+        self._access = access
         # Told of each namespace that a client left.
         self._vacate = vacate
         # Those under way, by namespace and session: who comes back meanwhile is greeted after
@@ -51,7 +51,7 @@ class Departures:
         namespace = socket.namespace
         namespace.remove(socket)
         if socket.identity is not None:
-            self._guard.left(socket)
+            self._access.left(socket)
         if keep_session and reason not in FINAL_REASONS:
             self._node.broker.save_session(socket.record, connected=False)
         else:

@@ -12,8 +12,8 @@ from crossband.broker import Publication
 from crossband.errors import EncodeError
 from crossband.handlers.callables import check_callable
 from crossband.handlers.registry import Registry
+from crossband.hub.access import Access
 from crossband.hub.departures import Departures
-from crossband.hub.guard import Guard
 from crossband.hub.namespace import Namespace, NamespacePattern
 from crossband.hub.node import Node
 from crossband.names import check_name
@@ -24,9 +24,9 @@ logger = logging.getLogger("crossband")
 class Directory:
     """Finds namespaces, and makes those that a pattern matches."""
 
-    def __init__(self, node: Node, guard: Guard, departures: Departures) -> None:
+    def __init__(self, node: Node, access: Access, departures: Departures) -> None:
         self._node = node
-        self._guard = guard
+        self._access = access
         self._departures = departures
         # Declared ones, and those of patterns while they have sockets.
         self.namespaces: dict[str, Namespace] = {}
@@ -36,7 +36,7 @@ class Directory:
 
     def _make(self, name: str, *, plain: bool, registry: Registry | None = None) -> Namespace:
         return Namespace(
-            self._node, self._guard, self._departures, name, plain=plain, registry=registry
+            self._node, self._access, self._departures, name, plain=plain, registry=registry
         )
 
     @overload

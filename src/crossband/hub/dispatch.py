@@ -34,8 +34,8 @@ async def dispatch(socket: Socket, message: Incoming) -> Any:
     registry = namespace.registry
     event = message.event
     if event in RESERVED:
-        if event == REFRESH and namespace.guard.authenticate is not None:
-            return await namespace.guard.refresh(socket, _args(message))
+        if event == REFRESH and namespace.access.authenticate is not None:
+            return await namespace.access.refresh(socket, _args(message))
         raise EventError(
             code="invalid_message", path="$.type", reason="Reserved event name", event=event
         )

@@ -127,7 +127,7 @@ class Inbox:
         turn = self._turn = coroutine
         outer = _own_turn.set(turn)
         try:
-            result = socket.namespace.node.reserve.begin(coroutine)
+            result = socket.namespace.node.spare_runners.begin(coroutine)
         except BaseException:
             self._pass_on(socket, turn)
             raise
@@ -216,7 +216,7 @@ class Inbox:
         times = ACK_INBOX if socket.owed else 1
         return self.waiting >= limits.inbox * times or self._size >= limits.inbox_size * times
 
-    async def caught_up(self, socket: Socket) -> None:
+    async def wait_for_space(self, socket: Socket) -> None:
         """Wait until the inbox has room again."""
         while self.crowded(socket) and (self._turn is not None or self._beside):
             if self._space is None:

@@ -15,7 +15,7 @@ from crossband.errors import (
     CrossbandError,
 )
 from crossband.handlers.registry import Handlers, Registry
-from crossband.hub.catchup import TURN, CatchUp, Hold, concerns
+from crossband.hub.catchup import TURN, CatchUp, ReplayBuffer, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.node import Node
 from crossband.hub.places import Places
@@ -24,9 +24,9 @@ from crossband.names import check_event
 from crossband.protocol import payload
 
 if TYPE_CHECKING:
+    from crossband.connection import Connection
+    from crossband.hub.access import Access
     from crossband.hub.departures import Departures
-    from crossband.hub.guard import Guard
-    from crossband.session import Connection
 
 logger = logging.getLogger("crossband")
 
@@ -40,7 +40,7 @@ class Namespace(Handlers):
     def __init__(
         self,
         node: Node,
-        guard: Guard,
+        access: Access,
         departures: Departures,
         name: str,
         *,
@@ -50,7 +50,7 @@ class Namespace(Handlers):
         self.registry = registry if registry is not None else Registry()
         super().__init__(self.registry)
         self.node = node
-        self.guard = guard
+        self.access = access
         self.departures = departures
         # All namespaces of a hub count together: those of patterns come and go.
         self.traffic = node.traffic
@@ -64,7 +64,7 @@ class Namespace(Handlers):
         # By session key, connected sockets only.
         self._by_session: dict[str, Socket] = {}
         # Everything recorded is also given to these while somebody catches up.
-        self._holds: list[Hold] = []
+        self._buffers: list[ReplayBuffer] = []
         self.places = Places()
 
     @property
@@ -174,8 +174,8 @@ class Namespace(Handlers):
         # Volatile, else.
         lasting = recorded or publication.policy is not None
         if lasting:
-            for hold in self._holds:
-                hold.take(publication)
+            for buffer in self._buffers:
+                buffer.take(publication)
         recipients = self.match(publication.rooms, publication.except_)
         if not recipients:
             return
@@ -189,7 +189,7 @@ class Namespace(Handlers):
         size = 0
         for socket in recipients:
             connection = socket.connection
-            # What a client that catches up gets is in its hold, in its place.
+            # What a client that catches up gets is in its replay buffer, in its place.
             if socket.catching is not None or connection.closed:
                 continue
             if not lasting and connection.behind:
@@ -339,27 +339,27 @@ class Namespace(Handlers):
     # Catching up.
 
     @property
-    def holds(self) -> int:
+    def catching_up(self) -> int:
         """The number of clients that are being caught up."""
-        return len(self._holds)
+        return len(self._buffers)
 
-    def hold(self, connection: Connection, rooms: Iterable[str] = ()) -> Hold:
+    def open_buffer(self, connection: Connection, rooms: Iterable[str] = ()) -> ReplayBuffer:
         """Collect all that is recorded here from now on, until released.
 
         What is for single clients only if its room is one of these.
         """
         settings = self.node.settings
-        held = Hold(
+        buffer = ReplayBuffer(
             connection,
             count=max(2 * settings.history_size, FEWEST_HELD),
             size=max(2 * settings.history_bytes, settings.limits.outbox),
         )
-        held.ids = frozenset(rooms)
-        self._holds.append(held)
-        return held
+        buffer.ids = frozenset(rooms)
+        self._buffers.append(buffer)
+        return buffer
 
     def release(self, catch_up: CatchUp) -> None:
-        self.unhold(catch_up.hold)
+        self.close_buffer(catch_up.buffer)
         catch_up.end()
 
     def end_catching(self, socket: Socket, catch_up: CatchUp) -> None:
@@ -367,9 +367,9 @@ class Namespace(Handlers):
         socket.catching = None
         self.release(catch_up)
 
-    def unhold(self, held: Hold) -> None:
+    def close_buffer(self, buffer: ReplayBuffer) -> None:
         # By identity: two empty deques are equal.
-        self._holds = [other for other in self._holds if other is not held]
+        self._buffers = [other for other in self._buffers if other is not buffer]
 
     def advance(self, socket: Socket) -> None:
         """Send a returning client the next of what it missed; at the end it is live.

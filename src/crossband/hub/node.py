@@ -16,10 +16,10 @@ from typing import Any
 
 from crossband.broker import Broker, Deliver, Publication
 from crossband.broker.memory import MemoryBroker
+from crossband.connection import Ticker
 from crossband.hub.catchup import Turns
-from crossband.hub.runner import Reserve, places
+from crossband.hub.runner import SpareRunners, places
 from crossband.hub.traffic import Traffic
-from crossband.session import Ticker
 from crossband.settings import Settings
 
 logger = logging.getLogger("crossband")
@@ -29,7 +29,7 @@ class Node:
     """One process that serves a hub."""
 
     # Set by `begin`.
-    reserve: Reserve
+    spare_runners: SpareRunners
     turns: Turns
 
     def __init__(self, broker: Broker | str | None, settings: Settings) -> None:
@@ -102,7 +102,7 @@ class Node:
         self.loop = loop
         self._thread = threading.get_ident()
         self._ticker = Ticker(loop)
-        self.reserve = Reserve(loop, self.run_to_end, self._tasks)
+        self.spare_runners = SpareRunners(loop, self.run_to_end, self._tasks)
         self.turns = Turns(loop)
         self._started_at = time.monotonic()
         self.stopping = self.out_of_time = False
@@ -133,7 +133,7 @@ class Node:
         loop = asyncio.get_running_loop()
         try:
             # Before the others: a runner ends with its work from here on.
-            await self.reserve.close()
+            await self.spare_runners.close()
             # A task may leave what is behind it to another one.
             while waiting := self._tasks - {me}:
                 patience = max(0.0, deadline - loop.time())

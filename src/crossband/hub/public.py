@@ -10,9 +10,9 @@ from typing import Any, TypeVar, Unpack, overload
 
 from crossband.broker import Broker
 from crossband.handlers.registry import Handlers
+from crossband.hub.access import Authenticate
 from crossband.hub.core import Core
 from crossband.hub.emitter import Emission, Emitter
-from crossband.hub.guard import Authenticate
 from crossband.hub.life import LifeFunction
 from crossband.hub.namespace import Namespace, NamespacePattern
 from crossband.hub.socket import Socket
@@ -54,7 +54,7 @@ class PublicHub(Handlers):
     @property
     def authenticate(self) -> Authenticate | None:
         """What says who a client is. None where nobody is asked."""
-        return self._core.guard.authenticate
+        return self._core.access.authenticate
 
     @property
     def namespaces(self) -> Mapping[str, Namespace]:
@@ -125,7 +125,7 @@ class PublicHub(Handlers):
 
     def sockets_of(self, user: str) -> list[Socket]:
         """Return the connected sockets of a user, in all namespaces of this node."""
-        return self._core.guard.sockets_of(user)
+        return self._core.access.sockets_of(user)
 
     async def revoke(self, user: str) -> int:
         """End all connections of a user, on every door; return how many there were.
@@ -134,7 +134,7 @@ class PublicHub(Handlers):
         (`iat`) and are not newer are refused from now on, while this process runs. A token
         without `iat` is let in again: there `authenticate` must refuse the user.
         """
-        return await self._core.guard.revoke(user)
+        return await self._core.access.revoke(user)
 
     # The namespace `/`.
 

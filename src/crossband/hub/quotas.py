@@ -8,11 +8,11 @@ import time
 from typing import Final
 
 from crossband.addresses import network_of
+from crossband.connection import Connection
 from crossband.errors import RateLimited
 from crossband.hub.node import Node
 from crossband.rates import Buckets, Meter
-from crossband.seats import Seats, TooManyConnections
-from crossband.session import Connection
+from crossband.slots import Slots, TooManyConnections
 
 logger = logging.getLogger("crossband")
 
@@ -26,7 +26,7 @@ class Quotas:
     def __init__(self, node: Node) -> None:
         self._node = node
         # Made anew when the hub starts.
-        self.seats = Seats()
+        self.slots = Slots()
         self._user_rates: Buckets | None = None
         self._publish_rates: Buckets | None = None
         # When a refused connection was logged last.
@@ -34,7 +34,7 @@ class Quotas:
 
     def start(self) -> None:
         limits = self._node.settings.limits
-        self.seats = Seats(
+        self.slots = Slots(
             total=limits.connections,
             per_address=limits.connections_per_address,
             per_user=limits.connections_per_user,
@@ -48,14 +48,14 @@ class Quotas:
     def _buckets(self, rate: float) -> Buckets | None:
         return Buckets(rate, self._burst(rate)) if rate else None
 
-    def seat(self, connection: Connection, address: str | None) -> None:
+    def take_slot(self, connection: Connection, address: str | None) -> None:
         """Count a connection, and meter it from here on. Raises TooManyConnections.
 
-        Before anything else is done for it; whoever called this sees to `leave_seat`.
+        Before anything else is done for it; whoever called this sees to `free_slot`.
         """
         limits = self._node.settings.limits
         try:
-            connection.seat = self.seats.take(None if address is None else network_of(address))
+            connection.slot = self.slots.take(None if address is None else network_of(address))
         except TooManyConnections as error:
             self._node.traffic.refused_request(error.code)
             self._note_refusal(error, address)
@@ -89,8 +89,8 @@ class Quotas:
 
         One that `replaces` another of the user, which is about to be closed, is not one more.
         """
-        if connection.seat is not None:
-            connection.seat.identify(user, leaving=int(replaces))
+        if connection.slot is not None:
+            connection.slot.identify(user, leaving=int(replaces))
         if connection.meter is not None and self._user_rates is not None:
             connection.meter.shared = self._user_rates.of(user, time.monotonic())
 

@@ -9,24 +9,25 @@ from collections.abc import Sequence
 from crossband.auth import Identity
 from crossband.broker import Publication, Session
 from crossband.codecs import Codec
+from crossband.connection import Connection
 from crossband.errors import Gap
+from crossband.handshake import Handshake
+from crossband.hub.access import Access
 from crossband.hub.attempt import Admission, Resume
 from crossband.hub.catchup import CatchUp
-from crossband.hub.guard import Guard
 from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
 from crossband.hub.places import Place
 from crossband.hub.socket import Socket
 from crossband.names import new_id
-from crossband.session import Connection, Handshake
 
 
 class Resumptions:
     """Finds the sessions that clients show, and gives each to one client at a time."""
 
-    def __init__(self, node: Node, guard: Guard) -> None:
+    def __init__(self, node: Node, access: Access) -> None:
         self._node = node
-        self._guard = guard
+        self._access = access
         # Admissions that have taken their session and are being answered, by namespace and key.
         self._opening: dict[tuple[str, str], Admission] = {}
 
@@ -113,7 +114,9 @@ class Resumptions:
                 cursor = session.cursor
         rooms = frozenset[str]() if session is None else frozenset(session.rooms)
         if cursor is not None:
-            hold = namespace.hold(connection, () if session is None else (session.sid, *rooms))
+            buffer = namespace.open_buffer(
+                connection, () if session is None else (session.sid, *rooms)
+            )
             sid = None if session is None else session.sid
             try:
                 try:
@@ -123,12 +126,12 @@ class Resumptions:
                         raise
                     cursor, missed = await self._find_place(namespace, session, cursor)
                 if gap is None:
-                    catch_up = CatchUp(missed, hold, cursor)
+                    catch_up = CatchUp(missed, buffer, cursor)
             except Gap as error:
                 gap = error.reason
             finally:
                 if catch_up is None:
-                    namespace.unhold(hold)
+                    namespace.close_buffer(buffer)
         if session is not None and catch_up is not None:
             record = Session(
                 session.namespace,
@@ -161,7 +164,7 @@ class Resumptions:
         )
         if catch_up is not None:
             # Its middlewares know its id from here on.
-            catch_up.hold.ids = socket.rooms
+            catch_up.buffer.ids = socket.rooms
         return Admission(socket, cursor, gap, catch_up, session, rooms, revocations)
 
     def _new_session(self, namespace: Namespace, key: str | None, user: str | None) -> Session:
@@ -245,7 +248,7 @@ class Resumptions:
         if live is not None:
             # Its old connection, or somebody else who has taken up the key since.
             self._node.broker.save_session(live.record, connected=True)
-        elif not self._guard.revoked_since(session.user, admission.revocations):
+        elif not self._access.revoked_since(session.user, admission.revocations):
             self._node.broker.save_session(session, connected=False)
 
     def opened(self, admission: Admission) -> None:

@@ -112,10 +112,10 @@ class Runner:
     nothing can tell: it ended in its first step and left no trace on it.
     """
 
-    __slots__ = ("_ending", "_loop", "_reserve", "_work", "name", "task", "wake")
+    __slots__ = ("_ending", "_loop", "_spare_runners", "_work", "name", "task", "wake")
 
-    def __init__(self, reserve: Reserve, loop: asyncio.AbstractEventLoop) -> None:
-        self._reserve = reserve
+    def __init__(self, spare_runners: SpareRunners, loop: asyncio.AbstractEventLoop) -> None:
+        self._spare_runners = spare_runners
         self._loop = loop
         # What to carry on. None while in reserve.
         self._work: tuple[Started, Work] | None = None
@@ -146,7 +146,7 @@ class Runner:
         return self.task.done() or bool(self.task._must_cancel)  # type: ignore[attr-defined]
 
     def _finish(self) -> None:
-        self._reserve.working.add(self.task)
+        self._spare_runners.working.add(self.task)
         self.task.add_done_callback(self._ended)
         if self.wake is not None and not self.wake.done():
             self.wake.set_result(None)
@@ -172,20 +172,20 @@ class Runner:
         await work()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._reserve.working.discard(task)
+        self._spare_runners.working.discard(task)
         # Cancelled by the coroutine in its first step, before the task itself had begun.
         if self._work is not None:
             started, work = self._work
             self._work = None
             started.cancel()
-            self._reserve.spawn(work())
+            self._spare_runners.spawn(work())
         elif not task.cancelled() and (error := task.exception()) is not None:
             self._loop.call_exception_handler(
                 {"message": "a runner failed", "exception": error, "task": task}
             )
 
 
-class Reserve:
+class SpareRunners:
     """The runners of one hub."""
 
     __slots__ = ("_loop", "_open", "_runners", "spawn", "working")

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 from crossband.auth import Action, Identity
 from crossband.broker import Publication, Session
 from crossband.codecs import PLAIN, Codec, Wire
+from crossband.connection import Connection
 from crossband.errors import (
     AckTimeout,
     CrossbandError,
     Disconnected,
     EventError,
 )
+from crossband.handshake import Handshake
+from crossband.hub.acks import Acks
 from crossband.hub.answers import cancelling
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter, check_seconds
 from crossband.hub.inbox import Inbox
 from crossband.hub.states import State
 from crossband.names import check_event, check_name
 from crossband.protocol import payload
-from crossband.session import Acks, Connection, Handshake
 
 if TYPE_CHECKING:
     from crossband.hub.catchup import CatchUp
@@ -178,7 +180,7 @@ class Socket:
         """
         await self.authorize("subscribe", *rooms)
         await self.join(*rooms)
-        if self.namespace.guard.authorize is not None:
+        if self.namespace.access.authorize is not None:
             self.record.asked = self.record.asked.union(rooms)
 
     async def authorize(self, action: Action, *rooms: str | None) -> None:
@@ -188,7 +190,7 @@ class Socket:
         that is not allowed.
         """
         for room in rooms:
-            await self.namespace.guard.demand(self.identity, action, room)
+            await self.namespace.access.demand(self.identity, action, room)
 
     async def leave(self, *rooms: str) -> None:
         """Leave rooms; nothing happens for those it is not in."""
@@ -317,7 +319,7 @@ class Socket:
         if self.catching is None:
             self.connection.push(wire)
         else:
-            self.catching.hold.keep(wire)
+            self.catching.buffer.keep(wire)
 
     def ask(self, wire: Wire) -> None:
         """Send what asks for an acknowledgement; a handler that waits for it steps aside.

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 from crossband.errors import EventError
 
 if TYPE_CHECKING:
+    from crossband.handshake import Handshake
     from crossband.hub.socket import Socket
-    from crossband.session import Handshake
 
 logger = logging.getLogger("crossband")
 

@@ -177,7 +177,7 @@ class Api:
             raise EventError(code="invalid_namespace")
         if identity is not None:
             with request.while_connected():
-                await self._hub.guard.demand(identity, "publish", message.room)
+                await self._hub.access.demand(identity, "publish", message.room)
         args = () if message.data is msgspec.UNSET else (message.data,)
         try:
             target = namespace.to(message.room) if message.room is not None else namespace
@@ -213,12 +213,12 @@ class Api:
 
     async def _identify(self, request: Request) -> Identity:
         """Return whose token it is that may publish. Raises EventError."""
-        guard = self._hub.guard
+        access = self._hub.access
         # A token says who it is. What that one may do is for `authorize` to say.
-        tokens = guard.authenticate is not None and guard.authorize is not None
+        tokens = access.authenticate is not None and access.authorize is not None
         if tokens and "x-api-key" not in request.headers:
             try:
-                identity = await guard.identify(request.handshake("http"))
+                identity = await access.identify(request.handshake("http"))
             except EventError as error:
                 self._hub.traffic.refused_key(request.address, error.code)
                 raise

@@ -69,7 +69,7 @@ class ASGIWebSocket:
             receive_frame(frame if frame is not None else message["bytes"])
             if not connection.closed:
                 await connection.rested()
-                await connection.caught_up()
+                await connection.wait_for_space()
 
     async def _write(self) -> None:
         connection = self._connection

@@ -7,10 +7,10 @@ from abc import abstractmethod
 from time import monotonic
 from typing import Final
 
+from crossband.connection import Connection
 from crossband.errors import ERRORS, CloseCode
 from crossband.hub.core import Core
 from crossband.hub.socket import Socket
-from crossband.session import Connection
 from crossband.transports.lane import Lane
 
 # Seconds for the other side to answer our close frame.
@@ -65,24 +65,24 @@ class FramedConnection(Connection):
         if self.crowded is None:
             self._lane.resume_reading()
         else:
-            self.hold()
+            self.pause_reading()
 
-    def hold(self) -> None:
+    def pause_reading(self) -> None:
         """Read nothing more, over a lane, until its inboxes have room."""
         if self._lane is not None:
             self._lane.pause_reading()
             self._hub.run_to_end(self._read_on(self._lane))
 
     async def _read_on(self, lane: Lane) -> None:
-        await self.caught_up()
+        await self.wait_for_space()
         # Else it goes on when it has rested.
         if self._waking is None:
             lane.resume_reading()
 
-    async def caught_up(self) -> None:
+    async def wait_for_space(self) -> None:
         """Wait until its inboxes have room."""
         while (crowded := self.crowded) is not None:
-            await crowded.inbox.caught_up(crowded)
+            await crowded.inbox.wait_for_space(crowded)
             if crowded is self.crowded:
                 # It has left, with its inbox full.
                 return

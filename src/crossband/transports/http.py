@@ -25,9 +25,9 @@ from crossband.errors import (
     EventError,
     MessageTooLarge,
 )
+from crossband.handshake import Handshake
 from crossband.hub.traffic import Traffic
 from crossband.protocol.payload import to_json
-from crossband.session import Handshake
 from crossband.transports.lane import Offer, offer_of
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import msgspec
 
 from crossband.auth import bearer_token
 from crossband.codecs import SSE, SSE_PLAIN, Wire
+from crossband.connection import BATCH, Connection, OpenConnections, Ticker
 from crossband.errors import (
     CloseCode,
     ConnectionRefused,
@@ -25,7 +26,7 @@ from crossband.hub.attempt import Admission, Resume
 from crossband.hub.core import Core
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
-from crossband.session import BATCH, Connection, Deadlines, Roll, Ticker
+from crossband.timers import Deadlines
 from crossband.transports.framed import CLOSE_TIME
 from crossband.transports.http import ClientGone, HeaderList, Request, retry_after
 from crossband.transports.lane import BodyLane, StreamOffer, offer_of
@@ -237,8 +238,8 @@ class StreamDoor:
 
     def __init__(self, hub: Core) -> None:
         self._hub = hub
-        self._roll = Roll[StreamConnection]()
-        self.emptied = self._roll.emptied
+        self._connections = OpenConnections[StreamConnection]()
+        self.emptied = self._connections.emptied
         # By socket id, for what clients post.
         self._by_id: dict[str, StreamConnection] = {}
         self._keepalive = Deadlines[StreamConnection](
@@ -287,7 +288,7 @@ class StreamDoor:
         key = request.first("session")
         if request.method == "HEAD":
             with request.while_connected():
-                await hub.guard.identify(request.handshake("sse"))
+                await hub.access.identify(request.handshake("sse"))
             if hub.find(name) is None:
                 raise EventError(code="invalid_namespace")
             await request.send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -303,7 +304,7 @@ class StreamDoor:
         cursor = _utf8(request.headers.get("last-event-id", "")) or request.first("lastEventId")
         connection = StreamConnection(hub.ticker, self, limit=settings.limits.outbox)
         try:
-            hub.seat(connection, request.address)
+            hub.take_slot(connection, request.address)
             namespace = hub.find(name)
             codec = SSE_PLAIN if namespace is not None and namespace.plain else SSE
             with request.while_connected():
@@ -322,7 +323,7 @@ class StreamDoor:
             await self._say_goodbye(request, cors)
         finally:
             if not connection.on_lane:
-                connection.leave_seat()
+                connection.free_slot()
 
     async def _open(
         self,
@@ -350,7 +351,7 @@ class StreamDoor:
             except BaseException:
                 hub.withdraw(admission)
                 raise
-        self._roll.add(connection)
+        self._connections.add(connection)
         self._by_id[socket.id] = connection
         self._keepalive.add(connection)
         if lane is not None:
@@ -401,9 +402,9 @@ class StreamDoor:
     def _forget(self, connection: StreamConnection, reason: str) -> None:
         connection.closed = True
         connection.discard_queue()
-        connection.leave_seat()
+        connection.free_slot()
         self._keepalive.discard(connection)
-        self._roll.discard(connection)
+        self._connections.discard(connection)
         socket = connection.socket
         if socket is not None:
             if self._by_id.get(socket.id) is connection:
@@ -442,7 +443,7 @@ class StreamDoor:
             if not connection.borrow(wait):
                 self._refuse_rate(connection, wait)
             await asyncio.sleep(wait)
-        if self._hub.guard.authenticate is not None:
+        if self._hub.access.authenticate is not None:
             with request.while_connected():
                 await self._check_token(request, socket)
         limits = self._hub.settings.limits
@@ -460,7 +461,7 @@ class StreamDoor:
                 outcome.set_result(answer)
 
         if socket.inbox.crowded(socket):
-            await socket.inbox.caught_up(socket)
+            await socket.inbox.wait_for_space(socket)
         if not socket.connected:
             # It left while its body was on the way.
             raise EventError(code="unknown_client")
@@ -493,7 +494,7 @@ class StreamDoor:
         handshake = request.handshake("sse")
         if bearer_token(handshake) is None:
             return
-        identity = await self._hub.guard.identify(handshake)
+        identity = await self._hub.access.identify(handshake)
         if (identity and identity.user) != (socket.identity and socket.identity.user):
             raise Unauthorized("The token is another user's", reason="user")
 
@@ -529,7 +530,7 @@ class StreamDoor:
     def close(self, code: CloseCode, reason: str) -> None:
         """End all streams."""
         self._keepalive.close()
-        for connection in self._roll:
+        for connection in self._connections:
             connection.close(code, reason)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from crossband.codecs import ENVELOPE, PLAIN, Codec
+from crossband.connection import OpenConnections
 from crossband.errors import (
     CloseCode,
     EventError,
@@ -23,8 +24,8 @@ from crossband.hub.incoming import Incoming
 from crossband.hub.socket import Socket
 from crossband.protocol import envelope
 from crossband.protocol.websocket import PING_FRAME
-from crossband.seats import TooManyConnections
-from crossband.session import Deadlines, Roll
+from crossband.slots import TooManyConnections
+from crossband.timers import Deadlines
 from crossband.transports.asgi import ASGIWebSocket
 from crossband.transports.framed import FramedConnection, close_lane, write_frames
 from crossband.transports.http import ClientGone, Request
@@ -32,7 +33,7 @@ from crossband.transports.lane import Lane, WebSocketOffer, offer_of
 from crossband.transports.messages import answer_envelope, plain_message
 
 if TYPE_CHECKING:
-    from crossband.session import Handshake
+    from crossband.handshake import Handshake
 
 Reader = Callable[["WebSocketConnection", Socket, "str | bytes"], None]
 
@@ -114,7 +115,7 @@ class WebSocketConnection(FramedConnection):
             return
         read(self, socket, frame)
         if socket.inbox.crowded(socket):
-            self.hold()
+            self.pause_reading()
 
     @property
     def crowded(self) -> Socket | None:
@@ -162,8 +163,8 @@ class WebSocketDoor:
 
     def __init__(self, hub: Core) -> None:
         self.hub = hub
-        self._roll = Roll[WebSocketConnection]()
-        self.emptied = self._roll.emptied
+        self._connections = OpenConnections[WebSocketConnection]()
+        self.emptied = self._connections.emptied
         # For those on a lane; elsewhere the server pings, at its own pace.
         loop = asyncio.get_running_loop()
         settings = hub.settings
@@ -177,7 +178,7 @@ class WebSocketDoor:
             await self._serve(request, namespace_name, connection)
         finally:
             if not connection.on_lane:
-                connection.leave_seat()
+                connection.free_slot()
 
     async def _serve(
         self, request: Request, namespace_name: str, connection: WebSocketConnection
@@ -186,7 +187,7 @@ class WebSocketDoor:
         limits = hub.settings.limits
         try:
             request.cors(hub.settings.cors_origins)
-            hub.seat(connection, request.address)
+            hub.take_slot(connection, request.address)
             namespace = hub.find(namespace_name)
             codec: Codec = PLAIN if namespace is not None and namespace.plain else ENVELOPE
             resume = Resume()
@@ -222,7 +223,7 @@ class WebSocketDoor:
             )
         if lane is not None:
             # From here on the lane tells: of frames, and of the end.
-            self._roll.add(connection)
+            self._connections.add(connection)
             connection.attach(lane)
             self._pings.add(connection)
             hub.open(admission)
@@ -232,7 +233,7 @@ class WebSocketDoor:
         except BaseException:
             hub.withdraw(admission)
             raise
-        self._roll.add(connection)
+        self._connections.add(connection)
         reason = "transport error"
 
         def receive_frame(frame: str | bytes) -> None:
@@ -254,7 +255,7 @@ class WebSocketDoor:
             hub.open(admission)
             reason = await connection.run(receive_frame)
         finally:
-            self._roll.discard(connection)
+            self._connections.discard(connection)
             hub.leave(socket, reason)
 
     def _read_envelope(
@@ -336,10 +337,10 @@ class WebSocketDoor:
         """Clean up after a connection whose lane ended."""
         connection.closed = True
         connection.discard_queue()
-        connection.leave_seat()
+        connection.free_slot()
         self._pings.discard(connection)
         self._pongs.discard(connection)
-        self._roll.discard(connection)
+        self._connections.discard(connection)
         if connection.socket is not None:
             self.hub.leave(connection.socket, connection.reason or "transport close")
 
@@ -347,5 +348,5 @@ class WebSocketDoor:
         """End all connections."""
         self._pings.close()
         self._pongs.close()
-        for connection in self._roll:
+        for connection in self._connections:
             connection.close(code, reason)

@@ -6,7 +6,7 @@ from crossband.codecs import Wire
 from crossband.errors import CloseCode, EventError
 from crossband.hub.core import Core
 from crossband.protocol import engineio
-from crossband.seats import TooManyConnections
+from crossband.slots import TooManyConnections
 from crossband.transports.asgi import ASGIWebSocket
 from crossband.transports.engineio.packets import SocketIOConnection
 from crossband.transports.engineio.polling import Polling
@@ -165,7 +165,7 @@ class EngineDoor:
 
     def _open(self, request: Request, transport: str) -> EngineConnection:
         connection = SocketIOConnection(self.hub, self.registry, request.handshake(transport))
-        self.hub.seat(connection, request.address)
+        self.hub.take_slot(connection, request.address)
         connection.text_only = bool(request.first("b64"))
         self.registry.add(connection)
         return connection

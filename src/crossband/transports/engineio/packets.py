@@ -20,6 +20,7 @@ from crossband.errors import (
     ProtocolError,
     RateLimited,
 )
+from crossband.handshake import Handshake
 from crossband.hub.answers import tell
 from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
@@ -28,7 +29,6 @@ from crossband.hub.socket import Socket
 from crossband.names import SOCKETIO_RESERVED
 from crossband.protocol import engineio, socketio
 from crossband.protocol.socketio import PacketType
-from crossband.session import Handshake
 from crossband.transports.engineio.session import EngineConnection, Keeper
 
 logger = logging.getLogger("crossband")
@@ -112,11 +112,11 @@ class SocketIOConnection(EngineConnection):
                     return
                 socket.inbox.receive(socket, Incoming(event[1], event[3], (), event[2]))
                 if socket.inbox.crowded(socket):
-                    self.hold()
+                    self.pause_reading()
                 return
         self.take_frame(frame)
         if self.crowded is not None:
-            self.hold()
+            self.pause_reading()
 
     def message_received(self, data: str | bytes) -> None:
         self._size += len(data)

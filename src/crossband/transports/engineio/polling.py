@@ -179,6 +179,6 @@ async def _take_body(connection: EngineConnection, body: str, max_packets: int) 
             return
         if connection.held:
             await connection.rested()
-            await connection.caught_up()
+            await connection.wait_for_space()
         elif number % TURN == 0:
             await asyncio.sleep(0)

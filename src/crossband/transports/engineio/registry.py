@@ -6,10 +6,11 @@ import asyncio
 from typing import Final
 
 from crossband.codecs import Wire
+from crossband.connection import OpenConnections
 from crossband.errors import CloseCode
 from crossband.hub.core import Core
 from crossband.protocol import engineio
-from crossband.session import Deadlines, Roll
+from crossband.timers import Deadlines
 from crossband.transports.engineio.polling import Polling
 from crossband.transports.engineio.session import EngineConnection, Keeper
 
@@ -26,8 +27,8 @@ class Registry(Keeper):
         self._hub = hub
         self._connections: dict[str, EngineConnection] = {}
         # Those whose WebSocket is not closed yet, and those that linger.
-        self._roll = Roll[EngineConnection]()
-        self.emptied = self._roll.emptied
+        self._open = OpenConnections[EngineConnection]()
+        self.emptied = self._open.emptied
         # All sessions were told to end; a new one is ended at once.
         self.emptying = False
         loop = asyncio.get_running_loop()
@@ -54,10 +55,10 @@ class Registry(Keeper):
         self._pings.add(connection)
 
     def websocket_opened(self, connection: EngineConnection) -> None:
-        self._roll.add(connection)
+        self._open.add(connection)
 
     def websocket_closed(self, connection: EngineConnection) -> None:
-        self._roll.discard(connection)
+        self._open.discard(connection)
 
     def joined(self, connection: EngineConnection) -> None:
         self._connects.discard(connection)
@@ -89,16 +90,16 @@ class Registry(Keeper):
 
     def forget(self, connection: EngineConnection) -> None:
         self._connections.pop(connection.sid, None)
-        connection.leave_seat()
+        connection.free_slot()
         if self._lingering.pop(connection.sid, None) is not None:
             self._lingers.discard(connection)
-            self._roll.discard(connection)
+            self._open.discard(connection)
         self._pings.discard(connection)
         self._pongs.discard(connection)
         self._connects.discard(connection)
 
     def linger(self, connection: EngineConnection) -> None:
-        self._roll.add(connection)
+        self._open.add(connection)
         self._lingering[connection.sid] = connection
         self._lingers.add(connection)
 

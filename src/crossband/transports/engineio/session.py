@@ -14,11 +14,11 @@ from typing import Protocol
 
 from crossband.codecs import Wire
 from crossband.errors import CloseCode, ProtocolError
+from crossband.handshake import Handshake
 from crossband.hub.core import Core
 from crossband.limits import Limits
 from crossband.protocol import engineio
 from crossband.protocol.engineio import PacketType
-from crossband.session import Handshake
 from crossband.transports.framed import FramedConnection, close_lane, write_frames
 from crossband.transports.http import Request
 from crossband.transports.lane import Lane, Peer, WebSocketOffer, offer_of

@@ -1,4 +1,4 @@
-"""One client as the hub sees it: its connection's bounded outbox, its acks, its handshake.
+"""One physical link to a client: its bounded outbox, flushed once per tick of the event loop.
 
 Knows no namespaces and no wire formats; the transports derive from Connection.
 """
@@ -6,26 +6,22 @@ Knows no namespaces and no wire formats; the transports derive from Connection.
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from crossband.codecs import Wire
-from crossband.errors import CloseCode, CrossbandError, Disconnected
+from crossband.errors import CloseCode
 from crossband.policies import shed
 from crossband.rates import Meter
-from crossband.seats import Seat
+from crossband.slots import Slot
 
 logger = logging.getLogger("crossband")
-
 
 # How many outboxes may be queued within one tick for a client that is not behind.
 BURST = 4
@@ -35,29 +31,7 @@ BATCH = 65_536
 _tag: Final = attrgetter("tag")
 _size: Final = attrgetter("size")
 
-
-@dataclass(frozen=True, slots=True)
-class Handshake:
-    """What is known of a client at connect."""
-
-    # "websocket", "polling" or "sse": how the client came; it may upgrade later. "http" when
-    # `authenticate` is asked about a publication over the HTTP API.
-    transport: str
-    # Names in lower case; several lines of one name are joined by ", ". Not in the repr, as
-    # the query and `auth`: they hold tokens and session keys.
-    headers: Mapping[str, str] = field(repr=False)
-    query: Mapping[str, list[str]] = field(repr=False)
-    # The peer's address, without port. None over a unix socket.
-    address: str | None
-    # Seconds since 1970.
-    time: float
-    # Below the mount point, such as "/ws/admin". Socket.IO's has no namespace in it: clients
-    # name that later, and `socket.namespace` has it.
-    path: str = "/"
-    # Over TLS, as the server or a trusted proxy says.
-    secure: bool = False
-    # Socket.IO's auth payload; on the other doors empty, but for a token that was refreshed.
-    auth: Mapping[str, Any] = field(default_factory=dict, repr=False)
+T = TypeVar("T")
 
 
 class Ticker:
@@ -98,150 +72,6 @@ class Ticker:
                 logger.exception("flushing a connection failed")
 
 
-T = TypeVar("T")
-
-
-class Deadlines(Generic[T]):
-    """Calls back for each added item after one constant delay, all from one timer.
-
-    The delay is constant, so insertion order is due order: adding and discarding are O(1).
-    """
-
-    __slots__ = ("_action", "_delay", "_due", "_loop", "_timer")
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, delay: float, action: Callable[[T], None]
-    ) -> None:
-        self._loop = loop
-        self._delay = delay
-        self._action = action
-        self._due: dict[T, float] = {}
-        # None while nothing is due.
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, item: T) -> None:
-        """Start the item's delay, anew if it was running."""
-        self._due.pop(item, None)
-        self._due[item] = self._loop.time() + self._delay
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._delay, self._run)
-
-    def discard(self, item: T) -> bool:
-        """Forget the item; False when it was not waiting."""
-        return self._due.pop(item, None) is not None
-
-    def close(self) -> None:
-        """Forget all items."""
-        self._due.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _run(self) -> None:
-        # Not None meanwhile: an action that adds its item again must not put off the others.
-        now = self._loop.time()
-        ready = []
-        for item, due in self._due.items():
-            if due > now:
-                break
-            ready.append(item)
-        for item in ready:
-            del self._due[item]
-        for item in ready:
-            try:
-                self._action(item)
-            except Exception:
-                logger.exception("a deadline's action failed")
-        self._timer = None
-        if self._due:
-            first = next(iter(self._due.values()))
-            self._timer = self._loop.call_at(first, self._run)
-
-
-class Alarms(Generic[T]):
-    """Calls back for each added item at a time of its own, all from one timer.
-
-    Times are those of `clock`, which may be set: it is looked at once a minute at least.
-    """
-
-    # Seconds.
-    LONGEST_WAIT: Final = 60.0
-    # Calls in one tick. All who connected after a restart may be due at once, and to end
-    # one takes 0.1 ms.
-    BATCH: Final = 100
-
-    __slots__ = ("_action", "_clock", "_due", "_heap", "_loop", "_next", "_serial", "_timer")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        action: Callable[[T], None],
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._loop = loop
-        self._action = action
-        self._clock = clock
-        self._due: dict[T, float] = {}
-        # (when, serial, item): also some that were discarded, or have another time by now.
-        self._heap: list[tuple[float, int, T]] = []
-        self._serial = itertools.count()
-        # None while nothing is due; `_next` is what it waits for.
-        self._timer: asyncio.TimerHandle | None = None
-        self._next = math.inf
-
-    def add(self, item: T, when: float) -> None:
-        """Call back at `when`, instead of the item's time before."""
-        self._due[item] = when
-        if len(self._heap) > 2 * len(self._due) + 64:
-            self._heap = [(due, next(self._serial), other) for other, due in self._due.items()]
-            heapq.heapify(self._heap)
-        else:
-            heapq.heappush(self._heap, (when, next(self._serial), item))
-        if when < self._next:
-            self._schedule()
-
-    def discard(self, item: T) -> None:
-        """Forget the item; nothing happens if it is not waiting."""
-        self._due.pop(item, None)
-        if not self._due:
-            self.close()
-
-    def close(self) -> None:
-        """Forget all items."""
-        self._due.clear()
-        self._heap.clear()
-        self._stop_timer()
-
-    def _stop_timer(self) -> None:
-        self._next = math.inf
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _schedule(self) -> None:
-        self._stop_timer()
-        if self._heap:
-            self._next = self._heap[0][0]
-            wait = min(max(self._next - self._clock(), 0.0), self.LONGEST_WAIT)
-            self._timer = self._loop.call_later(wait, self._run)
-
-    def _run(self) -> None:
-        now = self._clock()
-        ready: list[T] = []
-        while self._heap and self._heap[0][0] <= now and len(ready) < self.BATCH:
-            when, _, item = heapq.heappop(self._heap)
-            if self._due.get(item) == when:
-                del self._due[item]
-                ready.append(item)
-        self._schedule()
-        for item in ready:
-            try:
-                self._action(item)
-            except Exception:
-                logger.exception("an alarm's action failed")
-
-
 @dataclass(slots=True)
 class Eviction:
     """Why the server cut a connection that it would rather have kept."""
@@ -272,7 +102,7 @@ class Connection(ABC):
         "queue",
         "queued",
         "resting_until",
-        "seat",
+        "slot",
     )
 
     def __init__(self, ticker: Ticker, *, limit: int) -> None:
@@ -301,7 +131,7 @@ class Connection(ABC):
         # On the monotonic clock: until then nothing more is taken from a client that was faster.
         self.resting_until = 0.0
         # Its place among the connections that are counted; None before it has one.
-        self.seat: Seat | None = None
+        self.slot: Slot | None = None
         # None unless the server cut it.
         self.evicted: Eviction | None = None
 
@@ -468,10 +298,10 @@ class Connection(ABC):
         if (left := self.resting_until - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
-    def leave_seat(self) -> None:
+    def free_slot(self) -> None:
         """Give the place back: the connection has ended, or was refused."""
-        if self.seat is not None:
-            self.seat.release()
+        if self.slot is not None:
+            self.slot.release()
 
     def end_socket(
         self, namespace: str, code: CloseCode, reason: str, *, close: bool = False
@@ -498,7 +328,7 @@ class Connection(ABC):
         """End the connection after what is queued was written, or `now`."""
 
 
-class Roll(Generic[T]):
+class OpenConnections(Generic[T]):
     """The connections of a door; `emptied` is set while there are none."""
 
     __slots__ = ("_members", "emptied")
@@ -519,53 +349,3 @@ class Roll(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         return iter(list(self._members))
-
-
-class Acks:
-    """Answers one socket owes the server."""
-
-    __slots__ = ("_limit", "_waiting")
-
-    def __init__(self, *, limit: int) -> None:
-        self._limit = limit
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
-
-    @property
-    def owed(self) -> int:
-        """The number of answers that are waited for."""
-        return len(self._waiting)
-
-    def __contains__(self, ack_id: int) -> bool:
-        return ack_id in self._waiting
-
-    def expect(self, ack_id: int) -> asyncio.Future[Any]:
-        """Return the future that the answer with this id will resolve.
-
-        Raises CrossbandError when the socket owes too many already.
-        """
-        if len(self._waiting) >= self._limit:
-            raise CrossbandError(f"the client owes {self._limit} acknowledgements already")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[ack_id] = future
-        return future
-
-    def forget(self, ack_id: int) -> None:
-        self._waiting.pop(ack_id, None)
-
-    def resolve(self, ack_id: int, answer: Any) -> bool:
-        """Settle an expected answer; False when nobody waits for it."""
-        future = self._waiting.pop(ack_id, None)
-        if future is None:
-            return False
-        if not future.done():
-            future.set_result(answer)
-        return True
-
-    def fail(self) -> None:
-        """Settle all answers: the client left."""
-        waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            if not future.done():
-                future.set_exception(Disconnected("the client left before it acknowledged"))
-                # A broadcast that already timed out reads none of these.
-                future.exception()

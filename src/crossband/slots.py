@@ -27,7 +27,7 @@ class TooManyConnections(ConnectionRefused):
         return CloseCode.TRY_AGAIN_LATER if full else CloseCode.POLICY_VIOLATION
 
 
-class Seats:
+class Slots:
     """The connections that are held; 0 as a limit means any number."""
 
     __slots__ = ("_addresses", "_per_address", "_per_user", "_total", "_users", "taken")
@@ -43,11 +43,11 @@ class Seats:
 
     @property
     def addresses(self) -> int:
-        """The number of addresses that hold a seat."""
+        """The number of addresses that hold a slot."""
         return len(self._addresses)
 
-    def take(self, address: Hashable | None) -> Seat:
-        """Take a seat for a connection from an address. Raises TooManyConnections.
+    def take(self, address: Hashable | None) -> Slot:
+        """Take a slot for a connection from an address. Raises TooManyConnections.
 
         None is an address that is not known, as over a unix socket: only the total counts.
         """
@@ -60,7 +60,7 @@ class Seats:
         else:
             address = None
         self.taken += 1
-        return Seat(self, address)
+        return Slot(self, address)
 
     def _give_user(self, user: Hashable, leaving: int) -> None:
         if self._users[user] - leaving >= self._per_user:
@@ -75,14 +75,14 @@ class Seats:
             _subtract(self._users, user)
 
 
-class Seat:
+class Slot:
     """One connection's place, to be given back once."""
 
-    __slots__ = ("_address", "_seats", "_users")
+    __slots__ = ("_address", "_slots", "_users")
 
-    def __init__(self, seats: Seats, address: Hashable | None) -> None:
+    def __init__(self, slots: Slots, address: Hashable | None) -> None:
         # None once given back.
-        self._seats: Seats | None = seats
+        self._slots: Slots | None = slots
         self._address = address
         # A Socket.IO connection may be of several users, one per namespace.
         self._users: list[Hashable] = []
@@ -92,17 +92,17 @@ class Seat:
 
         `leaving` of the user's connections are about to be replaced by this one.
         """
-        seats = self._seats
-        if seats is None or not seats._per_user or user in self._users:
+        slots = self._slots
+        if slots is None or not slots._per_user or user in self._users:
             return
-        seats._give_user(user, leaving)
+        slots._give_user(user, leaving)
         self._users.append(user)
 
     def release(self) -> None:
-        """Give the seat back; a second time does nothing."""
-        seats, self._seats = self._seats, None
-        if seats is not None:
-            seats._give_back(self._address, self._users)
+        """Give the slot back; a second time does nothing."""
+        slots, self._slots = self._slots, None
+        if slots is not None:
+            slots._give_back(self._address, self._users)
 
 
 def _subtract(counter: Counter[Hashable], key: Hashable) -> None:

@@ -21,11 +21,12 @@ from crossband.errors import (
     Unauthorized,
 )
 from crossband.handlers.callables import call, check_callable
+from crossband.handshake import Handshake
 from crossband.hub.answers import cancelling
 from crossband.hub.node import Node
 from crossband.hub.socket import EXPIRED, REVOKED, Socket
 from crossband.protocol import payload
-from crossband.session import Alarms, Handshake
+from crossband.timers import Alarms
 
 logger = logging.getLogger("crossband")
 
@@ -38,7 +39,7 @@ MAX_REVOKED: Final = 10_000
 _NEVER: Final = (-math.inf, 0)
 
 
-class Guard:
+class Access:
     """Asks the application's `authenticate` and `authorize`, and acts on what they say."""
 
     def __init__(

@@ -250,7 +250,6 @@ class Admissions:
         # Without a session, its rooms are those that the connect handlers will join.
         unknown = catch_up is not None and session is None and bool(namespace.registry.connect)
         if catch_up is not None:
-            catch_up.socket = socket
             socket.catching = catch_up
             if not unknown:
                 namespace.advance(socket)
@@ -287,6 +286,8 @@ class Admissions:
                         socket,
                     )
             await connected(socket)
+        except ConnectionRefused as refusal:
+            self._departures.refuse(socket, refusal)
         finally:
             socket.greeted()
             if timer is not None:

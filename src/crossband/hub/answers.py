@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crossband.errors import (
     Disconnected,
@@ -16,13 +16,11 @@ from crossband.errors import (
     UnknownEvent,
 )
 from crossband.hub.incoming import Incoming
+from crossband.hub.sender import Sender
 from crossband.names import NAME_LENGTH
 from crossband.protocol import payload
 from crossband.protocol.payload import Payload
 from crossband.protocol.socketio import is_number
-
-if TYPE_CHECKING:
-    from crossband.hub.socket import Socket
 
 logger = logging.getLogger("crossband")
 
@@ -33,7 +31,7 @@ def cancelling() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def answer(socket: Socket, message: Incoming, result: Any) -> None:
+def answer(socket: Sender, message: Incoming, result: Any) -> None:
     if message.ack_id is not None and message.reply is None:
         wire = socket.codec.answer(socket.namespace.name, message.ack_id, result)
         if socket.catching is None:
@@ -47,7 +45,7 @@ def answer(socket: Socket, message: Incoming, result: Any) -> None:
         message.reply(data)
 
 
-def fail(socket: Socket, message: Incoming, error: BaseException, *, in_task: bool = True) -> None:
+def fail(socket: Sender, message: Incoming, error: BaseException, *, in_task: bool = True) -> None:
     # Cancelled is also a handler that awaited something that was.
     if in_task and isinstance(error, asyncio.CancelledError) and cancelling():
         code = "shutting_down"
@@ -74,7 +72,7 @@ def fail(socket: Socket, message: Incoming, error: BaseException, *, in_task: bo
     _refuse(socket, message, error)
 
 
-def _refuse(socket: Socket, message: Incoming, error: EventError) -> None:
+def _refuse(socket: Sender, message: Incoming, error: EventError) -> None:
     if socket.codec.like_node:
         if not socket.namespace.node.settings.answer_errors:
             return
@@ -88,7 +86,7 @@ def _refuse(socket: Socket, message: Incoming, error: EventError) -> None:
 
 
 def tell(
-    socket: Socket,
+    socket: Sender,
     error: EventError,
     event: str,
     ack_id: int | None = None,

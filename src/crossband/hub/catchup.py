@@ -6,16 +6,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from crossband.broker import Publication
 from crossband.codecs import Wire, tag_of
+from crossband.connection import Connection
 from crossband.policies import Tag, shed
-
-if TYPE_CHECKING:
-    from crossband.connection import Connection
-    from crossband.hub.socket import Socket
-
 
 # Publications that are looked at for one client in one go: some 5 ms where all are for it. The
 # loop does other things before the next go.
@@ -118,7 +114,7 @@ class CatchUp:
     moment both are empty.
     """
 
-    __slots__ = ("_ended", "_missed", "_overlap", "begun", "buffer", "cursor", "pausing", "socket")
+    __slots__ = ("_ended", "_missed", "_overlap", "begun", "buffer", "cursor", "pausing")
 
     def __init__(self, missed: Iterable[Publication], buffer: ReplayBuffer, cursor: str) -> None:
         self._missed = deque(missed)
@@ -134,8 +130,6 @@ class CatchUp:
         self.buffer = buffer
         # Where the client is: nothing before it is still to come.
         self.cursor = cursor
-        # None until opened.
-        self.socket: Socket | None = None
         # Some of it was sent, or could have been.
         self.begun = False
         # Its outbox is full, or others have their turn: it will go on by itself.

@@ -18,6 +18,7 @@ from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
 from crossband.hub.socket import Socket
 from crossband.hub.watchdog import unwatch, watch
+from crossband.names import REFRESH
 from crossband.settings import Settings
 
 # Clients a second that a stopping hub sends away at least: so many at once are no rush
@@ -53,7 +54,8 @@ class Core:
         self.traffic = node.traffic
         self.access = Access(node, authenticate, authorize, self._dismiss)
         self.departures = Departures(node, self.access, self._vacate)
-        self.directory = Directory(node, self.access, self.departures)
+        reserved = {} if authenticate is None else {REFRESH: self.access.refresh}
+        self.directory = Directory(node, self.access, self.departures, reserved)
         self.quotas = Quotas(node)
         self.admissions = Admissions(
             node, self.directory, self.access, self.quotas, self.departures

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import overload
 from weakref import WeakValueDictionary
 
 from crossband.broker import Publication
 from crossband.errors import EncodeError
 from crossband.handlers.callables import check_callable
+from crossband.handlers.events import Handler
 from crossband.handlers.registry import Registry
 from crossband.hub.access import Access
 from crossband.hub.departures import Departures
@@ -24,10 +25,18 @@ logger = logging.getLogger("crossband")
 class Directory:
     """Finds namespaces, and makes those that a pattern matches."""
 
-    def __init__(self, node: Node, access: Access, departures: Departures) -> None:
+    def __init__(
+        self,
+        node: Node,
+        access: Access,
+        departures: Departures,
+        reserved: Mapping[str, Handler],
+    ) -> None:
         self._node = node
         self._access = access
         self._departures = departures
+        # The hub's own handlers, by reserved event.
+        self._reserved = reserved
         # Declared ones, and those of patterns while they have sockets.
         self.namespaces: dict[str, Namespace] = {}
         # Those of patterns: clients name them, so none outlives its clients.
@@ -36,7 +45,13 @@ class Directory:
 
     def _make(self, name: str, *, plain: bool, registry: Registry | None = None) -> Namespace:
         return Namespace(
-            self._node, self._access, self._departures, name, plain=plain, registry=registry
+            self._node,
+            self._access,
+            self._departures,
+            self._reserved,
+            name,
+            plain=plain,
+            registry=registry,
         )
 
     @overload

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crossband.errors import (
     ConnectionRefused,
@@ -17,15 +17,13 @@ from crossband.handlers.callables import call, check_outcome
 from crossband.handlers.events import Handler
 from crossband.hub.answers import tell
 from crossband.hub.incoming import Incoming
-from crossband.names import REFRESH, RESERVED, check_name
-
-if TYPE_CHECKING:
-    from crossband.hub.socket import Socket
+from crossband.hub.sender import Sender
+from crossband.names import RESERVED, check_name
 
 logger = logging.getLogger("crossband")
 
 
-async def dispatch(socket: Socket, message: Incoming) -> Any:
+async def dispatch(socket: Sender, message: Incoming) -> Any:
     """Run an event through the middlewares and its handler; return what that returned.
 
     Raises EventError for what the sender is to be told.
@@ -34,8 +32,9 @@ async def dispatch(socket: Socket, message: Incoming) -> Any:
     registry = namespace.registry
     event = message.event
     if event in RESERVED:
-        if event == REFRESH and namespace.access.authenticate is not None:
-            return await namespace.access.refresh(socket, _args(message))
+        handler = namespace.reserved.get(event)
+        if handler is not None:
+            return await handler(socket, _args(message))
         raise EventError(
             code="invalid_message", path="$.type", reason="Reserved event name", event=event
         )
@@ -73,23 +72,19 @@ def _args(message: Incoming) -> list[Any]:
         ) from None
 
 
-async def connected(socket: Socket) -> None:
-    """Run the connect handlers; one that raises ConnectionRefused ends the client."""
+async def connected(socket: Sender) -> None:
+    """Run the connect handlers. Raises ConnectionRefused for the one that refuses the client."""
     for function in socket.namespace.registry.connect:
-        try:
-            await _notify(socket, "connect", function, socket)
-        except ConnectionRefused as refusal:
-            socket.namespace.departures.refuse(socket, refusal)
-            return
+        await _notify(socket, "connect", function, socket)
 
 
-async def disconnected(socket: Socket, reason: str) -> None:
+async def disconnected(socket: Sender, reason: str) -> None:
     """Run the disconnect handlers."""
     for function in socket.namespace.registry.disconnect:
         await _notify(socket, "disconnect", function, socket, reason)
 
 
-async def _notify(socket: Socket, what: str, function: Handler, *args: Any) -> None:
+async def _notify(socket: Sender, what: str, function: Handler, *args: Any) -> None:
     try:
         await call(function, *args)
     except EventError as error:

@@ -10,15 +10,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from crossband.hub.answers import answer, cancelling, fail
 from crossband.hub.dispatch import dispatch
 from crossband.hub.incoming import Incoming
 from crossband.hub.runner import Started
-
-if TYPE_CHECKING:
-    from crossband.hub.socket import Socket
+from crossband.hub.sender import Sender
 
 logger = logging.getLogger("crossband")
 
@@ -58,7 +56,7 @@ class Inbox:
         # None unless the transport waits for the queue to empty.
         self._space: asyncio.Event | None = None
 
-    def receive(self, socket: Socket, message: Incoming) -> None:
+    def receive(self, socket: Sender, message: Incoming) -> None:
         """Handle an event after those this client sent before it. Hot: once per event.
 
         Alone, its handler begins here and now: a task costs more than most handlers.
@@ -75,7 +73,7 @@ class Inbox:
             return
         self._begin_event(socket, message)
 
-    def _begin_event(self, socket: Socket, message: Incoming) -> None:
+    def _begin_event(self, socket: Sender, message: Incoming) -> None:
         namespace = socket.namespace
         schema = namespace.registry.direct.get(message.event)
         try:
@@ -97,19 +95,19 @@ class Inbox:
             # Not inside a task of ours: a handler can only have raised it.
             fail(socket, message, error, in_task=False)
 
-    async def _handle_beside(self, socket: Socket, message: Incoming) -> None:
+    async def _handle_beside(self, socket: Sender, message: Incoming) -> None:
         try:
             await self._handle(socket, message)
         finally:
             self._come_back(socket)
 
-    def _come_back(self, socket: Socket) -> None:
+    def _come_back(self, socket: Sender) -> None:
         """Note the end of a handler that ran beside the others."""
         self._beside -= 1
         if self._space is not None and not self.crowded(socket):
             self._space.set()
 
-    def begin(self, socket: Socket, coroutine: Coroutine[Any, Any, None]) -> None:
+    def begin(self, socket: Sender, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine after the events before it: at once, as far as it goes, if alone."""
         if self._turn is not None:
             self.enqueue(socket, coroutine)
@@ -120,7 +118,7 @@ class Inbox:
             logger.exception("a handler of namespace %r failed", socket.namespace.name)
 
     def _step(
-        self, socket: Socket, coroutine: Coroutine[Any, Any, Any], message: Incoming | None
+        self, socket: Sender, coroutine: Coroutine[Any, Any, Any], message: Incoming | None
     ) -> Any:
         """Begin a coroutine; return its result, or _WAITING when a task carries it on."""
         # What comes meanwhile is for the inbox.
@@ -147,25 +145,25 @@ class Inbox:
         result.carry_on(functools.partial(self._carry_on, socket, turn, rest))
         return _WAITING
 
-    def _pass_on(self, socket: Socket, turn: object) -> None:
+    def _pass_on(self, socket: Sender, turn: object) -> None:
         """End a turn, unless its handler has stepped aside."""
         if self._turn is turn:
             self._end_turn(socket)
         else:
             self._come_back(socket)
 
-    def _end_turn(self, socket: Socket) -> None:
+    def _end_turn(self, socket: Sender) -> None:
         self._turn = None
         if self._queue and not self._going_on:
             self._begin_work(socket)
 
-    def _begin_work(self, socket: Socket) -> None:
+    def _begin_work(self, socket: Sender) -> None:
         # Nobody else's turn meanwhile. In the next tick, when the task of the handler before has
         # ended: the next may cancel it, as one client's events do with another's.
         self._turn = object()
         asyncio.get_running_loop().call_soon(self._go_on, socket)
 
-    def _go_on(self, socket: Socket) -> None:
+    def _go_on(self, socket: Sender) -> None:
         """Begin what waits, one after another, until one takes its time."""
         self._turn = None
         if socket.namespace.node.out_of_time:
@@ -187,13 +185,13 @@ class Inbox:
         if self._space is not None:
             self._space.set()
 
-    async def _finish(self, socket: Socket, message: Incoming, result: Awaitable[Any]) -> None:
+    async def _finish(self, socket: Sender, message: Incoming, result: Awaitable[Any]) -> None:
         try:
             answer(socket, message, await result)
         except (Exception, asyncio.CancelledError) as error:
             fail(socket, message, error)
 
-    def enqueue(self, socket: Socket, job: Incoming | Coroutine[Any, Any, None]) -> None:
+    def enqueue(self, socket: Sender, job: Incoming | Coroutine[Any, Any, None]) -> None:
         """Run a job after those before it."""
         if self._queue is None:
             self._queue = deque()
@@ -208,7 +206,7 @@ class Inbox:
         """The number of events that wait to be handled, or are handled beside the others."""
         return self._beside + (len(self._queue) if self._queue is not None else 0)
 
-    def crowded(self, socket: Socket) -> bool:
+    def crowded(self, socket: Sender) -> bool:
         """Whether so much waits that the transport should stop reading."""
         if not self._queue and not self._beside:
             return False
@@ -216,7 +214,7 @@ class Inbox:
         times = ACK_INBOX if socket.owed else 1
         return self.waiting >= limits.inbox * times or self._size >= limits.inbox_size * times
 
-    async def wait_for_space(self, socket: Socket) -> None:
+    async def wait_for_space(self, socket: Sender) -> None:
         """Wait until the inbox has room again."""
         while self.crowded(socket) and (self._turn is not None or self._beside):
             if self._space is None:
@@ -225,7 +223,7 @@ class Inbox:
             await self._space.wait()
 
     async def _carry_on(
-        self, socket: Socket, turn: object, job: Callable[[], Awaitable[None]]
+        self, socket: Sender, turn: object, job: Callable[[], Awaitable[None]]
     ) -> None:
         """Carry on a handler that waits; at its end the next one begins."""
         try:
@@ -247,13 +245,13 @@ class Inbox:
             if self._space is not None:
                 self._space.set()
 
-    async def _handle(self, socket: Socket, message: Incoming) -> None:
+    async def _handle(self, socket: Sender, message: Incoming) -> None:
         try:
             answer(socket, message, await dispatch(socket, message))
         except (Exception, asyncio.CancelledError) as error:
             fail(socket, message, error)
 
-    def step_aside(self, socket: Socket) -> None:
+    def step_aside(self, socket: Sender) -> None:
         """Let the next event begin, if who calls this is the handler whose turn it is.
 
         It is about to wait for its own client, which may answer only after it has been answered
@@ -264,7 +262,7 @@ class Inbox:
             self._beside += 1
             self._end_turn(socket)
 
-    def look_again(self, socket: Socket) -> None:
+    def look_again(self, socket: Sender) -> None:
         """Let a transport that waits for space see whether there is some."""
         if self._space is not None and not self.crowded(socket):
             self._space.set()

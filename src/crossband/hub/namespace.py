@@ -14,6 +14,7 @@ from crossband.errors import (
     AckTimeout,
     CrossbandError,
 )
+from crossband.handlers.events import Handler
 from crossband.handlers.registry import Handlers, Registry
 from crossband.hub.catchup import TURN, CatchUp, ReplayBuffer, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
@@ -42,6 +43,7 @@ class Namespace(Handlers):
         node: Node,
         access: Access,
         departures: Departures,
+        reserved: Mapping[str, Handler],
         name: str,
         *,
         plain: bool = False,
@@ -52,6 +54,8 @@ class Namespace(Handlers):
         self.node = node
         self.access = access
         self.departures = departures
+        # The hub's own handlers, by reserved event.
+        self.reserved = reserved
         # All namespaces of a hub count together: those of patterns come and go.
         self.traffic = node.traffic
         self.name = name

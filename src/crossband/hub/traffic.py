@@ -9,13 +9,12 @@ import itertools
 import logging
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
+from crossband.auth import Identity
+from crossband.connection import Connection
 from crossband.errors import EventError
-
-if TYPE_CHECKING:
-    from crossband.handshake import Handshake
-    from crossband.hub.socket import Socket
+from crossband.handshake import Handshake
 
 logger = logging.getLogger("crossband")
 
@@ -51,6 +50,32 @@ class Notices:
         return True
 
 
+class Named(Protocol):
+    """A namespace, as far as log lines say which."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Counted(Protocol):
+    """A client, as far as it is counted and described in log lines."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def namespace(self) -> Named: ...
+    @property
+    def transport(self) -> str: ...
+    @property
+    def handshake(self) -> Handshake: ...
+    @property
+    def identity(self) -> Identity | None: ...
+    @property
+    def recovered(self) -> bool: ...
+    @property
+    def connection(self) -> Connection: ...
+
+
 class Traffic:
     """What a hub has seen since it was made."""
 
@@ -83,7 +108,7 @@ class Traffic:
 
     # Clients.
 
-    def joined(self, socket: Socket, gap: str | None) -> None:
+    def joined(self, socket: Counted, gap: str | None) -> None:
         """Note a client that was let in, and why it could not be caught up, if so."""
         if gap is not None:
             self.gap(gap)
@@ -91,7 +116,7 @@ class Traffic:
             how = f"gap: {gap}" if gap else "resumed" if socket.recovered else "new"
             logger.info("connected %s, %s", describe(socket), how)
 
-    def left(self, socket: Socket, reason: str) -> None:
+    def left(self, socket: Counted, reason: str) -> None:
         """Note that a client left, and whether the server cut it."""
         self.disconnects[reason] += 1
         self.cut(socket)
@@ -100,7 +125,7 @@ class Traffic:
             cause = f"{reason} ({why.reason})" if why is not None else reason
             logger.info("disconnected %s: %s", describe(socket), cause)
 
-    def cut(self, socket: Socket) -> None:
+    def cut(self, socket: Counted) -> None:
         """Count a connection that the server cut, once for all its clients."""
         eviction = socket.connection.evicted
         if eviction is None or eviction.counted:
@@ -159,7 +184,7 @@ class Traffic:
         self.refusals[code] += 1
 
 
-def describe(socket: Socket) -> str:
+def describe(socket: Counted) -> str:
     """Say which client it is: `_4f… in '/', sse from 127.0.0.1, user 'ada'`."""
     user = "" if socket.identity is None else f", user {socket.identity.user!r}"
     return (

@@ -1,0 +1,53 @@
+"""What a client and its namespace are to those who handle its events.
+
+Protocols, so that dispatch, the inbox and the answers stand below `Socket`, which uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from crossband.codecs import Codec, Wire
+from crossband.handlers.events import Handler
+from crossband.handlers.registry import Registry
+from crossband.hub.catchup import CatchUp
+from crossband.hub.node import Node
+from crossband.hub.traffic import Counted, Traffic
+
+
+class Channel(Protocol):
+    """The namespace a sender is in: what is registered there, and the node it is served by."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def node(self) -> Node: ...
+    @property
+    def traffic(self) -> Traffic: ...
+    @property
+    def registry(self) -> Registry: ...
+    @property
+    def reserved(self) -> Mapping[str, Handler]:
+        """The hub's own handlers, by reserved event: `handler(socket, args)`, all async."""
+
+
+class Sender(Counted, Protocol):
+    """A client whose events are handled."""
+
+    @property
+    def namespace(self) -> Channel: ...
+    @property
+    def codec(self) -> Codec: ...
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def catching(self) -> CatchUp | None:
+        """What it has still coming. None once it is live."""
+
+    @property
+    def owed(self) -> int:
+        """The number of acknowledgements it owes the server."""
+
+    def send(self, wire: Wire) -> None:
+        """Send a message that is not published, behind all that was sent before it."""

@@ -29,6 +29,7 @@ from crossband.hub.catchup import CatchUp
 from crossband.hub.departures import DEPARTURE_TIME, Departures
 from crossband.hub.directory import Directory
 from crossband.hub.dispatch import connected
+from crossband.hub.expiry import Expiry
 from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
@@ -53,12 +54,14 @@ class Admissions:
         node: Node,
         directory: Directory,
         access: Access,
+        expiry: Expiry,
         quotas: Quotas,
         departures: Departures,
     ) -> None:
         self._node = node
         self._directory = directory
         self._access = access
+        self._expiry = expiry
         self._quotas = quotas
         self._departures = departures
         self._resumptions = Resumptions(node, access)
@@ -223,7 +226,7 @@ class Admissions:
         socket.stage = State.LIVE
         namespace.add(socket)
         if socket.identity is not None:
-            self._access.entered(socket)
+            self._expiry.entered(socket)
         self._node.traffic.joined(socket, admission.gap)
         self._node.broker.save_session(socket.record, connected=True)
         head = self._node.broker.head(namespace.name)
@@ -257,7 +260,7 @@ class Admissions:
         if namespace.registry.connect:
             socket.greeting = asyncio.get_running_loop().create_future()
             socket.inbox.begin(socket, self._greet(socket, earlier, catch_up if unknown else None))
-        self._access.check_admitted(socket, admission.revocations)
+        self._expiry.check_admitted(socket, admission.revocations)
         if socket.refused:
             self._departures.part(socket, close=False)
         if self._node.stopping:

@@ -12,6 +12,7 @@ from crossband.hub.access import Access, Authenticate, Authorize
 from crossband.hub.admission import Admissions
 from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
+from crossband.hub.expiry import Expiry
 from crossband.hub.life import Life
 from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
@@ -52,13 +53,14 @@ class Core:
     ) -> None:
         node = self.node = Node(broker, settings)
         self.traffic = node.traffic
-        self.access = Access(node, authenticate, authorize, self._dismiss)
-        self.departures = Departures(node, self.access, self._vacate)
-        reserved = {} if authenticate is None else {REFRESH: self.access.refresh}
+        self.access = Access(node, authenticate, authorize)
+        self.expiry = Expiry(node, self.access, self._dismiss)
+        self.departures = Departures(node, self.expiry, self._vacate)
+        reserved = {} if authenticate is None else {REFRESH: self.expiry.refresh}
         self.directory = Directory(node, self.access, self.departures, reserved)
         self.quotas = Quotas(node)
         self.admissions = Admissions(
-            node, self.directory, self.access, self.quotas, self.departures
+            node, self.directory, self.access, self.expiry, self.quotas, self.departures
         )
         self.root = self.directory.of("/")
         self.life = Life()
@@ -122,7 +124,7 @@ class Core:
         if node.loop is not None and not node.loop.is_closed():
             raise RuntimeError("the hub runs on another event loop: stop it there first")
         await node.begin(loop, self.directory.deliver)
-        self.access.start(loop)
+        self.expiry.start(loop)
         self.last_polls = False
         self.quotas.start()
         self._doors.start(self)
@@ -163,7 +165,7 @@ class Core:
             await self.life.end_tasks()
         finally:
             unwatch(loop)
-            self.access.stop()
+            self.expiry.stop()
             try:
                 await self.node.end()
             finally:

@@ -10,11 +10,11 @@ from typing import Final
 
 from crossband.connection import Connection
 from crossband.errors import CloseCode, ConnectionRefused, EventError
-from crossband.hub.access import Access
 from crossband.hub.dispatch import disconnected
+from crossband.hub.expiry import REVOKED, Expiry
 from crossband.hub.namespace import Namespace
 from crossband.hub.node import Node
-from crossband.hub.socket import FINAL_REASONS, Socket
+from crossband.hub.socket import Socket
 from crossband.hub.states import State
 
 logger = logging.getLogger("crossband")
@@ -23,15 +23,19 @@ logger = logging.getLogger("crossband")
 # of its earlier connection, and these for their connect handlers. One that hangs must not keep
 # the client from being served.
 DEPARTURE_TIME: Final = 5.0
+# Reasons after which the client is not expected back: its session is dropped.
+FINAL_REASONS: Final = frozenset(
+    {"client namespace disconnect", "server namespace disconnect", REVOKED}
+)
 _FAREWELL: Final = "Server shutting down"
 
 
 class Departures:
     """Takes clients out of their namespaces, and knows who is still leaving."""
 
-    def __init__(self, node: Node, access: Access, vacate: Callable[[Namespace], None]) -> None:
+    def __init__(self, node: Node, expiry: Expiry, vacate: Callable[[Namespace], None]) -> None:
         self._node = node
-        self._access = access
+        self._expiry = expiry
         # Told of each namespace that a client left.
         self._vacate = vacate
         # Those under way, by namespace and session: who comes back meanwhile is greeted after
@@ -51,7 +55,7 @@ class Departures:
         namespace = socket.namespace
         namespace.remove(socket)
         if socket.identity is not None:
-            self._access.left(socket)
+            self._expiry.left(socket)
         if keep_session and reason not in FINAL_REASONS:
             self._node.broker.save_session(socket.record, connected=False)
         else:

@@ -16,6 +16,7 @@ from crossband.errors import (
 )
 from crossband.handlers.events import Handler
 from crossband.handlers.registry import Handlers, Registry
+from crossband.hub.access import Access
 from crossband.hub.catchup import TURN, CatchUp, ReplayBuffer, concerns
 from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
 from crossband.hub.node import Node
@@ -26,7 +27,6 @@ from crossband.protocol import payload
 
 if TYPE_CHECKING:
     from crossband.connection import Connection
-    from crossband.hub.access import Access
     from crossband.hub.departures import Departures
 
 logger = logging.getLogger("crossband")

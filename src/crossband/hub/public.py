@@ -125,7 +125,7 @@ class PublicHub(Handlers):
 
     def sockets_of(self, user: str) -> list[Socket]:
         """Return the connected sockets of a user, in all namespaces of this node."""
-        return self._core.access.sockets_of(user)
+        return self._core.expiry.sockets_of(user)
 
     async def revoke(self, user: str) -> int:
         """End all connections of a user, on every door; return how many there were.
@@ -134,7 +134,7 @@ class PublicHub(Handlers):
         (`iat`) and are not newer are refused from now on, while this process runs. A token
         without `iat` is let in again: there `authenticate` must refuse the user.
         """
-        return await self._core.access.revoke(user)
+        return await self._core.expiry.revoke(user)
 
     # The namespace `/`.
 

@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crossband")
 
-# Reasons of ours for a disconnect, beside those of Socket.IO.
-EXPIRED = "token expired"
-REVOKED = "token revoked"
-# Reasons after which the client is not expected back: its session is dropped.
-FINAL_REASONS = frozenset({"client namespace disconnect", "server namespace disconnect", REVOKED})
-
 
 class Socket:
     """A client in a namespace, on whatever transport.

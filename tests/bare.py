@@ -51,7 +51,7 @@ class BareHub(PublicHub):
 
     @property
     def catching_up(self) -> int:
-        return self.root.catching_up
+        return self.root.replays.count
 
     async def start(self) -> None:
         await self.core.start()

@@ -14,7 +14,7 @@ from crossband.errors import CloseCode
 from crossband.handshake import Handshake
 from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 from tests.bare import BareHub
 from tests.clients.base import WAIT
 

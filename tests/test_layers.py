@@ -34,13 +34,6 @@ LAYERS = (
     ("names", "lifespan", "timers"),
     ("errors", "handshake", "invocation", "workers", "signals"),
 )
-# Imports that still close a circle. The list only shrinks: a test fails for one that is gone.
-KNOWN = (
-    ("crossband.hub.departures", "crossband.hub.namespace"),
-    ("crossband.hub.emitter", "crossband.hub.namespace"),
-    ("crossband.hub.emitter", "crossband.hub.socket"),
-    ("crossband.hub.socket", "crossband.hub.namespace"),
-)
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # Nothing in protocol/ can block, wait, read a clock or log.
@@ -140,40 +133,12 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def leads_to(start: str, end: str, graph: Mapping[str, set[str]]) -> bool:
-    """Return whether imports lead from one module to another."""
-    seen: set[str] = set()
-    ahead = [start]
-    while ahead:
-        module = ahead.pop()
-        if module == end:
-            return True
-        if module not in seen:
-            seen.add(module)
-            ahead += graph[module]
-    return False
-
-
 def test_imports_point_down() -> None:
     assert violations(package_sources()) == []
 
 
-def test_no_imports_go_in_circles_but_the_known_ones() -> None:
-    graph = graph_of(package_sources())
-    for module, target in KNOWN:
-        graph.get(module, set()).discard(target)
-    assert circles(graph) == []
-
-
-def test_known_imports_still_close_circles() -> None:
-    # One that does not any more is to be taken off the list.
-    graph = graph_of(package_sources())
-    gone = [
-        (module, target)
-        for module, target in KNOWN
-        if target not in graph.get(module, ()) or not leads_to(target, module, graph)
-    ]
-    assert gone == []
+def test_no_imports_go_in_circles() -> None:
+    assert circles(graph_of(package_sources())) == []
 
 
 def test_every_layer_below_the_runner_is_there() -> None:

@@ -126,7 +126,7 @@ async def authenticate(handshake: Handshake) -> Identity:
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossband.hub.namespace.TURN", TURN)
+    monkeypatch.setattr("crossband.hub.replays.TURN", TURN)
 
 
 @contextlib.asynccontextmanager
@@ -395,7 +395,7 @@ async def cut(stage: Stage, state: State, outcome: Outcome) -> None:
             # Nobody looks at the client while it is answered: it may be let in for a moment.
             hung_up.set()
         core = stage.hub._core
-        await until(lambda: not core.quotas.slots.taken and not core.root.catching_up)
+        await until(lambda: not core.quotas.slots.taken and not core.root.replays.count)
 
         def later() -> list[str]:
             return [what for what, _ in stage.log[len(log) :]]

@@ -22,9 +22,9 @@ from crossband.errors import (
 )
 from crossband.handlers.events import EventSchema
 from crossband.handshake import Handshake
-from crossband.hub.emitter import Emission, Emitter
-from crossband.hub.namespace import Namespace, NamespacePattern
-from crossband.hub.socket import Socket
+from crossband.hub.directory import NamespacePattern
+from crossband.hub.emission import Emission
+from crossband.hub.namespace import Emitter, Namespace, Socket
 from crossband.limits import Limits
 from crossband.settings import Settings
 

@@ -136,7 +136,7 @@ class Connection(ABC):
         self.evicted: Eviction | None = None
 
     def push(self, wire: Wire) -> None:
-        """Queue a message for the next tick; `Namespace.deliver` does the same in its loop."""
+        """Queue a message for the next tick; `Fanout.deliver` does the same in its loop."""
         if self.closed:
             return
         self.queue.append(wire)

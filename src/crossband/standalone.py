@@ -11,7 +11,7 @@ import msgspec
 
 from crossband.asgi import Hub
 from crossband.errors import EventError
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 from crossband.names import NAME_LENGTH, NAME_PATTERN, is_socket_id
 
 # As the doors' own names.

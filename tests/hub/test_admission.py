@@ -13,7 +13,7 @@ from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE
 from crossband.errors import CloseCode, ConnectionRefused, EventError
 from crossband.hub.attempt import Resume
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 from tests.bare import BareHub
 from tests.link import Link, handshake, join
 

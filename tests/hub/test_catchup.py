@@ -14,7 +14,7 @@ from crossband.codecs import ENVELOPE, SOCKETIO, EnvelopeCodec, Wire
 from crossband.errors import CloseCode
 from crossband.hub.attempt import Resume
 from crossband.hub.catchup import TURN
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 from tests.bare import BareHub
 from tests.clients.base import WAIT
 from tests.link import Link, handshake, join
@@ -135,7 +135,7 @@ async def test_unrecorded_event_in_a_replay_is_found_in_its_place(
     link.take()
     (status,) = (str(message) for message in link.taken if "status" in str(message))
     assert json.loads(status[2:]) == ["status", "busy"]
-    (place,) = hub.root.places.of("busy", socket.rooms)
+    (place,) = hub.root.fanout.places.of("busy", socket.rooms)
     assert place.cursor == cursors[4]
 
 

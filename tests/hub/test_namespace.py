@@ -611,9 +611,10 @@ async def test_string_that_the_official_client_takes_for_an_offset_is_a_place(hu
         '42["tick"]',
     ]
     rooms = one.socket.rooms
-    assert [place.cursor for place in hub._core.root.places.of("text", rooms)] == [head]
-    assert [place.cursor for place in hub._core.root.places.of("tick", rooms)] == [head, cursor]
-    assert hub._core.root.places.of("x", rooms) == []
+    places = hub._core.root.fanout.places
+    assert [place.cursor for place in places.of("text", rooms)] == [head]
+    assert [place.cursor for place in places.of("tick", rooms)] == [head, cursor]
+    assert places.of("x", rooms) == []
 
 
 @pytest.mark.parametrize("thread", [False, True])

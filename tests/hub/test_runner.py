@@ -17,8 +17,8 @@ import pytest
 from crossband import Hub
 from crossband.errors import EventError
 from crossband.hub.incoming import Incoming
+from crossband.hub.namespace import Socket
 from crossband.hub.runner import SPARE
-from crossband.hub.socket import Socket
 from tests.bare import BareHub
 from tests.clients import NewClient
 from tests.clients.base import WAIT

@@ -14,7 +14,7 @@ from crossband.codecs import SOCKETIO
 from crossband.errors import EncodeError, EventError
 from crossband.hub.inbox import ACK_INBOX
 from crossband.hub.incoming import Incoming
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 from crossband.limits import Limits
 from crossband.protocol.payload import Payload
 from tests.bare import BareHub

@@ -664,4 +664,4 @@ async def test_client_cut_before_its_welcome_is_told_why(lane: bool, serve: Serv
     gate.set()
     async with asyncio.timeout(WAIT):
         assert await joining == 4008
-    assert not hub._core.root.catching_up
+    assert not hub._core.root.replays.count

@@ -30,11 +30,10 @@ from crossband.hub.departures import DEPARTURE_TIME, Departures
 from crossband.hub.directory import Directory
 from crossband.hub.dispatch import connected
 from crossband.hub.expiry import Expiry
-from crossband.hub.namespace import Namespace
+from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
 from crossband.hub.resumption import Resumptions
-from crossband.hub.socket import Socket
 from crossband.hub.states import State
 from crossband.names import is_socket_id
 
@@ -192,7 +191,7 @@ class Admissions:
         self._node.traffic.cut(socket)
         socket.stage = State.GONE
         if admission.catch_up is not None:
-            socket.namespace.release(admission.catch_up)
+            socket.namespace.replays.release(admission.catch_up)
         self._resumptions.give_back(admission)
 
     def open(self, admission: Admission) -> None:
@@ -205,7 +204,7 @@ class Admissions:
         earlier: list[asyncio.Task[None]] = []
         # The same client again, before its old connection was found dead.
         for key in {socket.session, *([session.key] if session is not None else [])}:
-            live = namespace.live(key)
+            live = namespace.members.live(key)
             if live is not None and live.record.user != socket.record.user:
                 # Another user took up the key while it was out of the broker.
                 socket.record.key = secrets.token_urlsafe(24)
@@ -224,7 +223,7 @@ class Admissions:
         self._directory.enlist(namespace)
         socket.connected = True
         socket.stage = State.LIVE
-        namespace.add(socket)
+        namespace.members.add(socket)
         if socket.identity is not None:
             self._expiry.entered(socket)
         self._node.traffic.joined(socket, admission.gap)
@@ -255,7 +254,7 @@ class Admissions:
         if catch_up is not None:
             socket.catching = catch_up
             if not unknown:
-                namespace.advance(socket)
+                namespace.replays.advance(socket)
         socket.welcomed()
         if namespace.registry.connect:
             socket.greeting = asyncio.get_running_loop().create_future()
@@ -295,7 +294,7 @@ class Admissions:
             socket.greeted()
             if timer is not None:
                 timer.cancel()
-                socket.namespace.advance(socket)
+                socket.namespace.replays.advance(socket)
 
     def _connect_is_late(self, socket: Socket, catch_up: CatchUp) -> None:
         # After a stall of the loop timers come first: whoever was ready all along goes before.
@@ -307,7 +306,7 @@ class Admissions:
             return
         namespace = socket.namespace
         socket.catching = None
-        namespace.release(catch_up)
+        namespace.replays.release(catch_up)
         logger.warning(
             "a connect handler of namespace %r takes more than %g s: a client that came back "
             "is told of a gap",
@@ -323,7 +322,7 @@ class Admissions:
     def _count_user(
         self, connection: Connection, user: str, namespace: Namespace, resume: Resume
     ) -> None:
-        live = None if resume.key is None else namespace.live(resume.key)
+        live = None if resume.key is None else namespace.members.live(resume.key)
         replaces = (
             live is not None
             and live.connection is not connection

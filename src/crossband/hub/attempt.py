@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from crossband.broker import Session
 from crossband.hub.catchup import CatchUp
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,9 @@ from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
 from crossband.hub.expiry import Expiry
 from crossband.hub.life import Life
-from crossband.hub.namespace import Namespace
+from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
-from crossband.hub.socket import Socket
 from crossband.hub.watchdog import unwatch, watch
 from crossband.names import REFRESH
 from crossband.settings import Settings

@@ -12,9 +12,8 @@ from crossband.connection import Connection
 from crossband.errors import CloseCode, ConnectionRefused, EventError
 from crossband.hub.dispatch import disconnected
 from crossband.hub.expiry import REVOKED, Expiry
-from crossband.hub.namespace import Namespace
+from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
-from crossband.hub.socket import Socket
 from crossband.hub.states import State
 
 logger = logging.getLogger("crossband")
@@ -53,7 +52,9 @@ class Departures:
         socket.connected = False
         self._node.traffic.left(socket, reason)
         namespace = socket.namespace
-        namespace.remove(socket)
+        namespace.members.remove(socket)
+        if socket.catching is not None:
+            namespace.replays.end(socket, socket.catching)
         if socket.identity is not None:
             self._expiry.left(socket)
         if keep_session and reason not in FINAL_REASONS:
@@ -101,7 +102,7 @@ class Departures:
         name = socket.namespace.name
         if not socket.connected:
             # It was cut, and is to start anew if it comes back; not if it is back already.
-            if socket.namespace.live(socket.session) is None:
+            if socket.namespace.members.live(socket.session) is None:
                 self._node.broker.drop_session(name, socket.session)
             return
         self.leave(socket, "server namespace disconnect")

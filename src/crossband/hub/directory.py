@@ -1,25 +1,43 @@
-"""The namespaces of a hub, by name."""
+"""The namespaces of a hub, by name and by pattern."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Callable, Mapping
-from typing import overload
+from typing import Any, overload
 from weakref import WeakValueDictionary
 
 from crossband.broker import Publication
 from crossband.errors import EncodeError
 from crossband.handlers.callables import check_callable
 from crossband.handlers.events import Handler
-from crossband.handlers.registry import Registry
+from crossband.handlers.registry import Handlers, Registry
 from crossband.hub.access import Access
-from crossband.hub.departures import Departures
-from crossband.hub.namespace import Namespace, NamespacePattern
+from crossband.hub.namespace import Departing, Namespace
 from crossband.hub.node import Node
 from crossband.names import check_name
 
 logger = logging.getLogger("crossband")
+
+
+class NamespacePattern(Handlers):
+    """Handlers for every namespace whose name matches; each exists while it has sockets."""
+
+    def __init__(
+        self, namespaces: Mapping[str, Namespace], matches: Callable[[str], bool], *, plain: bool
+    ) -> None:
+        self.registry = Registry()
+        super().__init__(self.registry)
+        self._namespaces = namespaces
+        self.matches = matches
+        self.plain = plain
+
+    def emit(self, event: str, *args: Any) -> None:
+        """Publish an event in each of these namespaces that has sockets now."""
+        for namespace in list(self._namespaces.values()):
+            if namespace.registry is self.registry:
+                namespace.emit(event, *args)
 
 
 class Directory:
@@ -29,7 +47,7 @@ class Directory:
         self,
         node: Node,
         access: Access,
-        departures: Departures,
+        departures: Departing,
         reserved: Mapping[str, Handler],
     ) -> None:
         self._node = node
@@ -130,7 +148,7 @@ class Directory:
         """Give a publication to its namespace, if anybody is there."""
         namespace = self._known(publication.namespace)
         if namespace is not None:
-            namespace.deliver(publication)
+            namespace.fanout.deliver(publication)
 
 
 def _full_match(pattern: re.Pattern[str]) -> Callable[[str], bool]:

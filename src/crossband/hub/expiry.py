@@ -13,8 +13,8 @@ from crossband.broker import Publication
 from crossband.codecs import PLAIN
 from crossband.errors import CloseCode, EventError, InvalidMessage, Unauthorized
 from crossband.hub.access import Access, revoked
+from crossband.hub.namespace import Socket
 from crossband.hub.node import Node
-from crossband.hub.socket import Socket
 from crossband.protocol import payload
 from crossband.timers import Alarms
 
@@ -62,10 +62,9 @@ class Expiry:
         self._watch(socket, identity)
 
     def check_admitted(self, socket: Socket, revocations: int) -> None:
-        """End a client whose user was revoked since there were so many revocations."""
-        if socket.identity is not None and self._access.revoked_since(
-            socket.identity.user, revocations
-        ):
+        """End a client whose user was revoked after revocation number `revocations`."""
+        user = None if socket.identity is None else socket.identity.user
+        if self._access.revoked_since(user, revocations):
             self._dismiss(socket, REVOKED, CloseCode.REVOKED, revoked())
 
     def left(self, socket: Socket) -> None:

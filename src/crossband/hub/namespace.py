@@ -1,38 +1,132 @@
-"""A namespace: its sockets, its rooms, and the fan-out of what is published in it."""
+"""What applications hold: a namespace, a choice of recipients in it, one client in it.
+
+The three stand in one file because each gives out the others: `namespace.sockets`,
+`socket.namespace`, `socket.to(…)`, `emitter.fetch_sockets()`. What they do is below them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from crossband.broker import Publication
-from crossband.codecs import PLAIN, Codec, Wire, tag_of
-from crossband.errors import (
-    AckTimeout,
-    CrossbandError,
-)
+from crossband.auth import Action, Identity
+from crossband.broker import Publication, Session
+from crossband.codecs import PLAIN, Codec, Wire
+from crossband.connection import Connection
+from crossband.errors import AckTimeout, CrossbandError, Disconnected, EventError
 from crossband.handlers.events import Handler
 from crossband.handlers.registry import Handlers, Registry
+from crossband.handshake import Handshake
 from crossband.hub.access import Access
-from crossband.hub.catchup import TURN, CatchUp, ReplayBuffer, concerns
-from crossband.hub.emitter import ACK_TIMEOUT, Emission, Emitter
+from crossband.hub.acks import Acks
+from crossband.hub.answers import cancelling
+from crossband.hub.catchup import CatchUp
+from crossband.hub.emission import ACK_TIMEOUT, Emission, check_seconds
+from crossband.hub.fanout import Fanout
+from crossband.hub.inbox import Inbox
 from crossband.hub.node import Node
-from crossband.hub.places import Places
-from crossband.hub.socket import Socket
-from crossband.names import check_event
+from crossband.hub.replays import Replays
+from crossband.hub.rooms import Rooms
+from crossband.hub.states import State
+from crossband.names import check_event, check_name
 from crossband.protocol import payload
 
-if TYPE_CHECKING:
-    from crossband.connection import Connection
-    from crossband.hub.departures import Departures
 
-logger = logging.getLogger("crossband")
+class Emitter:
+    """A choice of recipients within one namespace; each step returns a new one."""
 
-# Events that may come while a client that comes back is let in, however short the history.
-FEWEST_HELD = 16
+    __slots__ = ("_except", "_fanout", "_rooms", "_timeout", "_volatile")
+
+    def __init__(
+        self,
+        fanout: Fanout[Socket],
+        rooms: tuple[str, ...] = (),
+        except_: tuple[str, ...] = (),
+        volatile: bool = False,
+        timeout: float = ACK_TIMEOUT,
+    ) -> None:
+        self._fanout = fanout
+        self._rooms = rooms
+        self._except = except_
+        self._volatile = volatile
+        self._timeout = timeout
+
+    def to(self, *rooms: str) -> Emitter:
+        """Choose the sockets in any of these rooms (a socket's id is a room).
+
+        Raises ValueError without rooms: an empty list must not mean everybody.
+        """
+        if not rooms:
+            raise ValueError("to() needs at least one room; emit() alone reaches everybody")
+        names = [check_name(room, "a room name") for room in rooms]
+        chosen = tuple(dict.fromkeys((*self._rooms, *names)))
+        return Emitter(self._fanout, chosen, self._except, self._volatile, self._timeout)
+
+    in_ = to
+
+    def except_(self, *rooms: str) -> Emitter:
+        """Leave out the sockets in any of these rooms (a socket's id is a room)."""
+        names = [check_name(room, "a room name") for room in rooms]
+        left_out = tuple(dict.fromkeys((*self._except, *names)))
+        return Emitter(self._fanout, self._rooms, left_out, self._volatile, self._timeout)
+
+    @property
+    def volatile(self) -> Emitter:
+        """Do not record the event, and drop it for clients that are behind."""
+        return Emitter(self._fanout, self._rooms, self._except, True, self._timeout)
+
+    def timeout(self, seconds: float) -> Emitter:
+        """Wait this long for acknowledgements. Raises TypeError or ValueError for no time."""
+        check_seconds(seconds)
+        return Emitter(self._fanout, self._rooms, self._except, self._volatile, seconds)
+
+    def emit(self, event: str, *args: Any) -> Emission:
+        """Publish an event to the chosen sockets, on every transport.
+
+        It is encoded, ordered and recorded at once; awaiting the result gives its cursor
+        (None if volatile), and waits for room in the outbox of an event's only recipient.
+        Safe from any thread. Raises EncodeError, and RuntimeError on a hub that never
+        started.
+        """
+        return self._fanout.publish(event, args, self._rooms, self._except, self._volatile)
+
+    async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
+        """Send an event to the chosen sockets and gather their acknowledgements.
+
+        Not recorded. Raises AckTimeout, with the answers there are in `responses`, unless all
+        answer within the timeout.
+        """
+        return await self._fanout.gather(
+            event, args, self._rooms, self._except, timeout=self._timeout
+        )
+
+    async def fetch_sockets(self) -> list[Socket]:
+        """Return the chosen sockets."""
+        return self._fanout.members.match(self._rooms, self._except)
+
+    async def sockets_join(self, *rooms: str) -> None:
+        """Make the chosen sockets join rooms."""
+        for socket in self._fanout.members.match(self._rooms, self._except):
+            await socket.join(*rooms)
+
+    async def sockets_leave(self, *rooms: str) -> None:
+        """Make the chosen sockets leave rooms."""
+        for socket in self._fanout.members.match(self._rooms, self._except):
+            await socket.leave(*rooms)
+
+    async def disconnect_sockets(self, close: bool = False) -> None:
+        """Disconnect the chosen sockets; with `close`, their whole connections."""
+        for socket in self._fanout.members.match(self._rooms, self._except):
+            await socket.disconnect(close)
+
+
+class Departing(Protocol):
+    """What ends clients: `Departures`, which stands above them."""
+
+    def part(self, socket: Socket, *, close: bool) -> None:
+        """Disconnect a socket from the server's side, for good."""
 
 
 class Namespace(Handlers):
@@ -42,7 +136,7 @@ class Namespace(Handlers):
         self,
         node: Node,
         access: Access,
-        departures: Departures,
+        departures: Departing,
         reserved: Mapping[str, Handler],
         name: str,
         *,
@@ -61,15 +155,10 @@ class Namespace(Handlers):
         self.name = name
         # The raw WebSocket door speaks bare frames here, no envelopes.
         self.plain = plain
-        # By socket id; the room of a socket's own id is this, not an entry of _rooms.
-        self._sockets: dict[str, Socket] = {}
-        # Dicts for their order: fan-out is in order of joining.
-        self._rooms: dict[str, dict[Socket, None]] = {}
-        # By session key, connected sockets only.
-        self._by_session: dict[str, Socket] = {}
-        # Everything recorded is also given to these while somebody catches up.
-        self._buffers: list[ReplayBuffer] = []
-        self.places = Places()
+        # Those connected to this node.
+        self.members: Rooms[Socket] = Rooms()
+        self.fanout = Fanout(node, name, self.registry.policies, self.members)
+        self.replays = Replays(node, self.fanout)
 
     @property
     def hub(self) -> Any:
@@ -77,360 +166,411 @@ class Namespace(Handlers):
         return self.node.hub
 
     def __repr__(self) -> str:
-        return f"<Namespace {self.name!r}: {len(self._sockets)} sockets>"
+        return f"<Namespace {self.name!r}: {len(self.members.by_id)} sockets>"
 
     @property
     def sockets(self) -> Mapping[str, Socket]:
         """The connected sockets of this node, by id."""
-        return MappingProxyType(self._sockets)
+        return MappingProxyType(self.members.by_id)
 
     @property
     def rooms(self) -> Mapping[str, Collection[str]]:
         """The rooms of this node and the ids in each; a snapshot."""
-        rooms: dict[str, Collection[str]] = {sid: frozenset((sid,)) for sid in self._sockets}
-        for room, members in self._rooms.items():
-            ids = {socket.id for socket in members}
-            rooms[room] = frozenset(ids.union(rooms.get(room, ())))
-        return rooms
-
-    @property
-    def room_count(self) -> int:
-        """The number of rooms that were joined by name."""
-        return len(self._rooms)
+        return self.members.ids()
 
     def to(self, *rooms: str) -> Emitter:
         """Choose the sockets in any of these rooms (a socket's id is a room)."""
-        return Emitter(self).to(*rooms)
+        return Emitter(self.fanout).to(*rooms)
 
     in_ = to
 
     def except_(self, *rooms: str) -> Emitter:
         """Choose everybody but the sockets in these rooms."""
-        return Emitter(self).except_(*rooms)
+        return Emitter(self.fanout).except_(*rooms)
 
     @property
     def volatile(self) -> Emitter:
         """Do not record the event, and drop it for clients that are behind."""
-        return Emitter(self, volatile=True)
+        return Emitter(self.fanout, volatile=True)
 
     def timeout(self, seconds: float) -> Emitter:
         """Wait this long for acknowledgements. As `Emitter.timeout`."""
-        return Emitter(self).timeout(seconds)
+        return Emitter(self.fanout).timeout(seconds)
 
     def emit(self, event: str, *args: Any) -> Emission:
         """Publish an event to everybody here. As `Emitter.emit`."""
-        return self.publish(event, args, (), (), False)
+        return self.fanout.publish(event, args, (), (), False)
 
     async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
         """Send an event to everybody here and gather the answers. As `Emitter.emit_with_ack`."""
-        return await self.gather(event, args, (), (), timeout=ACK_TIMEOUT)
+        return await self.fanout.gather(event, args, (), (), timeout=ACK_TIMEOUT)
 
     async def fetch_sockets(self) -> list[Socket]:
         """Return all sockets."""
-        return self.match((), ())
+        return self.members.match((), ())
 
     async def sockets_join(self, *rooms: str) -> None:
         """Make all sockets join rooms."""
-        await Emitter(self).sockets_join(*rooms)
+        await Emitter(self.fanout).sockets_join(*rooms)
 
     async def sockets_leave(self, *rooms: str) -> None:
         """Make all sockets leave rooms."""
-        await Emitter(self).sockets_leave(*rooms)
+        await Emitter(self.fanout).sockets_leave(*rooms)
 
     async def disconnect_sockets(self, close: bool = False) -> None:
         """Disconnect all sockets; with `close`, their whole connections."""
-        await Emitter(self).disconnect_sockets(close)
-
-    # Fan-out.
-
-    def publish(
-        self,
-        event: str,
-        args: Sequence[Any],
-        rooms: tuple[str, ...],
-        except_: tuple[str, ...],
-        volatile: bool,
-    ) -> Emission:
-        event = check_event(event)
-        data = payload.encode(args)
-        policy = self.registry.policies.get(event)
-        if policy is None or policy.dropping is None or volatile:
-            record = not volatile
-            publication = Publication(self.name, event, data, rooms, except_)
-        else:
-            record = False
-            publication = Publication(
-                self.name, event, data, rooms, except_, None, policy.dropping, policy.key(args)
-            )
-        self.traffic.published += 1
-        outcome = self.node.post(publication, record=record)
-        # Of all, the slowest does not decide how fast is written: that would stop the others.
-        only = self._sockets.get(rooms[0]) if len(rooms) == 1 else None
-        return Emission(outcome, self.node.pace if only is None else only)
-
-    def deliver(self, publication: Publication) -> None:
-        """Give a publication to its recipients. Hot: the loop is once per recipient.
-
-        What `Connection.push` does stands in the loop: a call for each recipient was a
-        quarter of its cost.
-        """
-        recorded = publication.cursor is not None
-        # Volatile, else.
-        lasting = recorded or publication.policy is not None
-        if lasting:
-            for buffer in self._buffers:
-                buffer.take(publication)
-        recipients = self.match(publication.rooms, publication.except_)
-        if not recipients:
-            return
-        self.traffic.delivered += len(recipients)
-        if not recorded and self.places.has_one(publication):
-            self.places.note(publication, self.node.broker.head(self.name))
-        ticker = self.node.ticker
-        wires: dict[Codec, Wire | None] = {}
-        current: Codec | None = None
-        wire: Wire | None = None
-        size = 0
-        for socket in recipients:
-            connection = socket.connection
-            # What a client that catches up gets is in its replay buffer, in its place.
-            if socket.catching is not None or connection.closed:
-                continue
-            if not lasting and connection.behind:
-                continue
-            codec = socket.codec
-            if codec is not current:
-                if codec not in wires:
-                    wires[codec] = self._encode(codec, publication)
-                current, wire = codec, wires[codec]
-                size = 0 if wire is None else wire.size
-            # None: this codec cannot carry it.
-            if wire is None:
-                continue
-            connection.queue.append(wire)
-            connection.queued += size
-            if connection.queued > connection.limit:
-                connection.overfull()
-            if not connection.dirty:
-                connection.dirty = True
-                ticker.schedule().append(connection)
-
-    def _encode(self, codec: Codec, publication: Publication) -> Wire | None:
-        try:
-            wire = codec.event(publication)
-            wire.tag = tag_of(publication)
-            return wire
-        except Exception as error:
-            # What one door cannot carry the others still get.
-            logger.error(
-                "%r of namespace %r has no form for %s: %s",
-                publication.event,
-                self.name,
-                type(codec).__name__,
-                error,
-                exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
-            )
-        if publication.cursor is None:
-            return None
-        # Its clients go on from behind it, and are to know that there was something.
-        self.traffic.gap("unencodable")
-        return codec.gap(self.name, reason="unencodable", offset=publication.cursor)
-
-    def match(self, rooms: Iterable[str], except_: Iterable[str]) -> list[Socket]:
-        """Return the sockets in any of the rooms (none: all) and in none of `except_`."""
-        if rooms:
-            chosen: dict[Socket, None] = {}
-            for room in rooms:
-                members = self._rooms.get(room)
-                if members is not None:
-                    chosen = chosen | members if chosen else members
-                own = self._sockets.get(room)
-                if own is not None:
-                    chosen = {**chosen, own: None}
-            found = list(chosen)
-        else:
-            found = list(self._sockets.values())
-        if except_:
-            left_out = set(self.match(except_, ()))
-            return [socket for socket in found if socket not in left_out]
-        return found
-
-    async def gather(
-        self,
-        event: str,
-        args: Sequence[Any],
-        rooms: tuple[str, ...],
-        except_: tuple[str, ...],
-        *,
-        timeout: float,
-    ) -> list[Any]:
-        event = check_event(event)
-        publication = Publication(self.name, event, payload.encode(args), rooms, except_)
-        # One id for all, so that the packet is encoded once.
-        ack_id = self.node.next_ack_id()
-        wires: dict[Codec, Wire] = {}
-        answers: list[asyncio.Future[Any]] = []
-        asked: list[tuple[Socket, Wire]] = []
-        for socket in self.match(rooms, except_):
-            codec = socket.codec
-            if codec is PLAIN:
-                continue
-            wire = wires.get(codec)
-            if wire is None:
-                wire = wires[codec] = codec.event(publication, ack_id=ack_id)
-            try:
-                answers.append(socket.expect_ack(ack_id))
-            except CrossbandError:
-                lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-                lost.cancel()
-                answers.append(lost)
-                continue
-            asked.append((socket, wire))
-        for socket, wire in asked:
-            socket.ask(wire)
-        if not answers:
-            return []
-        try:
-            await asyncio.wait(answers, timeout=timeout)
-        finally:
-            for socket, _ in asked:
-                socket.forget_ack(ack_id)
-        responses = [
-            answer.result()
-            for answer in answers
-            if answer.done() and not answer.cancelled() and answer.exception() is None
-        ]
-        if len(responses) < len(answers):
-            raise AckTimeout(
-                f"{len(responses)} of {len(answers)} clients acknowledged {event!r} "
-                f"within {timeout:g} s",
-                responses,
-            )
-        return responses
-
-    # Membership; called by the hub and by sockets.
-
-    def live(self, key: str) -> Socket | None:
-        """Return the connected socket of a session."""
-        return self._by_session.get(key)
-
-    def add(self, socket: Socket) -> None:
-        self._sockets[socket.id] = socket
-        self._by_session[socket.session] = socket
-        for room in socket.record.rooms:
-            self.enter(socket, room)
-
-    def remove(self, socket: Socket) -> None:
-        if self._sockets.get(socket.id) is socket:
-            del self._sockets[socket.id]
-        if self._by_session.get(socket.session) is socket:
-            del self._by_session[socket.session]
-        for room in socket.record.rooms:
-            self.exit(socket, room)
-        if socket.catching is not None:
-            self.end_catching(socket, socket.catching)
-
-    def enter(self, socket: Socket, room: str) -> None:
-        self._rooms.setdefault(room, {})[socket] = None
-
-    def exit(self, socket: Socket, room: str) -> None:
-        members = self._rooms.get(room)
-        if members is not None:
-            members.pop(socket, None)
-            if not members:
-                del self._rooms[room]
-
-    # Catching up.
-
-    @property
-    def catching_up(self) -> int:
-        """The number of clients that are being caught up."""
-        return len(self._buffers)
-
-    def open_buffer(self, connection: Connection, rooms: Iterable[str] = ()) -> ReplayBuffer:
-        """Collect all that is recorded here from now on, until released.
-
-        What is for single clients only if its room is one of these.
-        """
-        settings = self.node.settings
-        buffer = ReplayBuffer(
-            connection,
-            count=max(2 * settings.history_size, FEWEST_HELD),
-            size=max(2 * settings.history_bytes, settings.limits.outbox),
-        )
-        buffer.ids = frozenset(rooms)
-        self._buffers.append(buffer)
-        return buffer
-
-    def release(self, catch_up: CatchUp) -> None:
-        self.close_buffer(catch_up.buffer)
-        catch_up.end()
-
-    def end_catching(self, socket: Socket, catch_up: CatchUp) -> None:
-        """Note that a client has nothing more to catch up with."""
-        socket.catching = None
-        self.release(catch_up)
-
-    def close_buffer(self, buffer: ReplayBuffer) -> None:
-        # By identity: two empty deques are equal.
-        self._buffers = [other for other in self._buffers if other is not buffer]
-
-    def advance(self, socket: Socket) -> None:
-        """Send a returning client the next of what it missed; at the end it is live.
-
-        Half an outbox at a time, so that even a long history fits, and so many publications
-        that the loop is not held up; without a pause where there are fewer.
-        """
-        catch_up = socket.catching
-        if catch_up is None or catch_up.pausing or not socket.connected:
-            return
-        connection = socket.connection
-        if connection.closed:
-            return
-        catch_up.begun = True
-        rooms = socket.rooms
-        for _ in range(TURN):
-            if not connection.roomy:
-                catch_up.pausing = True
-                self.node.run_to_end(self._advance_later(socket, catch_up))
-                return
-            item = catch_up.next()
-            if item is None:
-                self.end_catching(socket, catch_up)
-                return
-            if isinstance(item, Wire):
-                connection.push(item)
-            elif concerns(item, rooms):
-                wire = self._encode(socket.codec, item)
-                if wire is not None:
-                    connection.push(wire)
-        catch_up.pausing = True
-        self.node.turns.add(lambda: self._go_on(socket, catch_up))
-
-    async def _advance_later(self, socket: Socket, catch_up: CatchUp) -> None:
-        await socket.connection.drained()
-        self._go_on(socket, catch_up)
-
-    def _go_on(self, socket: Socket, catch_up: CatchUp) -> None:
-        catch_up.pausing = False
-        if socket.catching is catch_up:
-            self.advance(socket)
+        await Emitter(self.fanout).disconnect_sockets(close)
 
 
-class NamespacePattern(Handlers):
-    """Handlers for every namespace whose name matches; each exists while it has sockets."""
+class Socket:
+    """A client in a namespace, on whatever transport.
+
+    `id` is public (20 characters); `session` is the client's secret for coming back. `data`
+    is the application's own, and survives a recovery, as the rooms do.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_acks",
+        "_early",
+        "_ending",
+        "attempt",
+        "catching",
+        "codec",
+        "connected",
+        "connection",
+        "greeting",
+        "handshake",
+        "identity",
+        "inbox",
+        "namespace",
+        "record",
+        "recovered",
+        "refused",
+        "stage",
+    )
 
     def __init__(
-        self, namespaces: Mapping[str, Namespace], matches: Callable[[str], bool], *, plain: bool
+        self,
+        namespace: Namespace,
+        connection: Connection,
+        codec: Codec,
+        handshake: Handshake,
+        record: Session,
+        *,
+        recovered: bool,
+        identity: Identity | None = None,
+        attempt: int = 0,
     ) -> None:
-        self.registry = Registry()
-        super().__init__(self.registry)
-        self._namespaces = namespaces
-        self.matches = matches
-        self.plain = plain
+        self.namespace = namespace
+        self.connection = connection
+        self.codec = codec
+        self.handshake = handshake
+        # What the broker keeps of this client; the rooms and data here are the live ones.
+        self.record = record
+        # The client came back as itself: same id, rooms and data, nothing lost.
+        self.recovered = recovered
+        # Who it is, by the last token it showed. None where nobody asked, and for anonymous
+        # clients.
+        self.identity = identity
+        # By which several attempts of one client are told apart: the later, the higher.
+        self.attempt = attempt
+        # LIVE from the welcome until it leaves: `state` tells more.
+        self.stage = State.CONNECTING
+        self.connected = False
+        # The application disconnected it before it was let in.
+        self.refused = False
+        # Resolved when its connect handlers have ended. None where none runs or waits to.
+        self.greeting: asyncio.Future[None] | None = None
+        # None unless the client still has recorded events coming before live ones.
+        self.catching: CatchUp | None = None
+        # None until the first emit_with_ack.
+        self._acks: Acks | None = None
+        # What it sent and is not handled yet.
+        self.inbox = Inbox()
+        # Tasks that end with the client. None until the first of them.
+        self._ending: set[asyncio.Task[Any]] | None = None
+        # What is emitted to it before its welcome. None after that, and if nothing is.
+        self._early: list[tuple[str, tuple[Any, ...]]] | None = None
 
-    def emit(self, event: str, *args: Any) -> None:
-        """Publish an event in each of these namespaces that has sockets now."""
-        for namespace in list(self._namespaces.values()):
-            if namespace.registry is self.registry:
-                namespace.emit(event, *args)
+    def __repr__(self) -> str:
+        return f"<Socket {self.id} in {self.namespace.name!r} over {self.transport}>"
+
+    def __str__(self) -> str:
+        who = "" if self.identity is None else f" of user {self.identity.user!r}"
+        address = self.handshake.address or "a unix socket"
+        return f"{self.id}{who} in {self.namespace.name!r} over {self.transport} from {address}"
+
+    @property
+    def state(self) -> State:
+        """Where this client is between its first byte and its last."""
+        if self.stage is not State.LIVE:
+            return self.stage
+        if self.catching is not None and self.catching.begun:
+            return State.CATCHING_UP
+        return State.LIVE if self.greeting is None else State.WELCOMED
+
+    @property
+    def id(self) -> str:
+        return self.record.sid
+
+    @property
+    def session(self) -> str:
+        return self.record.key
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.record.data
+
+    @property
+    def rooms(self) -> frozenset[str]:
+        """The rooms this socket is in, that of its own id included."""
+        return frozenset((self.record.sid, *self.record.rooms))
+
+    @property
+    def transport(self) -> str:
+        """The current transport: "websocket", "polling" or "sse"."""
+        return self.connection.transport
+
+    @property
+    def waiting(self) -> int:
+        """The number of events it sent that wait to be handled, or are beside the others."""
+        return self.inbox.waiting
+
+    async def join(self, *rooms: str) -> None:
+        """Join rooms. Raises EventError past the limit, EncodeError for an unusable name."""
+        own = self.record.rooms
+        for room in rooms:
+            room = check_name(room, "a room name")
+            if room == self.id or room in own:
+                continue
+            limit = self.namespace.node.settings.limits.rooms
+            # The room of its own id counts.
+            if len(own) + 1 >= limit:
+                raise EventError(f"A client may be in {limit} rooms", code="too_many_rooms")
+            own.add(room)
+            if self.connected:
+                self.namespace.members.enter(self, room)
+        if self.connected:
+            self.namespace.node.broker.save_session(self.record, connected=True)
+
+    async def subscribe(self, *rooms: str) -> None:
+        """Join rooms at the client's own wish: as `join`, if `authorize` allows it.
+
+        The hub asks again when the client shows a new token or comes back, and makes it leave
+        what it may no longer hear. Rooms that were joined by `join` it never asks about.
+        Raises EventError (`forbidden`) before any of them is joined.
+        """
+        await self.authorize("subscribe", *rooms)
+        await self.join(*rooms)
+        if self.namespace.access.authorize is not None:
+            self.record.asked = self.record.asked.union(rooms)
+
+    async def authorize(self, action: Action, *rooms: str | None) -> None:
+        """Ask `Hub(authorize=…)` about an action, "subscribe" or "publish", on rooms.
+
+        The room None is the whole namespace. Raises EventError (`forbidden`) for the first
+        that is not allowed.
+        """
+        for room in rooms:
+            await self.namespace.access.demand(self.identity, action, room)
+
+    async def leave(self, *rooms: str) -> None:
+        """Leave rooms; nothing happens for those it is not in."""
+        if self.record.asked:
+            self.record.asked = self.record.asked.difference(rooms)
+        for room in rooms:
+            if room in self.record.rooms:
+                self.record.rooms.discard(room)
+                self.namespace.members.exit(self, room)
+        if self.connected:
+            self.namespace.node.broker.save_session(self.record, connected=True)
+
+    def emit(self, event: str, *args: Any) -> Emission:
+        """Send an event to this client. As `Emitter.emit`; recorded, so that it is resumable.
+
+        Awaited, it waits for room in the client's outbox. What is emitted before the welcome
+        (in a connect middleware) follows it, and has no cursor yet: None.
+        """
+        if self.stage in (State.CONNECTING, State.ADMITTED):
+            check_event(event)
+            # Encoded now, to fail where it was called.
+            payload.encode(args)
+            if self._early is None:
+                self._early = []
+            self._early.append((event, args))
+            return Emission(None)
+        return self.namespace.fanout.publish(event, args, (self.id,), (), False)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether who writes to this client alone need not wait."""
+        return self.connection.roomy and (self.catching is None or not self.catching.begun)
+
+    async def room(self) -> None:
+        """Wait for room in the outbox, or until the client has left.
+
+        Behind what the client still has to catch up with there is none.
+        """
+        catching = self.catching
+        if catching is not None and catching.begun:
+            await catching.ended()
+        if self.connected:
+            await self.connection.room()
+
+    async def emit_with_ack(self, event: str, *args: Any, timeout: float = ACK_TIMEOUT) -> Any:
+        """Send an event to this client and return its acknowledgement.
+
+        One value is returned as it is, several as a list. Not recorded. Raises AckTimeout
+        after `timeout` seconds and Disconnected when the client leaves first.
+        """
+        if not self.connected:
+            raise Disconnected("the client has left")
+        event = check_event(event)
+        ack_id = self.namespace.node.next_ack_id()
+        publication = Publication(self.namespace.name, event, payload.encode(args))
+        wire = self.codec.event(publication, ack_id=ack_id)
+        answer = self.expect_ack(ack_id)
+        self.ask(wire)
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError:
+            raise AckTimeout(f"no acknowledgement of {event!r} within {timeout:g} s") from None
+        finally:
+            self.forget_ack(ack_id)
+
+    def timeout(self, seconds: float) -> Deadline:
+        """Wait this long for the acknowledgement: `socket.timeout(5).emit_with_ack(…)`."""
+        check_seconds(seconds)
+        return Deadline(self, seconds)
+
+    @property
+    def volatile(self) -> Emitter:
+        """Send to this client without recording, and not at all if it is behind."""
+        return Emitter(self.namespace.fanout, (self.id,), volatile=True)
+
+    @property
+    def broadcast(self) -> Emitter:
+        """Choose everybody in the namespace but this client."""
+        return Emitter(self.namespace.fanout, except_=(self.id,))
+
+    def to(self, *rooms: str) -> Emitter:
+        """Choose the sockets in any of these rooms, but this one."""
+        return self.broadcast.to(*rooms)
+
+    in_ = to
+
+    def except_(self, *rooms: str) -> Emitter:
+        """Choose everybody but this client and those in these rooms."""
+        return self.broadcast.except_(*rooms)
+
+    async def disconnect(self, close: bool = False) -> None:
+        """Disconnect this client for good; with `close`, its whole connection.
+
+        Official clients and Crossband's do not come back by themselves after this. Before its
+        welcome the client is refused; one that was cut starts anew if it comes back.
+        """
+        self.namespace.departures.part(self, close=close)
+
+    # What follows is for the transports.
+
+    def expect_ack(self, ack_id: int) -> asyncio.Future[Any]:
+        """Return the future of an answer. Raises CrossbandError where there can be none."""
+        if self.codec is PLAIN:
+            raise CrossbandError("a plain namespace has no acknowledgements")
+        if self._acks is None:
+            self._acks = Acks(limit=self.namespace.node.settings.limits.pending_acks)
+        answer = self._acks.expect(ack_id)
+        self.inbox.look_again(self)
+        return answer
+
+    def forget_ack(self, ack_id: int) -> None:
+        if self._acks is not None:
+            self._acks.forget(ack_id)
+
+    def owes(self, ack_id: int) -> bool:
+        """Tell whether the client owes an acknowledgement: only then it is worth decoding."""
+        return self._acks is not None and ack_id in self._acks
+
+    def acknowledge(self, ack_id: int, answer: Any) -> bool:
+        """Settle an acknowledgement the client sent; False when none was asked for."""
+        return self._acks is not None and self._acks.resolve(ack_id, answer)
+
+    def send(self, wire: Wire) -> None:
+        """Send a message that is not published, behind all that was sent before it."""
+        if self.catching is None:
+            self.connection.push(wire)
+        else:
+            self.catching.buffer.keep(wire)
+
+    def ask(self, wire: Wire) -> None:
+        """Send what asks for an acknowledgement; a handler that waits for it steps aside.
+
+        The client may answer only after it has been answered itself, so its events go on.
+        """
+        self.inbox.step_aside(self)
+        if self.catching is None or self.catching.begun:
+            self.send(wire)
+        else:
+            # What it missed waits for its connect handlers, which may wait for the answer.
+            self.connection.push(wire)
+
+    @property
+    def owed(self) -> int:
+        """The number of acknowledgements this client owes the server."""
+        return self._acks.owed if self._acks is not None else 0
+
+    def welcomed(self) -> None:
+        """Send what was emitted before the welcome, now that it is out."""
+        early, self._early = self._early, None
+        for event, args in early or ():
+            self.emit(event, *args)
+
+    def greeted(self) -> None:
+        """Note that its connect handlers have ended."""
+        if self.greeting is not None:
+            self.greeting.set_result(None)
+            self.greeting = None
+
+    def left(self) -> None:
+        """Settle what the client leaves behind."""
+        if self._acks is not None:
+            self._acks.fail()
+        me = asyncio.current_task()
+        for task in self._ending or ():
+            # A handler that disconnects its own client goes on to its end.
+            if task is not me:
+                task.cancel()
+
+    async def bind(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a handler that is cancelled when the client leaves. Raises Disconnected then."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        if not self.connected:
+            # It sent the event and left.
+            task.cancel()
+        if self._ending is None:
+            self._ending = set()
+        self._ending.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if cancelling() or self.connected:
+                raise
+            raise Disconnected("the client has left") from None
+        finally:
+            self._ending.discard(task)
+
+
+class Deadline:
+    """A socket with a time limit for its acknowledgement."""
+
+    __slots__ = ("_seconds", "_socket")
+
+    def __init__(self, socket: Socket, seconds: float) -> None:
+        self._socket = socket
+        self._seconds = seconds
+
+    async def emit_with_ack(self, event: str, *args: Any) -> Any:
+        """Send an event and return its acknowledgement; see `Socket.emit_with_ack`."""
+        return await self._socket.emit_with_ack(event, *args, timeout=self._seconds)

@@ -12,10 +12,10 @@ from crossband.broker import Broker
 from crossband.handlers.registry import Handlers
 from crossband.hub.access import Authenticate
 from crossband.hub.core import Core
-from crossband.hub.emitter import Emission, Emitter
+from crossband.hub.directory import NamespacePattern
+from crossband.hub.emission import Emission
 from crossband.hub.life import LifeFunction
-from crossband.hub.namespace import Namespace, NamespacePattern
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Emitter, Namespace, Socket
 from crossband.settings import HubSettings, Settings, changed
 
 T = TypeVar("T")

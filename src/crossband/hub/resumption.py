@@ -15,10 +15,9 @@ from crossband.handshake import Handshake
 from crossband.hub.access import Access
 from crossband.hub.attempt import Admission, Resume
 from crossband.hub.catchup import CatchUp
-from crossband.hub.namespace import Namespace
+from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
 from crossband.hub.places import Place
-from crossband.hub.socket import Socket
 from crossband.names import new_id
 
 
@@ -41,8 +40,8 @@ class Resumptions:
         none is lost. Raises Gap, also where that first one may be forgotten and others are not.
         """
         name, sid = namespace.name, session.sid
-        places = namespace.places.of(offset, frozenset((sid, *session.rooms)))
-        oldest = namespace.places.first
+        places = namespace.fanout.places.of(offset, frozenset((sid, *session.rooms)))
+        oldest = namespace.fanout.places.first
         try:
             # Or a cursor from before its pid: nothing came since it started.
             missed = await self._node.broker.history(name, session.cursor, sid)
@@ -114,7 +113,7 @@ class Resumptions:
                 cursor = session.cursor
         rooms = frozenset[str]() if session is None else frozenset(session.rooms)
         if cursor is not None:
-            buffer = namespace.open_buffer(
+            buffer = namespace.replays.open_buffer(
                 connection, () if session is None else (session.sid, *rooms)
             )
             sid = None if session is None else session.sid
@@ -131,7 +130,7 @@ class Resumptions:
                 gap = error.reason
             finally:
                 if catch_up is None:
-                    namespace.close_buffer(buffer)
+                    namespace.replays.close_buffer(buffer)
         if session is not None and catch_up is not None:
             record = Session(
                 session.namespace,
@@ -186,7 +185,7 @@ class Resumptions:
         if session is None:
             return
         place = (session.namespace, session.key)
-        live = admission.socket.namespace.live(session.key)
+        live = admission.socket.namespace.members.live(session.key)
         if live is not None and live.attempt > admission.socket.attempt:
             # The client has come by another way meanwhile, and waits here no more.
             self._start_anew(admission)
@@ -223,7 +222,7 @@ class Resumptions:
         socket = admission.socket
         namespace = socket.namespace
         if admission.catch_up is not None:
-            namespace.release(admission.catch_up)
+            namespace.replays.release(admission.catch_up)
         record = socket.record
         socket.record = self._new_session(namespace, None, record.user)
         if socket.recovered:
@@ -244,7 +243,7 @@ class Resumptions:
         if session is None or not admission.taken:
             return
         self._opening.pop((session.namespace, session.key), None)
-        live = admission.socket.namespace.live(session.key)
+        live = admission.socket.namespace.members.live(session.key)
         if live is not None:
             # Its old connection, or somebody else who has taken up the key since.
             self._node.broker.save_session(live.record, connected=True)

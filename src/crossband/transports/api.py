@@ -124,7 +124,7 @@ class Api:
         namespaces: dict[str, dict[str, int]] = {}
         seen: set[int] = set()
         for name, namespace in hub.directory.namespaces.items():
-            namespaces[name] = {"clients": len(namespace.sockets), "rooms": namespace.room_count}
+            namespaces[name] = {"clients": len(namespace.sockets), "rooms": namespace.members.count}
             for socket in namespace.sockets.values():
                 # A Socket.IO connection in several namespaces is one client.
                 if id(socket.connection) not in seen:
@@ -182,7 +182,7 @@ class Api:
         try:
             target = namespace.to(message.room) if message.room is not None else namespace
             rooms = () if message.room is None else (message.room,)
-            clients = len(namespace.match(rooms, ()))
+            clients = len(namespace.members.match(rooms, ()))
             offset = await target.emit(message.event, *args)
         except EncodeError as error:
             raise InvalidMessage(str(error), path="$.data") from None

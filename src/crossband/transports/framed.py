@@ -10,7 +10,7 @@ from typing import Final
 from crossband.connection import Connection
 from crossband.errors import ERRORS, CloseCode
 from crossband.hub.core import Core
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 from crossband.transports.lane import Lane
 
 # Seconds for the other side to answer our close frame.

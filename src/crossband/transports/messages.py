@@ -9,7 +9,7 @@ import msgspec
 
 from crossband.errors import EventError, InvalidMessage
 from crossband.hub.incoming import Incoming
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 from crossband.protocol import envelope
 from crossband.protocol.payload import Payload
 

@@ -35,7 +35,7 @@ from crossband.transports.messages import answer_envelope, plain_message
 if TYPE_CHECKING:
     from starlette.types import Send
 
-    from crossband.hub.socket import Socket
+    from crossband.hub.namespace import Socket
 
 _FAREWELL = sse.encode_event('{"message":"Server shutting down"}', event="server:shutdown")
 _KEEPALIVE = Wire(sse.encode_comment())

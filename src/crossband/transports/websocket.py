@@ -21,7 +21,7 @@ from crossband.errors import (
 from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
 from crossband.hub.incoming import Incoming
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 from crossband.protocol import envelope
 from crossband.protocol.websocket import PING_FRAME
 from crossband.slots import TooManyConnections

@@ -25,7 +25,7 @@ from crossband.hub.answers import tell
 from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
 from crossband.hub.incoming import Incoming
-from crossband.hub.socket import Socket
+from crossband.hub.namespace import Socket
 from crossband.names import SOCKETIO_RESERVED
 from crossband.protocol import engineio, socketio
 from crossband.protocol.socketio import PacketType

@@ -1,0 +1,76 @@
+"""What `emit` returns: an event on its way, to be awaited or left be."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import math
+from collections.abc import Awaitable, Generator
+from typing import Any, Protocol
+
+# Seconds; python-socketio's call() waits as long.
+ACK_TIMEOUT = 60.0
+
+
+class Writable(Protocol):
+    """What may be full: the way to one client, or to all of a hub."""
+
+    @property
+    def roomy(self) -> bool:
+        """Whether there is nothing to wait for."""
+
+    def room(self) -> Awaitable[None]:
+        """Wait until there is room again, or nobody is left to write to."""
+
+
+class Emission(Awaitable["str | None"]):
+    """An event on its way: await it for its cursor, or leave it be.
+
+    Awaited, an event for one client also waits for room in that client's outbox, as `drain`
+    does on a stream: who writes a file in chunks is never too fast. From another thread,
+    `result()` blocks until the event is published.
+    """
+
+    __slots__ = ("_outcome", "_way")
+
+    def __init__(
+        self,
+        outcome: str | Awaitable[str | None] | concurrent.futures.Future[str | None] | None,
+        way: Writable | None = None,
+    ) -> None:
+        self._outcome = outcome
+        # What awaiting waits for besides. None: nothing.
+        self._way = way
+
+    def __await__(self) -> Generator[Any, None, str | None]:
+        outcome = self._outcome
+        if isinstance(outcome, concurrent.futures.Future):
+            return (yield from asyncio.wrap_future(outcome).__await__())
+        if outcome is not None and not isinstance(outcome, str):
+            outcome = yield from outcome.__await__()
+        way = self._way
+        if way is not None and not way.roomy:
+            yield from way.room().__await__()
+        return outcome
+
+    def result(self, timeout: float | None = None) -> str | None:
+        """Return the cursor; in another thread, wait for it up to `timeout` seconds.
+
+        Raises TimeoutError when it takes longer, and RuntimeError on the hub's own loop when
+        the cursor is not known yet (await the emission there).
+        """
+        outcome = self._outcome
+        if outcome is None or isinstance(outcome, str):
+            return outcome
+        if isinstance(outcome, concurrent.futures.Future):
+            return outcome.result(timeout)
+        raise RuntimeError("await the emission: its cursor is not known yet")
+
+
+def check_seconds(seconds: object) -> None:
+    """Raise TypeError or ValueError for what is no time to wait."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"timeout() takes a number of seconds, not {seconds!r}")
+    # Event loops know no infinite time: uvloop raises OverflowError.
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"timeout() takes 0 or more seconds, not {seconds!r}")

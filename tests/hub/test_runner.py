@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextvars import ContextVar
@@ -579,7 +580,9 @@ async def test_what_a_handler_leaves_on_its_task_finds_no_other(
     with outside_tasks():
         socket.inbox.receive(socket, event("leave", ack_id=1))
         socket.inbox.receive(socket, event("look", ack_id=2))
-    assert len(set(identities)) == 2
+    # Since Python 3.13 a cancellation that is taken back before the task begins leaves nothing.
+    if begun or trace != "a cancellation that was taken back" or sys.version_info < (3, 13):
+        assert len(set(identities)) == 2
     ((name, callbacks),) = seen
     assert name != "mine"
     assert not callbacks

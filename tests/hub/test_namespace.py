@@ -582,6 +582,17 @@ async def test_namespaces_by_pattern_share_handlers_and_go_when_empty(hub: Hub) 
     assert set(hub.namespaces) == {"/", "/orders-22", "/" + "n" * 40}
 
 
+async def test_emitter_outlives_the_clients_of_its_namespace(hub: Hub) -> None:
+    hub.of(re.compile(r"/orders-\d+"))
+    first = await peer(hub, namespace="/orders-1")
+    emitter = first.socket.broadcast
+    hub._core.leave(first.socket, "transport close")
+    del first
+    assert "/orders-1" not in hub.namespaces
+    second = await peer(hub, namespace="/orders-1")
+    assert await emitter.fetch_sockets() == [second.socket]
+
+
 async def test_room_limit_is_told(hub: Hub) -> None:
     limit = hub.settings.limits.rooms
     a = await peer(hub, *(f"room {number}" for number in range(limit - 1)))

@@ -1,7 +1,7 @@
 """What applications hold: a namespace, a choice of recipients in it, one client in it.
 
-The three stand in one file because each gives out the others: `namespace.sockets`,
-`socket.namespace`, `socket.to(…)`, `emitter.fetch_sockets()`. What they do is below them.
+They share a file because each returns the others: `namespace.sockets`, `socket.namespace`,
+`socket.to(…)`, `emitter.fetch_sockets()`. The work is done in the modules below.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from crossband.protocol import payload
 class Emitter:
     """A choice of recipients within one namespace; each step returns a new one."""
 
-    __slots__ = ("_except", "_fanout", "_rooms", "_timeout", "_volatile")
+    __slots__ = ("_except", "_namespace", "_rooms", "_timeout", "_volatile")
 
     def __init__(
         self,
-        fanout: Fanout[Socket],
+        namespace: Namespace,
         rooms: tuple[str, ...] = (),
         except_: tuple[str, ...] = (),
         volatile: bool = False,
         timeout: float = ACK_TIMEOUT,
     ) -> None:
-        self._fanout = fanout
+        self._namespace = namespace
         self._rooms = rooms
         self._except = except_
         self._volatile = volatile
@@ -62,7 +62,7 @@ class Emitter:
             raise ValueError("to() needs at least one room; emit() alone reaches everybody")
         names = [check_name(room, "a room name") for room in rooms]
         chosen = tuple(dict.fromkeys((*self._rooms, *names)))
-        return Emitter(self._fanout, chosen, self._except, self._volatile, self._timeout)
+        return Emitter(self._namespace, chosen, self._except, self._volatile, self._timeout)
 
     in_ = to
 
@@ -70,17 +70,17 @@ class Emitter:
         """Leave out the sockets in any of these rooms (a socket's id is a room)."""
         names = [check_name(room, "a room name") for room in rooms]
         left_out = tuple(dict.fromkeys((*self._except, *names)))
-        return Emitter(self._fanout, self._rooms, left_out, self._volatile, self._timeout)
+        return Emitter(self._namespace, self._rooms, left_out, self._volatile, self._timeout)
 
     @property
     def volatile(self) -> Emitter:
         """Do not record the event, and drop it for clients that are behind."""
-        return Emitter(self._fanout, self._rooms, self._except, True, self._timeout)
+        return Emitter(self._namespace, self._rooms, self._except, True, self._timeout)
 
     def timeout(self, seconds: float) -> Emitter:
         """Wait this long for acknowledgements. Raises TypeError or ValueError for no time."""
         check_seconds(seconds)
-        return Emitter(self._fanout, self._rooms, self._except, self._volatile, seconds)
+        return Emitter(self._namespace, self._rooms, self._except, self._volatile, seconds)
 
     def emit(self, event: str, *args: Any) -> Emission:
         """Publish an event to the chosen sockets, on every transport.
@@ -90,7 +90,9 @@ class Emitter:
         Safe from any thread. Raises EncodeError, and RuntimeError on a hub that never
         started.
         """
-        return self._fanout.publish(event, args, self._rooms, self._except, self._volatile)
+        return self._namespace.fanout.publish(
+            event, args, self._rooms, self._except, self._volatile
+        )
 
     async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
         """Send an event to the chosen sockets and gather their acknowledgements.
@@ -98,27 +100,27 @@ class Emitter:
         Not recorded. Raises AckTimeout, with the answers there are in `responses`, unless all
         answer within the timeout.
         """
-        return await self._fanout.gather(
+        return await self._namespace.fanout.gather(
             event, args, self._rooms, self._except, timeout=self._timeout
         )
 
     async def fetch_sockets(self) -> list[Socket]:
         """Return the chosen sockets."""
-        return self._fanout.members.match(self._rooms, self._except)
+        return self._namespace.members.match(self._rooms, self._except)
 
     async def sockets_join(self, *rooms: str) -> None:
         """Make the chosen sockets join rooms."""
-        for socket in self._fanout.members.match(self._rooms, self._except):
+        for socket in self._namespace.members.match(self._rooms, self._except):
             await socket.join(*rooms)
 
     async def sockets_leave(self, *rooms: str) -> None:
         """Make the chosen sockets leave rooms."""
-        for socket in self._fanout.members.match(self._rooms, self._except):
+        for socket in self._namespace.members.match(self._rooms, self._except):
             await socket.leave(*rooms)
 
     async def disconnect_sockets(self, close: bool = False) -> None:
         """Disconnect the chosen sockets; with `close`, their whole connections."""
-        for socket in self._fanout.members.match(self._rooms, self._except):
+        for socket in self._namespace.members.match(self._rooms, self._except):
             await socket.disconnect(close)
 
 
@@ -176,26 +178,26 @@ class Namespace(Handlers):
     @property
     def rooms(self) -> Mapping[str, Collection[str]]:
         """The rooms of this node and the ids in each; a snapshot."""
-        return self.members.ids()
+        return self.members.snapshot()
 
     def to(self, *rooms: str) -> Emitter:
         """Choose the sockets in any of these rooms (a socket's id is a room)."""
-        return Emitter(self.fanout).to(*rooms)
+        return Emitter(self).to(*rooms)
 
     in_ = to
 
     def except_(self, *rooms: str) -> Emitter:
         """Choose everybody but the sockets in these rooms."""
-        return Emitter(self.fanout).except_(*rooms)
+        return Emitter(self).except_(*rooms)
 
     @property
     def volatile(self) -> Emitter:
         """Do not record the event, and drop it for clients that are behind."""
-        return Emitter(self.fanout, volatile=True)
+        return Emitter(self, volatile=True)
 
     def timeout(self, seconds: float) -> Emitter:
         """Wait this long for acknowledgements. As `Emitter.timeout`."""
-        return Emitter(self.fanout).timeout(seconds)
+        return Emitter(self).timeout(seconds)
 
     def emit(self, event: str, *args: Any) -> Emission:
         """Publish an event to everybody here. As `Emitter.emit`."""
@@ -211,15 +213,15 @@ class Namespace(Handlers):
 
     async def sockets_join(self, *rooms: str) -> None:
         """Make all sockets join rooms."""
-        await Emitter(self.fanout).sockets_join(*rooms)
+        await Emitter(self).sockets_join(*rooms)
 
     async def sockets_leave(self, *rooms: str) -> None:
         """Make all sockets leave rooms."""
-        await Emitter(self.fanout).sockets_leave(*rooms)
+        await Emitter(self).sockets_leave(*rooms)
 
     async def disconnect_sockets(self, close: bool = False) -> None:
         """Disconnect all sockets; with `close`, their whole connections."""
-        await Emitter(self.fanout).disconnect_sockets(close)
+        await Emitter(self).disconnect_sockets(close)
 
 
 class Socket:
@@ -448,12 +450,12 @@ class Socket:
     @property
     def volatile(self) -> Emitter:
         """Send to this client without recording, and not at all if it is behind."""
-        return Emitter(self.namespace.fanout, (self.id,), volatile=True)
+        return Emitter(self.namespace, (self.id,), volatile=True)
 
     @property
     def broadcast(self) -> Emitter:
         """Choose everybody in the namespace but this client."""
-        return Emitter(self.namespace.fanout, except_=(self.id,))
+        return Emitter(self.namespace, except_=(self.id,))
 
     def to(self, *rooms: str) -> Emitter:
         """Choose the sockets in any of these rooms, but this one."""

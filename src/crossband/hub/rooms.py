@@ -17,7 +17,7 @@ class Member(Protocol):
     def session(self) -> str: ...
     @property
     def record(self) -> Session:
-        """What the broker keeps of it, its rooms among it."""
+        """What the broker keeps of it, including its rooms."""
 
 
 M = TypeVar("M", bound=Member)
@@ -37,12 +37,12 @@ class Rooms(Generic[M]):
         self._rooms: dict[str, dict[M, None]] = {}
 
     @property
-    def count(self) -> int:
+    def room_count(self) -> int:
         """The number of rooms that were joined by name."""
         return len(self._rooms)
 
-    def ids(self) -> Mapping[str, Collection[str]]:
-        """Return the rooms and the ids in each; a snapshot."""
+    def snapshot(self) -> Mapping[str, Collection[str]]:
+        """Return the rooms and the ids in each, as they are now."""
         rooms: dict[str, Collection[str]] = {sid: frozenset((sid,)) for sid in self.by_id}
         for room, members in self._rooms.items():
             ids = {member.id for member in members}

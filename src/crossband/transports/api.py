@@ -124,7 +124,10 @@ class Api:
         namespaces: dict[str, dict[str, int]] = {}
         seen: set[int] = set()
         for name, namespace in hub.directory.namespaces.items():
-            namespaces[name] = {"clients": len(namespace.sockets), "rooms": namespace.members.count}
+            namespaces[name] = {
+                "clients": len(namespace.sockets),
+                "rooms": namespace.members.room_count,
+            }
             for socket in namespace.sockets.values():
                 # A Socket.IO connection in several namespaces is one client.
                 if id(socket.connection) not in seen:

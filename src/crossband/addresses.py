@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, MutableMapping
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
 # Bits of an IPv6 address that one customer of a provider gets as a rule, and may vary below.
 CUSTOMER_PREFIX: Final = 64
+# Addresses whose answers are kept: the same few proxies and clients come again and again. Each is
+# as short as an address is, since a server named it or it was parsed.
+_KEPT: Final = 1_024
 
 
+@lru_cache(maxsize=_KEPT)
 def network_of(address: str) -> str:
     """Return what connections are counted by: an IPv4 address, or the /64 of an IPv6 one.
 
@@ -17,7 +22,7 @@ def network_of(address: str) -> str:
     """
     found = _parse(address)
     if isinstance(found, IPv6Address):
-        return str(IPv6Network((int(found) >> CUSTOMER_PREFIX << CUSTOMER_PREFIX, CUSTOMER_PREFIX)))
+        return str(IPv6Network((found.packed, CUSTOMER_PREFIX), strict=False))
     return address if found is None else str(found)
 
 
@@ -29,7 +34,7 @@ class TrustedProxies:
     Raises ValueError for anything else.
     """
 
-    __slots__ = ("_all", "_networks", "_unix")
+    __slots__ = ("_all", "_networks", "_unix", "_within")
 
     def __init__(self, proxies: Iterable[str]) -> None:
         names = set(proxies)
@@ -42,6 +47,7 @@ class TrustedProxies:
                 "trusted_proxies takes addresses and networks such as '10.0.0.0/8', 'unix' or "
                 f"'*': {error}"
             ) from None
+        self._within = lru_cache(maxsize=_KEPT)(self._look_up)
 
     def __bool__(self) -> bool:
         return bool(self._all or self._unix or self._networks)
@@ -50,8 +56,9 @@ class TrustedProxies:
         """Tell whether a peer is a trusted proxy; None is one without an address."""
         if self._all:
             return True
-        if peer is None:
-            return self._unix
+        return self._unix if peer is None else self._within(peer)
+
+    def _look_up(self, peer: str) -> bool:
         address = _parse(peer)
         return address is not None and any(address in network for network in self._networks)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 
 class Door(StrEnum):
@@ -48,6 +49,13 @@ def locate(url: str, door: Door | None, namespace: str) -> tuple[Door, str]:
 def _is_other_door(door: Door, parts: SplitResult) -> bool:
     # `--door websocket http://host/realtime` names a mount point, not a WebSocket.
     return (door is Door.SSE) != (parts.scheme in ("http", "https")) or door is Door.SOCKETIO
+
+
+def add_query(url: str, fields: Iterable[tuple[str, str]]) -> str:
+    """Add fields to a URL's query, after those it has."""
+    parts = urlsplit(url)
+    query = [*parse_qsl(parts.query, keep_blank_values=True), *fields]
+    return parts._replace(query=urlencode(query)).geturl()
 
 
 def parse_url(url: str, schemes: tuple[str, ...]) -> SplitResult:

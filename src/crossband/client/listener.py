@@ -5,9 +5,9 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlsplit
 
-from crossband.client.doors import Door
+from crossband.client.doors import Door, add_query
 
 # Seconds.
 CONNECT_TIMEOUT: Final = 10.0
@@ -71,14 +71,12 @@ class Listener:
 
     def address(self, session: str, cursor: str) -> str:
         """Return the URL with rooms, and with session and cursor under their names."""
-        url = urlsplit(self.url)
-        query = parse_qsl(url.query, keep_blank_values=True)
-        query += [("room", room) for room in self.rooms]
+        fields = [("room", room) for room in self.rooms]
         if self.session is not None and session:
-            query.append((session, self.session))
+            fields.append((session, self.session))
         if self.offset is not None and cursor:
-            query.append((cursor, self.offset))
-        return url._replace(query=urlencode(query)).geturl()
+            fields.append((cursor, self.offset))
+        return add_query(self.url, fields)
 
     @property
     def headers(self) -> dict[str, str]:

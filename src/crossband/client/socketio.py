@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
+from crossband.client.doors import add_query
 from crossband.client.errors import Lost, Refused, error_text
 from crossband.client.link import connect, messages
 from crossband.client.listener import MAX_MESSAGE, Event, Listener, Notice
@@ -22,19 +22,14 @@ _CURSOR: Final = re.compile(r"[A-Za-z0-9.]+-[0-9]+")
 
 async def stream(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
     """Yield what the door sends until the connection ends. Raises Refused or Lost."""
-    url = urlsplit(listener.url)
-    query = [
-        *parse_qsl(url.query, keep_blank_values=True),
-        ("EIO", engineio.VERSION),
-        ("transport", "websocket"),
-    ]
+    url = add_query(listener.url, [("EIO", engineio.VERSION), ("transport", "websocket")])
     decoder = socketio.Decoder(max_attachments=1_000, max_bytes=MAX_MESSAGE)
     auth: dict[str, Any] = {}
     if listener.session is not None:
         auth["pid"] = listener.session
     if listener.offset is not None:
         auth["offset"] = listener.offset
-    async with connect(listener, url._replace(query=urlencode(query)).geturl()) as connection:
+    async with connect(listener, url) as connection:
         async for message in messages(connection):
             packet: socketio.Packet | None
             if isinstance(message, str):

@@ -191,11 +191,12 @@ async def test_notification_that_is_too_large_is_refused(http: httpx.AsyncClient
     assert response.json()["code"] == "message_too_large"
 
 
+@pytest.mark.parametrize("origin", ["https://a.example", "null", "http://["])
 async def test_notification_from_a_page_of_another_site_is_refused(
-    http: httpx.AsyncClient,
+    origin: str, http: httpx.AsyncClient
 ) -> None:
     message = {"message": "hello"}
-    response = await http.post("/api/notify", json=message, headers={"Origin": "https://a.example"})
+    response = await http.post("/api/notify", json=message, headers={"Origin": origin})
     assert (response.status_code, response.json()["code"]) == (403, "origin_not_allowed")
     own = str(http.base_url).rstrip("/")
     response = await http.post("/api/notify", json=message, headers={"Origin": own})

@@ -59,7 +59,7 @@ LIFESPANS = {
 class MountedSocketIOClient(PythonSocketIOClient):
     """Socket.IO below a mount point, which a client gives as the path, not in the address."""
 
-    transports: ClassVar[Sequence[str]]
+    transports: ClassVar[Sequence[str] | None]
 
     async def _open(self) -> None:
         self._http = aiohttp.ClientSession(trust_env=False)
@@ -74,7 +74,7 @@ class MountedSocketIOClient(PythonSocketIOClient):
                 auth={"session": secrets.token_urlsafe(24)},
                 socketio_path="realtime/socket.io",
                 transports=self.transports,
-                wait_timeout=WAIT,
+                wait_timeout=int(WAIT),
             )
         except BaseException:
             await self._http.close()

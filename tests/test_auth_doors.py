@@ -72,7 +72,8 @@ async def fleeting(handshake: Handshake) -> Identity:
 
 
 def member_hub(**options: Any) -> Hub:
-    hub = Hub(**{"authenticate": fleeting, "authorize": rooms_claim, **options})
+    options = {"authenticate": fleeting, "authorize": rooms_claim, **options}
+    hub = Hub(**options)
 
     @hub.on("whoami")
     async def whoami(socket: Socket) -> str | None:

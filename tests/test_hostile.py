@@ -76,7 +76,8 @@ class Move(msgspec.Struct):
 def hub_under_attack(kind: type[Hub] = Hub, **settings: Any) -> Hub:
     limits = Limits(message_size=4_096, event_size=1_100_000, rooms=8, handshake_time=1.0)
     # No ping comes between what an honest client hears.
-    hub = kind(**{"api_keys": (KEY,), "limits": limits, "ping_interval": 600.0, **settings})
+    settings = {"api_keys": (KEY,), "limits": limits, "ping_interval": 600.0, **settings}
+    hub = kind(**settings)
     hub.of("/plain", plain=True).on("message", lambda socket, data: None)
     hub.of(re.compile(r"/game-[a-z]+"))
     guarded = hub.of("/guarded")

@@ -12,6 +12,7 @@ import socket as sockets
 import ssl
 import weakref
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ async def test_ping_between_fragments_is_answered(serve: Serve) -> None:
         await client.recv()
         message = json.dumps({"type": "echo", "data": 1, "id": 1})
 
-        async def fragments() -> Any:
+        async def fragments() -> AsyncIterator[str]:
             yield message[:10]
             await (await client.ping(b"still there"))
             yield message[10:]

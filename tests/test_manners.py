@@ -401,7 +401,7 @@ async def returned(server: Server) -> None:
 @LANES
 async def test_offer_of_another_protocol_is_ignored_on_every_door(lane: bool, serve: Serve) -> None:
     server = await serve(hub_with_echo(), lane=lane)
-    headers = dict(line.split(": ") for line in H2C)
+    headers = [(name, value) for name, _, value in (line.partition(": ") for line in H2C)]
     async with httpx.AsyncClient(
         base_url=server.url, headers=headers, timeout=WAIT, verify=False
     ) as client:

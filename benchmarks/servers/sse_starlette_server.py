@@ -7,7 +7,10 @@ import itertools
 import json
 from collections.abc import AsyncIterator
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import (  # pyright: ignore[reportMissingImports]
+    EventSourceResponse,
+    ServerSentEvent,
+)
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route

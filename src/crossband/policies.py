@@ -10,6 +10,13 @@ from crossband.errors import EncodeError
 Dropping = Literal["drop_oldest", "latest"]
 # What tells apart the things an event is about.
 Key = str | int | None
+# Finds it in the payload. One for each number of arguments, or a lambda's would have no types.
+KeyFunction = (
+    Callable[[Any], Key]
+    | Callable[[Any, Any], Key]
+    | Callable[[Any, Any, Any], Key]
+    | Callable[[Any, Any, Any, Any], Key]
+)
 
 T = TypeVar("T")
 
@@ -19,7 +26,7 @@ class Policy:
 
     __slots__ = ("_event", "_key", "dropping")
 
-    def __init__(self, event: str, policy: str, key: Callable[..., Key] | None) -> None:
+    def __init__(self, event: str, policy: str, key: KeyFunction | None) -> None:
         """Raises ValueError for a policy there is not, TypeError for a key of no use."""
         if policy not in ("disconnect", "drop_oldest", "latest"):
             raise ValueError(
@@ -31,7 +38,7 @@ class Policy:
         if key is not None and not callable(key):
             raise TypeError(f"the key of {event!r} must be a function, not {type(key).__name__}")
         self._event = event
-        self._key = key
+        self._key: Callable[..., Key] | None = key
         # None: nothing is dropped, the client is disconnected.
         self.dropping: Dropping | None = None
         if policy == "latest":

@@ -13,6 +13,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 from crossband import JWTAuth
 from crossband.cli.settings import Listen, SettingError, Tokens
@@ -90,7 +91,7 @@ async def test_token_is_signed_with_a_key_file(tmp_path: Path) -> None:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
-    shape.write_text(json.dumps({**jwt.algorithms.ECAlgorithm.to_jwk(key, True), "kid": "one"}))
+    shape.write_text(json.dumps({**ECAlgorithm.to_jwk(key, True), "kid": "one"}))
     auth = JWTAuth(public.read_text())
     for file in (private, shape):
         # The environment's secret steps back.

@@ -82,6 +82,7 @@ class EventStreamClient(Client):
 
     def _on_event(self, name: str, text: str, last_id: str) -> None:
         # The last id persists over events that carry none; both read the same here.
+        data: Any
         try:
             data = json.loads(text)
         except ValueError:

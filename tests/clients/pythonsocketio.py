@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import aiohttp
 import socketio
+from socketio.exceptions import ConnectionError as ConnectionFailed
 
 from tests.clients.base import WAIT, Client, Refused, raise_failed
 from tests.clients.eventstream import RESET
@@ -75,9 +76,9 @@ class PythonSocketIOClient(Client):
                 auth=auth,
                 namespaces=[self.namespace],
                 transports=list(self.transports) if self.transports else None,
-                wait_timeout=WAIT,
+                wait_timeout=int(WAIT),
             )
-        except socketio.exceptions.ConnectionError as error:
+        except ConnectionFailed as error:
             await self._http.close()
             reason = refusal[0] if refusal else str(error)
             if isinstance(reason, dict):

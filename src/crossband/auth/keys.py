@@ -448,13 +448,14 @@ class RemoteKeys:
 
 
 def _check_url(url: str) -> None:
+    expected = f"a JWKS URL looks like https://HOST/.well-known/jwks.json, not {url!r}"
     try:
         parts = urlsplit(url)
-        host = parts.hostname
     except ValueError:
-        host = None
+        raise ValueError(expected) from None
+    host = parts.hostname
     if not host or parts.scheme not in ("http", "https"):
-        raise ValueError(f"a JWKS URL looks like https://HOST/.well-known/jwks.json, not {url!r}")
+        raise ValueError(expected)
     if parts.scheme == "http" and not _is_loopback(host):
         logger.warning(
             "%s is fetched without TLS: who is in between chooses the keys that tokens are "

@@ -11,7 +11,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 from crossband.asgi import Hub
 from crossband.errors import CrossbandError
@@ -60,7 +60,7 @@ def load(target: str, app_dir: Path) -> Target:
     hubs = [mounted for mounted in hubs if isinstance(mounted.hub, Hub)]
     if not hubs or not callable(found):
         raise TargetError(_no_hub(found, f"{target}{made}"))
-    return Target(found, hubs)
+    return Target(cast(ASGIApp, found), hubs)
 
 
 def _is_factory(found: object) -> bool:

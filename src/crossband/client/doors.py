@@ -64,12 +64,13 @@ def parse_url(url: str, schemes: tuple[str, ...]) -> SplitResult:
         url = f"http://{url}"
     try:
         parts = urlsplit(url)
+    except ValueError as exc:
+        raise ValueError(f"{url}: {exc}") from None
+    try:
         # As it is looked up.
         (parts.hostname or "").encode("idna")
     except UnicodeError:
         raise ValueError(f"{url}: {parts.hostname!r} is no name of a host") from None
-    except ValueError as exc:
-        raise ValueError(f"{url}: {exc}") from None
     if parts.scheme not in schemes:
         raise ValueError(f"{url}: expected a URL of {', '.join(schemes)}, not {parts.scheme}")
     if not parts.hostname:

@@ -109,7 +109,7 @@ def _enclosing(function: Any) -> dict[str, Any]:
 class Shape(Protocol):
     """What decodes one argument; errors are for `explain`."""
 
-    def decode(self, raw: msgspec.Raw) -> Any:
+    def decode(self, raw: msgspec.Raw, /) -> Any:
         """Decode JSON text."""
 
     def convert(self, value: Any) -> Any:
@@ -117,6 +117,7 @@ class Shape(Protocol):
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema (2020-12)."""
+        ...
 
 
 def shape_of(kind: Any) -> Shape:

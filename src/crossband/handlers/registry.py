@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Literal, TypeVar, overload
 from crossband.handlers.callables import check_callable, is_async
 from crossband.handlers.events import EventSchema, Handler
 from crossband.names import REFRESH, RESERVED, check_event, check_name
-from crossband.policies import Policy
+from crossband.policies import KeyFunction, Policy
 
 EventHandler = TypeVar("EventHandler", bound=Callable[Concatenate[Any, ...], Any])
 # Called with the socket, which handlers may annotate as they like, a subclass for example.
@@ -155,7 +155,7 @@ class Handlers:
         event: str,
         policy: Literal["disconnect", "drop_oldest", "latest"],
         *,
-        key: Callable[..., str | int | None] | None = None,
+        key: KeyFunction | None = None,
     ) -> None:
         """Choose what becomes of an event for clients that are behind.
 

@@ -18,9 +18,11 @@ class Writable(Protocol):
     @property
     def roomy(self) -> bool:
         """Whether there is nothing to wait for."""
+        ...
 
     def room(self) -> Awaitable[None]:
         """Wait until there is room again, or nobody is left to write to."""
+        ...
 
 
 class Emission(Awaitable["str | None"]):

@@ -38,9 +38,11 @@ class Recipient(Member, Writable, Protocol):
     @property
     def rooms(self) -> frozenset[str]:
         """The rooms it is in, that of its own id included."""
+        ...
 
     def expect_ack(self, ack_id: int) -> asyncio.Future[Any]:
         """Return the future of an answer. Raises CrossbandError where there can be none."""
+        ...
 
     def forget_ack(self, ack_id: int) -> None: ...
     def ask(self, wire: Wire) -> None:

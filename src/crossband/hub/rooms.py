@@ -18,6 +18,7 @@ class Member(Protocol):
     @property
     def record(self) -> Session:
         """What the broker keeps of it, including its rooms."""
+        ...
 
 
 M = TypeVar("M", bound=Member)

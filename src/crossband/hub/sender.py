@@ -30,6 +30,7 @@ class Channel(Protocol):
     @property
     def reserved(self) -> Mapping[str, Handler]:
         """The hub's own handlers, by reserved event: `handler(socket, args)`, all async."""
+        ...
 
 
 class Sender(Counted, Protocol):
@@ -48,6 +49,7 @@ class Sender(Counted, Protocol):
     @property
     def owed(self) -> int:
         """The number of acknowledgements it owes the server."""
+        ...
 
     def send(self, wire: Wire) -> None:
         """Send a message that is not published, behind all that was sent before it."""

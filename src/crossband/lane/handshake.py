@@ -47,7 +47,8 @@ class PendingWebSocket(asyncio.Protocol):
         self, http: HttpToolsProtocol, scope: dict[str, Any], key: bytes, *, fragments: int
     ) -> None:
         self._http = http
-        self._scope = scope
+        # A dictionary to us, which adds to it; one of three TypedDicts to uvicorn.
+        self._scope: Any = scope
         self._key = key
         # Of one message, at most.
         self._fragments = fragments
@@ -171,11 +172,10 @@ class PendingWebSocket(asyncio.Protocol):
             transport.set_protocol(lane)
         access = logging.getLogger("uvicorn.error")
         if access.isEnabledFor(logging.INFO):
-            scope: Any = self._scope
             access.info(
                 '%s - "WebSocket %s" [accepted]',
-                get_client_addr(scope),
-                get_path_with_query_string(scope),
+                get_client_addr(self._scope),
+                get_path_with_query_string(self._scope),
             )
         return lane
 

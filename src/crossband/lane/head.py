@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol
+
+from crossband.transports.lane import Write
 
 
 class Writable(Protocol):
     """What Head needs of a lane."""
 
     transport: asyncio.Transport
-    write: Callable[[bytes], None]
+    write: Write
 
 
 class Head:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, Final
 
 from crossband.lane.closing import discard
 from crossband.lane.head import Head
-from crossband.transports.lane import Peer
+from crossband.transports.lane import Peer, Write
 
 # Bytes a client of an event stream may send on before it is cut.
 MAX_PIPELINED: Final = 65_536
@@ -25,7 +24,7 @@ class StreamLane(asyncio.Protocol):
         self, transport: asyncio.Transport, peer: Peer, connections: set[Any], *, paused: bool
     ) -> None:
         self.transport = transport
-        self.write: Callable[[bytes], None] = transport.write
+        self.write: Write = transport.write
         self.peer = peer
         self._connections = connections
         self.paused = paused

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ from crossband.lane.closing import BROKEN_TIME, discard, half_close
 from crossband.lane.head import Head
 from crossband.protocol import websocket
 from crossband.protocol.websocket import FrameSplitter
-from crossband.transports.lane import Peer
+from crossband.transports.lane import Peer, Write
 
 logger = logging.getLogger("crossband")
 
@@ -68,7 +67,7 @@ class WebSocketLane(asyncio.Protocol):
     ) -> None:
         self.transport = transport
         # The transport's own: nothing of ours is between the hub and it.
-        self.write: Callable[[bytes], None] = transport.write
+        self.write: Write = transport.write
         self.peer = peer
         # The server's, which waits for all of them at its end.
         self._connections = connections

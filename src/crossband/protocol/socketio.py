@@ -349,6 +349,7 @@ def _check_surrogates(data: bytes) -> None:
     """Raise InvalidMessage when nothing but a lone surrogate is wrong with an array."""
     if _SURROGATE.search(data) is None:
         return
+    items: Any = None
     try:
         # The standard library takes them for characters.
         items = loads(data)

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 EXTENSION = "crossband.lane"
 
 
+class Write(Protocol):
+    """The transport's own `write`, or what is called in its place."""
+
+    def __call__(self, data: bytes, /) -> None: ...
+
+
 class Lane(Protocol):
     """One connection that was taken over, as the hub drives it."""
 
@@ -26,7 +32,7 @@ class Lane(Protocol):
     # Compressed frames may be written (permessage-deflate, no context takeover).
     deflate: bool
     # Writes ready bytes. An attribute: it is the transport's own `write`, with nothing between.
-    write: Callable[[bytes], None]
+    write: Write
 
     def close(self, code: int, reason: str) -> None:
         """End it in order; cut it if the peer does not answer in time."""
@@ -47,6 +53,7 @@ class BodyLane(Lane, Protocol):
     @property
     def unsent(self) -> int:
         """Bytes that were written and that the peer has not made room for."""
+        ...
 
 
 class Peer(Protocol):
@@ -60,6 +67,7 @@ class Peer(Protocol):
 
     def ping_received(self) -> bool:
         """Take note of a ping; return whether to answer it. Of a flood the last one is."""
+        ...
 
     def pong_received(self) -> None:
         """Take note that the peer is alive."""

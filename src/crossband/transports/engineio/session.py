@@ -41,6 +41,7 @@ class Carrier(Protocol):
     @property
     def busy(self) -> bool:
         """Whether the client can take nothing at the moment."""
+        ...
 
     def wake(self) -> None:
         """Take what waits in the outbox."""
@@ -87,6 +88,7 @@ class EngineConnection(FramedConnection):
 
     __slots__ = (
         "_keeper",
+        "_transport",
         "carrier",
         "client_closed",
         "handshake",
@@ -94,19 +96,16 @@ class EngineConnection(FramedConnection):
         "sid",
         "state",
         "text_only",
-        "transport",
         "upgrade",
     )
-
-    # "polling" or "websocket". A WebSocket, once it carries the session, does so to the end.
-    transport: str
 
     def __init__(self, hub: Core, keeper: Keeper, handshake: Handshake) -> None:
         super().__init__(hub, limit=hub.settings.limits.outbox)
         self._keeper = keeper
         self.sid = secrets.token_urlsafe(15)
         self.handshake = handshake
-        self.transport = handshake.transport
+        # "polling" or "websocket". A WebSocket, once it carries the session, does so to the end.
+        self._transport = handshake.transport
         self.state = State.OPEN
         # None over a lane, and before a WebSocket is accepted.
         self.carrier: Carrier | None = None
@@ -124,12 +123,16 @@ class EngineConnection(FramedConnection):
         return self._hub.settings.limits
 
     @property
+    def transport(self) -> str:
+        return self._transport
+
+    @property
     def behind(self) -> bool:
         if self._lane is not None:
             return self._lane.paused
         if self.carrier is None or not self.carrier.busy:
             return False
-        if self.transport == "polling":
+        if self._transport == "polling":
             # Between two polls something always waits; up to a quarter of the outbox is normal.
             return self.queued > self.limit // 4
         return bool(self.queue)
@@ -205,7 +208,7 @@ class EngineConnection(FramedConnection):
             self._spell_out()
             close_lane(self, self._lane, code, text, now=now)
         elif self.carrier is not None:
-            if linger and self.transport == "polling":
+            if linger and self._transport == "polling":
                 self.lingers = True
                 self._keeper.linger(self)
             self.carrier.close(code, text, now=now)
@@ -305,7 +308,7 @@ class EngineConnection(FramedConnection):
     def probe(self) -> bool:
         """Note a WebSocket's probe; False when it comes too late."""
         # The session may have ended, or have been taken over, in the meantime.
-        if self.state is not State.OPEN or self.transport != "polling":
+        if self.state is not State.OPEN or self._transport != "polling":
             return False
         self.state = State.UPGRADING
         # The client pauses polling: its pending poll must end, empty.
@@ -320,7 +323,7 @@ class EngineConnection(FramedConnection):
         """
         self.upgrade = None
         self.state = State.OPEN
-        self.transport = "websocket"
+        self._transport = "websocket"
         polling, self.carrier, self._lane = self.carrier, None, lane
         self._keeper.websocket_opened(self)
         if polling is not None:

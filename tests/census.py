@@ -14,7 +14,7 @@ from crossband.hub.acks import Acks
 from crossband.hub.attempt import Admission
 from crossband.hub.catchup import CatchUp, ReplayBuffer
 from crossband.hub.incoming import Incoming
-from crossband.transports.asgi import ASGIWebSocket
+from crossband.transports.asgi import ASGILane
 from crossband.transports.http import Request
 from tests.clients.base import WAIT
 
@@ -28,7 +28,7 @@ _MORTAL = (
     Incoming,
     Acks,
     Request,
-    ASGIWebSocket,
+    ASGILane,
 )
 
 

@@ -51,10 +51,9 @@ class Link(Connection):
 
     def take(self) -> None:
         """Let the peer take all that waits."""
-        queue, self.queue = self.queue, []
-        for wire in queue:
+        for wire in self.queue:
             self.taken.extend(wire.messages)
-            self.wrote(wire.size)
+        self.taken_all()
 
     async def messages(self, count: int) -> list[dict[str, Any]]:
         """Wait until the peer took this many envelopes; return them all."""

@@ -20,8 +20,8 @@ from crossband.lifespan import Lifespan
 from crossband.settings import DOORS, HubSettings, Settings, changed
 from crossband.signals import StopSignals
 from crossband.transports.api import Api
+from crossband.transports.asgi import CLOSE_TIME
 from crossband.transports.engineio.door import EngineDoor
-from crossband.transports.framed import CLOSE_TIME
 from crossband.transports.http import Request, host_of
 from crossband.transports.sse import StreamDoor
 from crossband.transports.websocket import WebSocketDoor

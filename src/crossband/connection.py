@@ -109,7 +109,7 @@ class Connection(ABC):
         self._ticker = ticker
         # Waiting to be written, oldest first.
         self.queue: list[Wire] = []
-        # Bytes waiting, or taken by the transport and not written yet.
+        # Bytes of them.
         self.queued = 0
         # Bytes; past it the client is disconnected.
         self.limit = limit
@@ -178,15 +178,22 @@ class Connection(ABC):
             self.queued -= freed
 
     def take_batch(self) -> list[Wire]:
-        """Remove and return the oldest that waits, some 64 KiB of it, to be written."""
+        """Remove and return the oldest that waits, some 64 KiB of it."""
         queue = self.queue
         size = count = 0
         most = min(BATCH, self.limit // 4)
         while size < most and count < len(queue):
             size += queue[count].size
             count += 1
-        taken = queue[:count]
-        del queue[:count]
+        return self.take_first(count)
+
+    def take_first(self, count: int) -> list[Wire]:
+        """Remove and return the oldest messages that wait, to be written."""
+        taken = self.queue[:count]
+        del self.queue[:count]
+        self.queued = self.queued - sum(map(_size, taken)) if self.queue else 0
+        if self._waiting:
+            self._progress()
         return taken
 
     def overflow(self, why: str = "slow_client") -> None:
@@ -199,21 +206,15 @@ class Connection(ABC):
             self.evicted = Eviction(why, self.queued)
         self.close(code, reason, now=now)
 
-    def wrote(self, size: int) -> None:
-        """Account for written bytes."""
-        self.queued -= size
-        if self._waiting:
-            self._progress()
-
     def taken_all(self) -> None:
-        """Empty the queue: the transport has all of it."""
+        """Empty the queue: the transport has all of it. Hot: once per tick and client."""
         self.queue.clear()
         self.queued = 0
         if self._waiting:
             self._progress()
 
     async def drained(self) -> None:
-        """Wait until everything queued was written, or the connection closed."""
+        """Wait until the transport has everything queued, or the connection closed."""
         if self.closed or not self.queued:
             return
         if self._drained is None:

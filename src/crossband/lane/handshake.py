@@ -21,7 +21,7 @@ from crossband.lane.fallback import WebSocketProtocol
 from crossband.lane.head import Head
 from crossband.lane.websocket import WebSocketLane
 from crossband.lane.wrappers import is_own
-from crossband.transports.lane import EXTENSION, Lane, Peer
+from crossband.transports.lane import EXTENSION, FrameLane, FramePeer
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
@@ -122,11 +122,11 @@ class PendingWebSocket(asyncio.Protocol):
         self,
         receive: Receive,
         send: Send,
-        peer: Peer,
+        peer: FramePeer,
         *,
         limit: int,
         subprotocol: str | None = None,
-    ) -> Lane | None:
+    ) -> FrameLane | None:
         """Hand the connection over; see `WebSocketOffer`."""
         transport = self.transport
         if (

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from crossband.transports.lane import Write
+
+class Write(Protocol):
+    """The transport's own `write`, or what is called in its place."""
+
+    def __call__(self, data: bytes, /) -> None: ...
 
 
 class Writable(Protocol):

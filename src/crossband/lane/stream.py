@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from time import monotonic
 from typing import Any, Final
 
+from crossband.connection import Connection
 from crossband.lane.closing import discard
-from crossband.lane.head import Head
-from crossband.transports.lane import Peer, Write
+from crossband.lane.head import Head, Write
+from crossband.transports.lane import Peer
 
 # Bytes a client of an event stream may send on before it is cut.
 MAX_PIPELINED: Final = 65_536
@@ -18,25 +21,55 @@ CLOSE_TIME: Final = 2.0
 class StreamLane(asyncio.Protocol):
     """A response's body in the hub's hands: it writes chunks, and hears when the client left."""
 
-    __slots__ = ("_connections", "_received", "deflate", "paused", "peer", "transport", "write")
+    __slots__ = ("_connections", "_received", "_seen", "paused", "peer", "transport", "write")
 
     def __init__(
         self, transport: asyncio.Transport, peer: Peer, connections: set[Any], *, paused: bool
     ) -> None:
         self.transport = transport
+        # The transport's own: nothing of ours is between the hub and it.
         self.write: Write = transport.write
         self.peer = peer
         self._connections = connections
         self.paused = paused
-        self.deflate = False
+        # (when, bytes unsent) since when the client was seen to take nothing. None while it is
+        # not behind.
+        self._seen: tuple[float, int] | None = None
         # Bytes a client sent on, which it has no reason to.
         self._received = 0
+        if paused:
+            self.pause_writing()
 
-    @property
-    def unsent(self) -> int:
-        return self.transport.get_write_buffer_size()
+    # The hub's side.
 
-    def close(self, code: int, reason: str) -> None:
+    def flush(self, outbox: Connection) -> None:
+        # Hot: once per tick and client.
+        queue = outbox.queue
+        if self.paused or not queue:
+            return
+        data = queue[0].chunk if len(queue) == 1 else b"".join([wire.chunk for wire in queue])
+        outbox.taken_all()
+        self.write(data)
+
+    def refused_for(self, now: float) -> float:
+        if self._seen is None:
+            return 0.0
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._seen[1]:
+            self._seen = now, unsent
+        return now - self._seen[0]
+
+    def close(
+        self, code: int, reason: str, outbox: Connection | None = None, *, now: bool = False
+    ) -> None:
+        if now and self.paused:
+            # It does not read: there is no telling it anything.
+            self.abort()
+            return
+        if outbox is not None and outbox.queue:
+            # Bounded by the outbox.
+            self.write(b"".join([wire.chunk for wire in outbox.queue]))
+            outbox.taken_all()
         if isinstance(self.write, Head):
             self.write.flush()
         self.write = discard
@@ -47,18 +80,23 @@ class StreamLane(asyncio.Protocol):
             asyncio.get_running_loop().call_later(CLOSE_TIME, self.transport.abort)
 
     def abort(self) -> None:
+        """Cut it now."""
         self.write = discard
         self.transport.abort()
 
-    def pause_reading(self) -> None:
-        self.transport.pause_reading()
+    async def start(self) -> None:
+        """Return at once: the answer goes with the first bytes."""
 
-    def resume_reading(self) -> None:
-        self.transport.resume_reading()
+    async def run(self) -> None:
+        """Return at once: the transport calls back."""
+
+    # The server's side.
 
     def shutdown(self) -> None:
         """End it when the server stops, if the hub has not."""
         self.close(1001, "")
+
+    # The transport's side.
 
     def data_received(self, data: bytes) -> None:
         # A pipelined request will never be answered; a flood is cut.
@@ -68,9 +106,11 @@ class StreamLane(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
+        self._seen = monotonic(), self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         self.paused = False
+        self._seen = None
         self.peer.resume_writing()
 
     def eof_received(self) -> None:
@@ -80,5 +120,10 @@ class StreamLane(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.write = discard
         self.paused = False
+        if self._seen is not None:
+            # The transport's buffer says nothing any more. The kernel cuts a client that takes
+            # nothing, and only that one, by a timeout: it has had its time.
+            since = -math.inf if isinstance(exc, TimeoutError) else self._seen[0]
+            self._seen = since, 0
         self._connections.discard(self)
         self.peer.connection_lost()

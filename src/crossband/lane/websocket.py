@@ -12,12 +12,13 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 
+from crossband.connection import Connection
 from crossband.errors import FAULTS
 from crossband.lane.closing import BROKEN_TIME, discard, half_close
-from crossband.lane.head import Head
+from crossband.lane.head import Head, Write
 from crossband.protocol import websocket
 from crossband.protocol.websocket import FrameSplitter
-from crossband.transports.lane import Peer, Write
+from crossband.transports.lane import FramePeer
 
 logger = logging.getLogger("crossband")
 
@@ -47,17 +48,19 @@ class WebSocketLane(asyncio.Protocol):
         "_splitter",
         "_timer",
         "_turning",
-        "deflate",
         "paused",
         "peer",
         "transport",
         "write",
     )
 
+    # The hub does, and hears of those that do not answer.
+    pings = False
+
     def __init__(
         self,
         transport: asyncio.Transport,
-        peer: Peer,
+        peer: FramePeer,
         connections: set[Any],
         *,
         limit: int,
@@ -74,9 +77,9 @@ class WebSocketLane(asyncio.Protocol):
         self._splitter = FrameSplitter(limit)
         # Of one message, at most.
         self._fragments = fragments
-        # None without permessage-deflate.
+        # None without permessage-deflate. With it, what is written is compressed, too: no
+        # context is taken over, and a frame is compressed once for all.
         self._extension = extension
-        self.deflate = extension is not None
         self.paused = paused
         # `websockets` for all that is not of the common case. None until something is.
         self._library: Protocol | None = None
@@ -95,7 +98,38 @@ class WebSocketLane(asyncio.Protocol):
 
     # The hub's side.
 
-    def close(self, code: int, reason: str) -> None:
+    def flush(self, outbox: Connection) -> None:
+        # Hot: once per tick and client.
+        queue = outbox.queue
+        if self.paused or not queue:
+            return
+        if self._extension is not None:
+            data = b"".join([wire.deflated for wire in queue])
+        elif len(queue) == 1:
+            data = queue[0].frames
+        else:
+            data = b"".join([wire.frames for wire in queue])
+        outbox.taken_all()
+        self.write(data)
+
+    def send(self, message: str) -> None:
+        self.write(websocket.encode_text(message.encode()))
+
+    def ping(self) -> None:
+        self.write(websocket.PING_FRAME)
+
+    def close(
+        self, code: int, reason: str, outbox: Connection | None = None, *, now: bool = False
+    ) -> None:
+        if now and self.paused:
+            # It does not read: there is no telling it anything.
+            self.abort()
+            return
+        if outbox is not None and outbox.queue:
+            # Bounded by the outbox.
+            queue, deflates = outbox.queue, self._extension is not None
+            self.write(b"".join([wire.deflated if deflates else wire.frames for wire in queue]))
+            outbox.taken_all()
         if self._closing or self.transport.is_closing():
             return
         if code in FAULTS:
@@ -110,6 +144,7 @@ class WebSocketLane(asyncio.Protocol):
         self._go_on()
 
     def abort(self) -> None:
+        """Cut it now."""
         self._stop_writing()
         self.transport.abort()
 
@@ -129,6 +164,12 @@ class WebSocketLane(asyncio.Protocol):
         if self._held:
             self._held = False
             self._go_on()
+
+    async def start(self) -> None:
+        """Return at once: the answer goes with the first bytes."""
+
+    async def run(self) -> None:
+        """Return at once: the transport calls back."""
 
     # The server's side.
 

@@ -1,33 +1,27 @@
-"""A connection of WebSocket frames: reading is held back, and a lane is written to."""
+"""A connection of WebSocket frames, whose reading is held back to the rates of its client."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
 from time import monotonic
-from typing import Final
 
-from crossband.connection import Connection
 from crossband.errors import ERRORS, CloseCode
 from crossband.hub.core import Core
 from crossband.hub.namespace import Socket
-from crossband.transports.lane import Lane
-
-# Seconds for the other side to answer our close frame.
-CLOSE_TIME: Final = 2.0
+from crossband.transports.carried import CarriedConnection
+from crossband.transports.lane import FrameLane
 
 
-class FramedConnection(Connection):
-    """A connection of WebSocket frames, over a lane where there is one."""
+class FramedConnection(CarriedConnection[FrameLane]):
+    """A connection of WebSocket frames."""
 
-    __slots__ = ("_hub", "_lane", "_waking")
+    __slots__ = ("_hub", "_waking")
 
     def __init__(self, hub: Core, *, limit: int) -> None:
-        super().__init__(hub.ticker, limit=limit)
+        super().__init__(hub, limit=limit)
         self._hub = hub
-        # None over ASGI, and before it is attached.
-        self._lane: Lane | None = None
-        # None unless the client is held back to its rates, over the lane.
+        # None unless the client is held back to its rates.
         self._waking: asyncio.TimerHandle | None = None
 
     @property
@@ -68,12 +62,12 @@ class FramedConnection(Connection):
             self.pause_reading()
 
     def pause_reading(self) -> None:
-        """Read nothing more, over a lane, until its inboxes have room."""
+        """Read nothing more until its inboxes have room."""
         if self._lane is not None:
             self._lane.pause_reading()
             self._hub.run_to_end(self._read_on(self._lane))
 
-    async def _read_on(self, lane: Lane) -> None:
+    async def _read_on(self, lane: FrameLane) -> None:
         await self.wait_for_space()
         # Else it goes on when it has rested.
         if self._waking is None:
@@ -87,14 +81,10 @@ class FramedConnection(Connection):
                 # It has left, with its inbox full.
                 return
 
-    # As the peer of a lane.
+    # As the lane's peer.
 
     def ping_received(self) -> bool:
         return self.count_control()
-
-    def resume_writing(self) -> None:
-        self.drop()
-        self.flush()
 
     def count_control(self, size: int = 0) -> bool:
         """Count what is not a message; return whether the rate allows it."""
@@ -115,34 +105,3 @@ class FramedConnection(Connection):
         if self._waking is not None:
             self._waking.cancel()
             self._waking = None
-
-
-def write_frames(connection: Connection, lane: Lane) -> None:
-    """Write all that waits as one piece of WebSocket frames. Hot: once per tick and client."""
-    queue = connection.queue
-    if lane.paused or not queue:
-        return
-    if lane.deflate:
-        data = b"".join([wire.deflated for wire in queue])
-    elif len(queue) == 1:
-        data = queue[0].frames
-    else:
-        data = b"".join([wire.frames for wire in queue])
-    connection.taken_all()
-    lane.write(data)
-
-
-def close_lane(
-    connection: Connection, lane: Lane, code: int, reason: str, *, now: bool = False
-) -> None:
-    """Close a lane after what is queued, which is bounded by the outbox."""
-    if now and lane.paused:
-        # It does not read: there is no telling it anything.
-        lane.abort()
-        return
-    queue = connection.queue
-    if queue:
-        deflate = lane.deflate
-        lane.write(b"".join([wire.deflated if deflate else wire.frames for wire in queue]))
-        connection.taken_all()
-    lane.close(code, reason)

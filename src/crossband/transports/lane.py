@@ -1,8 +1,9 @@
-"""The ASGI extension `crossband.lane`: what a server offers that lends its connections.
+"""A lane: what carries a connection. And the ASGI extension by which a server lends its own.
 
-After the handshake the hub takes a connection over: ready bytes go straight to the transport,
-what arrives comes straight to a callback, and no task waits on either side. A server without
-it is served over plain ASGI messages, with the same result. `crossband.lane` implements it.
+After the handshake the hub takes a connection over. On a lane of the server's, ready bytes go
+straight to the transport, what arrives comes straight to a callback, and no task waits on
+either side; `crossband.lane` implements it. Elsewhere `transports/asgi.py` has a lane over
+ASGI messages, with the same result.
 """
 
 from __future__ import annotations
@@ -10,54 +11,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from crossband.connection import Connection
+
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 EXTENSION = "crossband.lane"
 
 
-class Write(Protocol):
-    """The transport's own `write`, or what is called in its place."""
-
-    def __call__(self, data: bytes, /) -> None: ...
-
-
-class Lane(Protocol):
-    """One connection that was taken over, as the hub drives it."""
-
-    # Who is told of it. May be another one from some message on.
-    peer: Peer
-    # The transport's buffer is full: what is written now would only pile up.
-    paused: bool
-    # Compressed frames may be written (permessage-deflate, no context takeover).
-    deflate: bool
-    # Writes ready bytes. An attribute: it is the transport's own `write`, with nothing between.
-    write: Write
-
-    def close(self, code: int, reason: str) -> None:
-        """End it in order; cut it if the peer does not answer in time."""
-
-    def abort(self) -> None:
-        """Cut it now."""
-
-    def pause_reading(self) -> None:
-        """Take nothing more from the peer until `resume_reading`."""
-
-    def resume_reading(self) -> None:
-        """Take what the peer sent meanwhile, and go on."""
-
-
-class BodyLane(Lane, Protocol):
-    """The body of one response."""
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that were written and that the peer has not made room for."""
-        ...
-
-
 class Peer(Protocol):
     """What is told of a connection that was taken over."""
+
+    def resume_writing(self) -> None:
+        """Flush: the lane has room again."""
+
+    def connection_lost(self) -> None:
+        """Clean up: the connection has ended."""
+
+
+class FramePeer(Peer, Protocol):
+    """What is told of a WebSocket."""
 
     def frame_received(self, frame: str | bytes) -> None:
         """Take a message: text or binary."""
@@ -72,11 +45,63 @@ class Peer(Protocol):
     def pong_received(self) -> None:
         """Take note that the peer is alive."""
 
-    def resume_writing(self) -> None:
-        """Write on: the transport has room again."""
 
-    def connection_lost(self) -> None:
-        """Clean up: the connection has ended."""
+class Lane(Protocol):
+    """One connection that was taken over, as the hub drives it."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the peer is behind: what is written now would only pile up."""
+        ...
+
+    def flush(self, outbox: Connection) -> None:
+        """Take from an outbox what can be written now. Hot: once per tick and client."""
+
+    def close(
+        self, code: int, reason: str, outbox: Connection | None = None, *, now: bool = False
+    ) -> None:
+        """End it after what waits in the outbox; cut it if the peer does not answer in time.
+
+        `now` is for a peer that is behind: there is no telling it anything.
+        """
+
+    async def start(self) -> None:
+        """Answer the client, if that is not done. To fail is the connection's end."""
+
+    async def run(self) -> None:
+        """Carry the connection to its end, where that needs the request's task."""
+
+
+class FrameLane(Lane, Protocol):
+    """A WebSocket."""
+
+    # May be another one from some message on.
+    peer: FramePeer
+    # The server pings the peer, at its own pace.
+    pings: bool
+
+    def send(self, message: str) -> None:
+        """Write a message that is in no outbox."""
+
+    def ping(self) -> None:
+        """Ask the peer for a sign of life."""
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the peer until `resume_reading`."""
+
+    def resume_reading(self) -> None:
+        """Take what the peer sent meanwhile, and go on."""
+
+
+class BodyLane(Lane, Protocol):
+    """The body of one response."""
+
+    def refused_for(self, now: float) -> float:
+        """Return for how many seconds the peer has taken nothing of what waits for it.
+
+        Of a connection that was lost, for how many it had not at the end.
+        """
+        ...
 
 
 class Offer(Protocol):
@@ -93,11 +118,11 @@ class WebSocketOffer(Offer, Protocol):
         self,
         receive: Receive,
         send: Send,
-        peer: Peer,
+        peer: FramePeer,
         *,
         limit: int,
         subprotocol: str | None = None,
-    ) -> Lane | None:
+    ) -> FrameLane | None:
         """Accept the WebSocket and take it over; None once ASGI messages were exchanged.
 
         Messages are bounded by `limit` bytes. What the client sent already comes at the next

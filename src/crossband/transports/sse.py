@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import random
 from time import monotonic
@@ -13,7 +12,7 @@ import msgspec
 
 from crossband.auth import bearer_token
 from crossband.codecs import SSE, SSE_PLAIN, Wire
-from crossband.connection import BATCH, Connection, OpenConnections, Ticker
+from crossband.connection import OpenConnections
 from crossband.errors import (
     CloseCode,
     ConnectionRefused,
@@ -22,19 +21,18 @@ from crossband.errors import (
     RateLimited,
     Unauthorized,
 )
-from crossband.hub.attempt import Admission, Resume
+from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.timers import Deadlines
-from crossband.transports.framed import CLOSE_TIME
+from crossband.transports.asgi import take_body
+from crossband.transports.carried import CarriedConnection
 from crossband.transports.http import ClientGone, HeaderList, Request, retry_after
-from crossband.transports.lane import BodyLane, StreamOffer, offer_of
+from crossband.transports.lane import BodyLane
 from crossband.transports.messages import answer_envelope, plain_message
 
 if TYPE_CHECKING:
-    from starlette.types import Send
-
     from crossband.hub.namespace import Socket
 
 _FAREWELL = sse.encode_event('{"message":"Server shutting down"}', event="server:shutdown")
@@ -56,26 +54,14 @@ _STREAM_HEADERS: HeaderList = [
 ]
 
 
-class StreamConnection(Connection):
+class StreamConnection(CarriedConnection[BodyLane]):
     """One event stream and its one socket."""
 
-    __slots__ = ("_closing", "_door", "_idle", "_lane", "_sent", "_stalled", "_writing", "socket")
+    __slots__ = ("_door", "socket")
 
-    def __init__(self, ticker: Ticker, door: StreamDoor, *, limit: int) -> None:
-        super().__init__(ticker, limit=limit)
+    def __init__(self, hub: Core, door: StreamDoor) -> None:
+        super().__init__(hub, limit=hub.settings.limits.outbox)
         self._door = door
-        # None over ASGI.
-        self._lane: BodyLane | None = None
-        # None while writing; else what flush() resolves.
-        self._idle: asyncio.Future[None] | None = None
-        self._closing = False
-        # (when, bytes unsent), as it was seen first since the client took something. None while
-        # nobody has looked, and while nothing waits for the client.
-        self._stalled: tuple[float, int] | None = None
-        # When the server took the last piece, over ASGI.
-        self._sent = 0.0
-        # Ends the writing when the client does not take the rest. None until it begins.
-        self._writing: asyncio.Timeout | None = None
         # None until opened.
         self.socket: Socket | None = None
 
@@ -83,107 +69,18 @@ class StreamConnection(Connection):
     def transport(self) -> str:
         return "sse"
 
-    @property
-    def behind(self) -> bool:
-        if self._lane is not None:
-            return self._lane.paused
-        return self._idle is None and bool(self.queue)
-
-    def stalled(self, now: float) -> float:
-        """Return for how many seconds the client was seen to take nothing of what waits."""
-        lane = self._lane
-        if not (self._idle is None if lane is None else lane.paused):
-            self._stalled = None
-            return 0.0
-        unsent = 0 if lane is None else lane.unsent
-        if self._stalled is None or unsent < self._stalled[1]:
-            self._stalled = now, unsent
-        return now - self._stalled[0]
-
     def refused_for(self, now: float) -> float:
-        """Return for how many seconds the server, over ASGI, has waited to take a piece."""
-        return now - self._sent if self._idle is None else 0.0
-
-    def flush(self) -> None:
-        if self._lane is not None:
-            self._write_chunks(self._lane)
-        elif self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        """Return for how many seconds the client has taken nothing of what waits."""
+        return 0.0 if self._lane is None else self._lane.refused_for(now)
 
     def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
         if self.closed:
             return
         self.closed = True
-        self._closing = True
         if now:
             self.discard_queue()
         if self._lane is not None:
-            self._end_lane(self._lane, now=now)
-            return
-        self._limit_writing(0.1 if now else CLOSE_TIME)
-        self.flush()
-
-    # Over a lane.
-
-    @property
-    def on_lane(self) -> bool:
-        """Whether a lane carries it, which tells when it has ended."""
-        return self._lane is not None
-
-    def attach(self, lane: BodyLane) -> None:
-        """Be carried by a lane from here on."""
-        self._lane = lane
-        if self.closed:
-            self._end_lane(lane, now=False)
-
-    def _write_chunks(self, lane: BodyLane) -> None:
-        # Hot: once per tick and client.
-        queue = self.queue
-        if lane.paused or not queue:
-            return
-        data = queue[0].chunk if len(queue) == 1 else b"".join([wire.chunk for wire in queue])
-        self.taken_all()
-        lane.write(data)
-
-    def _end_lane(self, lane: BodyLane, *, now: bool) -> None:
-        if now and lane.paused:
-            # It does not read: there is no telling it anything.
-            lane.abort()
-            return
-        if self.queue:
-            data = b"".join([wire.chunk for wire in self.queue])
-            self.taken_all()
-            lane.write(data)
-        lane.close(CloseCode.NORMAL, "")
-
-    def frame_received(self, frame: str | bytes) -> None:
-        """Take nothing: a stream's client posts."""
-
-    def too_large(self) -> None:
-        """Take nothing: see `frame_received`."""
-
-    def ping_received(self) -> bool:
-        """Take nothing: see `frame_received`."""
-        return False
-
-    def pong_received(self) -> None:
-        """Take nothing: see `frame_received`."""
-
-    def resume_writing(self) -> None:
-        self._stalled = None
-        self.drop()
-        self.flush()
-
-    def connection_lost(self) -> None:
-        self._door.lost(self)
-
-    # Over ASGI.
-
-    def _limit_writing(self, seconds: float) -> None:
-        if self._writing is not None:
-            # Raised when it is over already.
-            with contextlib.suppress(RuntimeError):
-                self._writing.reschedule(asyncio.get_running_loop().time() + seconds)
+            self._lane.close(code, reason, self, now=now)
 
     def end_socket(
         self, namespace: str, code: CloseCode, reason: str, *, close: bool = False
@@ -192,45 +89,14 @@ class StreamConnection(Connection):
             self._door.forbid(namespace, self.socket.session)
         self.close(code, reason)
 
-    async def run(self, send: Send) -> None:
-        """Write until the client goes or the stream is closed.
+    def attach(self, lane: BodyLane) -> None:
+        self._door.opened(self)
+        super().attach(lane)
 
-        Raises TimeoutError when the client does not take the rest of a closed stream.
-        """
-        async with asyncio.timeout(None) as self._writing:
-            if self.closed:
-                self._limit_writing(CLOSE_TIME)
-            await self._write(send)
+    # As the lane's peer.
 
-    async def _write(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        self._sent = monotonic()
-        waited = False
-        while True:
-            if self.queue:
-                if waited:
-                    # What came meanwhile came for a client that was behind.
-                    self.drop()
-                waited = True
-                queue = self.take_batch()
-                parts: list[Any] = [part for wire in queue for part in wire.messages]
-                body = parts[0] if len(parts) == 1 else b"".join(parts)
-                # In pieces: a server tells no more than that it took one.
-                for start in range(0, len(body), BATCH):
-                    piece = body[start : start + BATCH]
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    self._stalled = None
-                    self._sent = monotonic()
-                self.wrote(sum([wire.size for wire in queue]))
-            elif self._closing:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-                return
-            else:
-                waited = False
-                self._idle = loop.create_future()
-                await self._idle
-                self._idle = None
-                self._sent = monotonic()
+    def connection_lost(self) -> None:
+        self._door.lost(self)
 
 
 class StreamDoor:
@@ -283,7 +149,6 @@ class StreamDoor:
 
     async def _stream(self, request: Request, name: str, cors: HeaderList) -> None:
         hub = self._hub
-        settings = hub.settings
         headers = [*cors, *_STREAM_HEADERS]
         key = request.first("session")
         if request.method == "HEAD":
@@ -302,7 +167,7 @@ class StreamDoor:
             return
         # EventSource sends the header when it comes back by itself; it is newer.
         cursor = _utf8(request.headers.get("last-event-id", "")) or request.first("lastEventId")
-        connection = StreamConnection(hub.ticker, self, limit=settings.limits.outbox)
+        connection = StreamConnection(hub, self)
         try:
             hub.take_slot(connection, request.address)
             namespace = hub.find(name)
@@ -316,7 +181,8 @@ class StreamDoor:
                     resume=Resume(key, cursor or None),
                     rooms=request.query.get("room", ()),
                 )
-            await self._open(request, connection, admission, headers)
+            connection.socket = admission.socket
+            await connection.open(take_body(request, connection, headers), hub, admission)
         except ConnectionRefused as error:
             if error.code != "shutting_down":
                 raise
@@ -324,52 +190,6 @@ class StreamDoor:
         finally:
             if not connection.on_lane:
                 connection.free_slot()
-
-    async def _open(
-        self,
-        request: Request,
-        connection: StreamConnection,
-        admission: Admission,
-        headers: HeaderList,
-    ) -> None:
-        """Send the stream of an admitted client, until its end where there is no lane."""
-        hub = self._hub
-        socket = connection.socket = admission.socket
-        offer: StreamOffer | None = offer_of(request.scope)
-        lane = None
-        if offer is not None:
-            lane = offer.take(request.receive, request.send, connection, headers)
-        if lane is None:
-            (preamble,) = self._preamble.messages
-            try:
-                await request.send(
-                    {"type": "http.response.start", "status": 200, "headers": headers}
-                )
-                await request.send(
-                    {"type": "http.response.body", "body": preamble, "more_body": True}
-                )
-            except BaseException:
-                hub.withdraw(admission)
-                raise
-        self._connections.add(connection)
-        self._by_id[socket.id] = connection
-        self._keepalive.add(connection)
-        if lane is not None:
-            connection.push(self._preamble)
-            connection.attach(lane)
-            # From here on the lane tells of the end.
-            hub.open(admission)
-            return
-        hub.open(admission)
-        watcher = asyncio.get_running_loop().create_task(self._watch(request, connection))
-        try:
-            # The server raises when the client is gone; TimeoutError is one too.
-            with contextlib.suppress(OSError):
-                await connection.run(request.send)
-        finally:
-            watcher.cancel()
-            # The watcher is done when it was the client that left.
-            self._forget(connection, "transport close" if watcher.done() else "forced close")
 
     async def _say_goodbye(self, request: Request, cors: HeaderList) -> None:
         """Ask a newcomer of a stopping hub to come back later."""
@@ -395,11 +215,21 @@ class StreamDoor:
         await request.send({"type": "http.response.start", "status": 200, "headers": headers})
         await request.send({"type": "http.response.body", "body": body})
 
+    def opened(self, connection: StreamConnection) -> None:
+        """Keep a connection whose lane tells of the end."""
+        assert connection.socket is not None
+        self._connections.add(connection)
+        self._by_id[connection.socket.id] = connection
+        self._keepalive.add(connection)
+        connection.push(self._preamble)
+
     def lost(self, connection: StreamConnection) -> None:
         """Clean up after a connection whose lane ended."""
-        self._forget(connection, "forced close" if connection.closed else "transport close")
-
-    def _forget(self, connection: StreamConnection, reason: str) -> None:
+        # For a client that takes nothing, the kernel and our server have the same time as the
+        # door, which looks now and then: they cut it first. Their clocks are not quite ours.
+        if self._stalls(connection, share=0.9):
+            connection.overflow("stalled")
+        reason = "forced close" if connection.closed else "transport close"
         connection.closed = True
         connection.discard_queue()
         connection.free_slot()
@@ -410,16 +240,6 @@ class StreamDoor:
             if self._by_id.get(socket.id) is connection:
                 del self._by_id[socket.id]
             self._hub.leave(socket, reason)
-
-    async def _watch(self, request: Request, connection: StreamConnection) -> None:
-        with contextlib.suppress(Exception):
-            while (await request.read())["type"] != "http.disconnect":
-                pass
-        # Our server and the kernel have the same time as we for a client that takes nothing, and
-        # may be the first to cut it. Their clocks are not quite ours.
-        if connection.refused_for(monotonic()) >= 0.9 * self._hub.settings.limits.send_time:
-            connection.overflow("stalled")
-        connection.close(CloseCode.NORMAL, "client left", now=True)
 
     async def _post(self, request: Request, sid: str, cors: HeaderList) -> None:
         connection = self._by_id.get(sid)
@@ -514,8 +334,9 @@ class StreamDoor:
         connection.push(_KEEPALIVE)
         self._keepalive.add(connection)
 
-    def _stalls(self, connection: StreamConnection) -> bool:
-        return connection.stalled(monotonic()) >= self._hub.settings.limits.send_time
+    def _stalls(self, connection: StreamConnection, *, share: float = 1.0) -> bool:
+        allowed = self._hub.settings.limits.send_time * share
+        return connection.refused_for(monotonic()) >= allowed
 
     def _cut(self, connection: StreamConnection) -> None:
         if self._stalls(connection):

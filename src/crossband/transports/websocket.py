@@ -23,13 +23,12 @@ from crossband.hub.core import Core
 from crossband.hub.incoming import Incoming
 from crossband.hub.namespace import Socket
 from crossband.protocol import envelope
-from crossband.protocol.websocket import PING_FRAME
 from crossband.slots import TooManyConnections
 from crossband.timers import Deadlines
-from crossband.transports.asgi import ASGIWebSocket
-from crossband.transports.framed import FramedConnection, close_lane, write_frames
+from crossband.transports.asgi import take_frames
+from crossband.transports.framed import FramedConnection
 from crossband.transports.http import ClientGone, Request
-from crossband.transports.lane import Lane, WebSocketOffer, offer_of
+from crossband.transports.lane import FrameLane
 from crossband.transports.messages import answer_envelope, plain_message
 
 if TYPE_CHECKING:
@@ -39,16 +38,14 @@ Reader = Callable[["WebSocketConnection", Socket, "str | bytes"], None]
 
 
 class WebSocketConnection(FramedConnection):
-    """One raw WebSocket and its one socket; it is the peer of a lane where there is one."""
+    """One raw WebSocket and its one socket."""
 
-    __slots__ = ("_door", "_early", "_websocket", "read", "reason", "socket")
+    __slots__ = ("_door", "_early", "read", "reason", "socket")
 
     def __init__(self, door: WebSocketDoor, *, limit: int) -> None:
         super().__init__(door.hub, limit=limit)
         self._door = door
-        # None over a lane, and until it is accepted.
-        self._websocket: ASGIWebSocket | None = None
-        # How to close it once there is one. None unless it was closed before.
+        # How to close it once there is a lane. None unless it was closed before.
         self._early: tuple[CloseCode, str] | None = None
         # None until opened.
         self.socket: Socket | None = None
@@ -60,19 +57,6 @@ class WebSocketConnection(FramedConnection):
     def transport(self) -> str:
         return "websocket"
 
-    @property
-    def behind(self) -> bool:
-        if self._lane is not None:
-            return self._lane.paused
-        return self._websocket is not None and self._websocket.busy and bool(self.queue)
-
-    def flush(self) -> None:
-        lane = self._lane
-        if lane is not None:
-            write_frames(self, lane)
-        elif self._websocket is not None:
-            self._websocket.wake()
-
     def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
         if self.closed:
             return
@@ -82,24 +66,17 @@ class WebSocketConnection(FramedConnection):
         if now:
             self.discard_queue()
         if self._lane is not None:
-            close_lane(self, self._lane, code, reason, now=now)
-        elif self._websocket is not None:
-            self._websocket.close(code, reason, now=now)
+            self._lane.close(code, reason, self, now=now)
         else:
             self._early = (code, reason)
 
-    # Over a lane.
-
-    @property
-    def on_lane(self) -> bool:
-        """Whether a lane carries it, which tells when it has ended."""
-        return self._lane is not None
-
-    def attach(self, lane: Lane) -> None:
-        """Be carried by a lane from here on."""
+    def attach(self, lane: FrameLane) -> None:
         self._lane = lane
+        self._door.opened(self, pings=not lane.pings)
         if self._early is not None:
-            close_lane(self, lane, *self._early)
+            lane.close(*self._early, self)
+
+    # As the lane's peer.
 
     def frame_received(self, frame: str | bytes) -> None:
         socket, read = self.socket, self.read
@@ -135,27 +112,9 @@ class WebSocketConnection(FramedConnection):
         self._door.lost(self)
 
     def ping(self) -> None:
-        """Ask the peer for a sign of life, over its lane."""
+        """Ask the peer for a sign of life."""
         if self._lane is not None:
-            self._lane.write(PING_FRAME)
-
-    # Over ASGI.
-
-    def attach_websocket(self, request: Request) -> None:
-        """Be carried by ASGI messages from here on."""
-        self._websocket = ASGIWebSocket(self, request)
-        if self._early is not None:
-            self._websocket.close(*self._early)
-
-    async def run(self, receive_frame: Callable[[str | bytes], None]) -> str:
-        """Serve until the WebSocket ends; return the disconnect reason."""
-        assert self._websocket is not None
-        try:
-            await self._websocket.carry(receive_frame)
-            return "forced close" if self.closed else "transport close"
-        finally:
-            self.closed = True
-            self.discard_queue()
+            self._lane.ping()
 
 
 class WebSocketDoor:
@@ -165,7 +124,7 @@ class WebSocketDoor:
         self.hub = hub
         self._connections = OpenConnections[WebSocketConnection]()
         self.emptied = self._connections.emptied
-        # For those on a lane; elsewhere the server pings, at its own pace.
+        # Of those that no server pings.
         loop = asyncio.get_running_loop()
         settings = hub.settings
         self._pings = Deadlines[WebSocketConnection](loop, settings.ping_interval, self._ping)
@@ -208,55 +167,10 @@ class WebSocketDoor:
         except EventError as error:
             await request.deny(error)
             return
-        socket = connection.socket = admission.socket
-        read: Reader = self._read_plain if codec is PLAIN else self._read_envelope
-        connection.read = read
-        offer: WebSocketOffer | None = offer_of(request.scope)
-        lane = None
-        if offer is not None:
-            lane = offer.take(
-                request.receive,
-                request.send,
-                connection,
-                limit=limits.message_size,
-                subprotocol=request.subprotocol,
-            )
-        if lane is not None:
-            # From here on the lane tells: of frames, and of the end.
-            self._connections.add(connection)
-            connection.attach(lane)
-            self._pings.add(connection)
-            hub.open(admission)
-            return
-        try:
-            await request.accept()
-        except BaseException:
-            hub.withdraw(admission)
-            raise
-        self._connections.add(connection)
-        reason = "transport error"
-
-        def receive_frame(frame: str | bytes) -> None:
-            meter = connection.meter
-            if self._too_large(frame):
-                self.refuse_size(connection, socket)
-                return
-            if (
-                meter is not None
-                and (wait := meter.take(monotonic(), len(frame)))
-                and not connection.borrow(wait, len(frame))
-            ):
-                self.refuse_rate(connection, socket, frame, wait)
-                return
-            read(connection, socket, frame)
-
-        connection.attach_websocket(request)
-        try:
-            hub.open(admission)
-            reason = await connection.run(receive_frame)
-        finally:
-            self._connections.discard(connection)
-            hub.leave(socket, reason)
+        connection.socket = admission.socket
+        connection.read = self._read_plain if codec is PLAIN else self._read_envelope
+        lane = take_frames(request, connection, limit=limits.message_size)
+        await connection.open(lane, hub, admission)
 
     def _read_envelope(
         self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
@@ -280,16 +194,6 @@ class WebSocketDoor:
         self, connection: WebSocketConnection, socket: Socket, frame: str | bytes
     ) -> None:
         socket.inbox.receive(socket, plain_message(frame))
-
-    def _too_large(self, frame: str | bytes) -> bool:
-        limit = self.hub.settings.limits.message_size
-        size = len(frame)
-        # A character is one to four bytes: only in between they need counting.
-        if size <= limit // 4:
-            return False
-        if isinstance(frame, str) and size <= limit and not frame.isascii():
-            size = len(frame.encode())
-        return size > limit
 
     def refuse_size(self, connection: WebSocketConnection, socket: Socket) -> None:
         """Tell a client that its message was too large, and end its connection."""
@@ -332,6 +236,12 @@ class WebSocketDoor:
             return
         connection.reason = "ping timeout"
         connection.close(CloseCode.INTERNAL_ERROR, "ping timeout", now=True)
+
+    def opened(self, connection: WebSocketConnection, *, pings: bool) -> None:
+        """Keep a connection whose lane tells of frames, and of the end; `pings` are ours."""
+        self._connections.add(connection)
+        if pings:
+            self._pings.add(connection)
 
     def lost(self, connection: WebSocketConnection) -> None:
         """Clean up after a connection whose lane ended."""

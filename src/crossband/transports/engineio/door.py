@@ -7,13 +7,12 @@ from crossband.errors import CloseCode, EventError
 from crossband.hub.core import Core
 from crossband.protocol import engineio
 from crossband.slots import TooManyConnections
-from crossband.transports.asgi import ASGIWebSocket
 from crossband.transports.engineio.packets import SocketIOConnection
 from crossband.transports.engineio.polling import Polling
 from crossband.transports.engineio.registry import Registry
 from crossband.transports.engineio.responses import PROBLEMS, respond_packets, respond_problem
 from crossband.transports.engineio.session import EngineConnection, State
-from crossband.transports.engineio.upgrade import upgrade_on_lane, upgrade_over_asgi
+from crossband.transports.engineio.upgrade import Upgrade
 from crossband.transports.http import HeaderList, Request
 
 
@@ -49,14 +48,14 @@ class EngineDoor:
             return
         connection = self.registry.find(sid, lingering=True)
         assert connection is not None
-        carrier = connection.carrier
-        if not isinstance(carrier, Polling):
+        polling = connection.polling
+        if not isinstance(polling, Polling):
             reason = "a WebSocket carries the session"
             await respond_problem(request, "request", cors, reason=reason)
         elif request.method == "GET":
-            await carrier.poll(connection, request, cors)
+            await polling.poll(connection, request, cors)
         else:
-            await carrier.post(connection, request, cors)
+            await polling.post(connection, request, cors)
 
     async def _start_polling(self, request: Request, cors: HeaderList) -> None:
         if request.method != "GET":
@@ -70,7 +69,7 @@ class EngineDoor:
         except TooManyConnections as error:
             await request.refuse(error, cors)
             return
-        connection.carrier = Polling()
+        connection.polling = Polling()
         await respond_packets(request, self._open_packet(connection, ["websocket"]), cors)
 
     async def serve_websocket(self, request: Request) -> None:
@@ -102,8 +101,10 @@ class EngineDoor:
             if self.registry.emptying:
                 connection.close(CloseCode.GOING_AWAY, "Server shutting down")
             self.registry.websocket_opened(connection)
-            if not connection.take_over(request):
-                await self._carry(connection, request, accepted=False)
+            lane = connection.lane_of(request, connection)
+            connection.attach(lane)
+            await lane.start()
+            await lane.run()
             return
         await self._upgrade(request, sid)
 
@@ -123,24 +124,11 @@ class EngineDoor:
             )
             return
         connection.text_only |= bool(request.first("b64"))
-        if upgrade_on_lane(connection, request):
-            return
-        if await upgrade_over_asgi(connection, request):
-            await self._carry(connection, request, accepted=True)
-
-    async def _carry(
-        self, connection: EngineConnection, request: Request, *, accepted: bool
-    ) -> None:
-        """Let an ASGI WebSocket carry a session until one of them ends."""
-        try:
-            if not accepted:
-                await request.accept()
-            websocket = connection.carrier = ASGIWebSocket(connection, request)
-            if connection.closed:
-                websocket.close(CloseCode.NORMAL, "")
-            await websocket.carry(connection.take_bounded_frame)
-        finally:
-            connection.connection_lost()
+        connection.upgrade = upgrade = Upgrade(connection)
+        lane = connection.lane_of(request, upgrade)
+        upgrade.attach(lane)
+        await lane.start()
+        await lane.run()
 
     def _problem(self, request: Request, transport: str) -> str | None:
         try:

@@ -54,10 +54,6 @@ class Polling:
         if self._get is not None and not self._get.done():
             self._get.set_result(None)
 
-    def close(self, code: CloseCode, reason: str, *, now: bool) -> None:
-        """Answer the GET that waits; there is no close code over HTTP."""
-        self.wake()
-
     async def poll(self, connection: EngineConnection, request: Request, cors: HeaderList) -> None:
         """Answer a GET with what is queued, as soon as something is."""
         if self._get is not None:
@@ -77,7 +73,7 @@ class Polling:
                 self._get = None
                 gone.cancel()
         # If upgraded meanwhile, what is queued belongs to the WebSocket.
-        upgraded = connection.carrier is not self
+        upgraded = connection.polling is not self
         content = engineio.NOOP if upgraded else _take_payload(connection)
         await respond_packets(request, content, cors)
 
@@ -111,12 +107,9 @@ async def _watch(connection: EngineConnection, request: Request, get: asyncio.Fu
 
 def _take_payload(connection: EngineConnection) -> str:
     queue = connection.queue
-    taken = _first_few(queue) if _reads_few(connection) else queue
-    connection.queue = queue[len(taken) :]
-    packets = [wire.polling for wire in taken]
-    left = bool(connection.queue)
-    connection.wrote(sum([wire.size for wire in taken]) if left else connection.queued)
-    if left:
+    count = _first_few(queue) if _reads_few(connection) else len(queue)
+    packets = [wire.polling for wire in connection.take_first(count)]
+    if connection.queue:
         return engineio.encode_payload(packets)
     # A close is sent alone: the official client holds back what comes with it until it has
     # reconnected.
@@ -131,14 +124,14 @@ def _reads_few(connection: EngineConnection) -> bool:
     return agent.startswith(("Python/", "python-requests/"))
 
 
-def _first_few(queue: list[Wire]) -> list[Wire]:
-    """Return as much of the queue as python-engineio reads at once."""
+def _first_few(queue: list[Wire]) -> int:
+    """Return how many messages of the queue python-engineio reads at once."""
     count = 0
     for number, wire in enumerate(queue):
         count += len(wire.messages)
         if number and count > PYTHON_PACKETS:
-            return queue[:number]
-    return queue
+            return number
+    return len(queue)
 
 
 async def _take_post(connection: EngineConnection, request: Request, cors: HeaderList) -> None:

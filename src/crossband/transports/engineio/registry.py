@@ -11,7 +11,6 @@ from crossband.errors import CloseCode
 from crossband.hub.core import Core
 from crossband.protocol import engineio
 from crossband.timers import Deadlines
-from crossband.transports.engineio.polling import Polling
 from crossband.transports.engineio.session import EngineConnection, Keeper
 
 # Seconds an ended polling session waits for the poll that tells its client.
@@ -77,8 +76,8 @@ class Registry(Keeper):
 
     def _give_up(self, connection: EngineConnection) -> None:
         # Its pong may wait behind events that are slow to be handled, or held back.
-        carrier = connection.carrier
-        posting = isinstance(carrier, Polling) and carrier.posting
+        polling = connection.polling
+        posting = polling is not None and polling.posting
         if posting or connection.held_within(self._hub.settings.ping_timeout):
             self._pings.add(connection)
         else:

@@ -1,6 +1,6 @@
 """An Engine.IO session: one connection with its `sid`, whichever transport carries it.
 
-Knows its transports only as a `Carrier`, a `Candidate` or a `Lane`, and not what its messages
+Knows its transports only as a `Poller`, a `Candidate` or a `FrameLane`, and not what its messages
 mean. `README.md` has its states.
 """
 
@@ -19,9 +19,10 @@ from crossband.hub.core import Core
 from crossband.limits import Limits
 from crossband.protocol import engineio
 from crossband.protocol.engineio import PacketType
-from crossband.transports.framed import FramedConnection, close_lane, write_frames
+from crossband.transports.asgi import take_frames
+from crossband.transports.framed import FramedConnection
 from crossband.transports.http import Request
-from crossband.transports.lane import Lane, Peer, WebSocketOffer, offer_of
+from crossband.transports.lane import FrameLane, FramePeer
 
 
 class State(Enum):
@@ -35,19 +36,21 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class Carrier(Protocol):
-    """A transport that takes messages from a session's outbox, where there is no lane."""
+class Poller(Protocol):
+    """The transport over HTTP requests, which takes messages from a session's outbox."""
 
     @property
     def busy(self) -> bool:
-        """Whether the client can take nothing at the moment."""
+        """Whether no GET waits for what is queued."""
+        ...
+
+    @property
+    def posting(self) -> bool:
+        """Whether something the client posted is still to be handled."""
         ...
 
     def wake(self) -> None:
-        """Take what waits in the outbox."""
-
-    def close(self, code: CloseCode, reason: str, *, now: bool) -> None:
-        """Close after what is queued, or `now`."""
+        """Answer the GET that waits."""
 
 
 class Candidate(Protocol):
@@ -89,10 +92,10 @@ class EngineConnection(FramedConnection):
     __slots__ = (
         "_keeper",
         "_transport",
-        "carrier",
         "client_closed",
         "handshake",
         "lingers",
+        "polling",
         "sid",
         "state",
         "text_only",
@@ -107,8 +110,8 @@ class EngineConnection(FramedConnection):
         # "polling" or "websocket". A WebSocket, once it carries the session, does so to the end.
         self._transport = handshake.transport
         self.state = State.OPEN
-        # None over a lane, and before a WebSocket is accepted.
-        self.carrier: Carrier | None = None
+        # None once a WebSocket carries the session.
+        self.polling: Poller | None = None
         # None unless a WebSocket asks to take over from polling; one at a time.
         self.upgrade: Candidate | None = None
         # The client takes no binary frames (`b64`): they are sent as base64 in text frames.
@@ -130,23 +133,16 @@ class EngineConnection(FramedConnection):
     def behind(self) -> bool:
         if self._lane is not None:
             return self._lane.paused
-        if self.carrier is None or not self.carrier.busy:
-            return False
-        if self._transport == "polling":
-            # Between two polls something always waits; up to a quarter of the outbox is normal.
-            return self.queued > self.limit // 4
-        return bool(self.queue)
+        # Between two polls something always waits; up to a quarter of the outbox is normal.
+        polling = self.polling
+        return polling is not None and polling.busy and self.queued > self.limit // 4
 
     def flush(self) -> None:
         if self._lane is not None:
             self._spell_out()
-            write_frames(self, self._lane)
-        elif self.carrier is not None:
-            self.carrier.wake()
-
-    def take_batch(self) -> list[Wire]:
-        self._spell_out()
-        return super().take_batch()
+            self._lane.flush(self)
+        elif self.polling is not None:
+            self.polling.wake()
 
     def _spell_out(self) -> None:
         """Turn queued binary parts into text, for a client that takes no binary frames."""
@@ -206,12 +202,13 @@ class EngineConnection(FramedConnection):
             self.upgrade.close(code, text)
         if self._lane is not None:
             self._spell_out()
-            close_lane(self, self._lane, code, text, now=now)
-        elif self.carrier is not None:
-            if linger and self._transport == "polling":
+            self._lane.close(code, text, self, now=now)
+        elif self.polling is not None:
+            if linger:
                 self.lingers = True
                 self._keeper.linger(self)
-            self.carrier.close(code, text, now=now)
+            # There is no close code over HTTP.
+            self.polling.wake()
 
     def _ended(self, reason: str) -> None:
         self.leave_all(reason)
@@ -238,13 +235,6 @@ class EngineConnection(FramedConnection):
         except ProtocolError as error:
             self.end("parse error", error.close_code, str(error)[:100])
 
-    def take_bounded_frame(self, frame: str | bytes) -> None:
-        """Take a WebSocket message from a server that does not bound its size for us."""
-        if len(frame) > self.limits.max_http_buffer_size:
-            self.too_large()
-        else:
-            self.take_frame(frame)
-
     def control_received(self, packet: engineio.Packet) -> None:
         """Take a packet that is not a message.
 
@@ -260,34 +250,15 @@ class EngineConnection(FramedConnection):
             self.client_closed = True
             self.end("transport close")
 
-    # Over a lane, as its peer.
+    # Over a WebSocket, as its lane's peer.
 
-    def take_over(self, request: Request) -> bool:
-        """Let a new WebSocket's lane carry the session; False where there is none."""
-        if self.closed:
-            return False
-        self._lane = self.lane_of(request, self)
-        if self._lane is None:
-            return False
-        write_frames(self, self._lane)
-        return True
-
-    def lane_of(self, request: Request, peer: Peer) -> Lane | None:
-        """Take the lane of a WebSocket handshake; None where there is none."""
-        offer: WebSocketOffer | None = offer_of(request.scope)
-        if offer is None:
-            return None
-        return offer.take(
-            request.receive,
-            request.send,
-            peer,
-            limit=self.limits.max_http_buffer_size,
-            subprotocol=request.subprotocol,
-        )
+    def lane_of(self, request: Request, peer: FramePeer) -> FrameLane:
+        """Accept a WebSocket and take it over."""
+        return take_frames(request, peer, limit=self.limits.max_http_buffer_size)
 
     @abstractmethod
     def frame_received(self, frame: str | bytes) -> None:
-        """Take a WebSocket message from the lane."""
+        """Take a WebSocket message."""
 
     def too_large(self) -> None:
         self.end("parse error", CloseCode.MESSAGE_TOO_BIG, "Message too large")
@@ -312,24 +283,20 @@ class EngineConnection(FramedConnection):
             return False
         self.state = State.UPGRADING
         # The client pauses polling: its pending poll must end, empty.
-        if self.carrier is not None:
-            self.carrier.wake()
+        if self.polling is not None:
+            self.polling.wake()
         return True
 
-    def carry_on(self, lane: Lane | None) -> None:
-        """Let the WebSocket that probed carry the session.
-
-        Without a lane, the caller sets the carrier next.
-        """
+    def carry_on(self, lane: FrameLane) -> None:
+        """Let the WebSocket that probed carry the session."""
         self.upgrade = None
         self.state = State.OPEN
         self._transport = "websocket"
-        polling, self.carrier, self._lane = self.carrier, None, lane
+        polling, self.polling, self._lane = self.polling, None, lane
         self._keeper.websocket_opened(self)
         if polling is not None:
             polling.wake()
-        if lane is not None:
-            write_frames(self, lane)
+        self.flush()
 
     def stay(self) -> None:
         """Stay with polling: the WebSocket that asked to take over is gone."""

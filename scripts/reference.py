@@ -104,12 +104,28 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             (
                 ("id: str", "Public, 20 characters; also the name of its own room."),
                 ("session: str", "The client's secret for coming back."),
-                ("data: dict[str, Any]", "The application's own."),
+                (
+                    "data: dict[str, Any]",
+                    "The application's own, plain data; checked where it is set.",
+                ),
                 ("namespace: Namespace", "The namespace it is in."),
                 ("handshake: Handshake", "What is known since it connected."),
                 ("identity: Identity | None", "Who it is; None without `authenticate`."),
                 ("connected: bool", "Whether it is in the namespace."),
                 ("recovered: bool", "It came back as itself: same id, rooms and data."),
+            ),
+        ),
+        Entry(
+            "RemoteSocket",
+            ("join", "leave", "emit", "emit_with_ack", "disconnect"),
+            (
+                ("id: str", "Public, 20 characters; also the name of its own room."),
+                ("rooms: frozenset[str]", "Those it was in, that of its own id included."),
+                ("data: dict[str, Any]", "A copy of the application's own."),
+                ("user: str | None", "Whose client it is."),
+                ("transport: str", '"websocket", "polling" or "sse".'),
+                ("handshake: Handshake", "Without query, auth and what headers may hide."),
+                ("node: str", "The node that serves it."),
             ),
         ),
         Entry("Handshake"),
@@ -145,6 +161,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         Entry("InvalidName"),
         Entry("EncodeError"),
         Entry("AckTimeout"),
+        Entry("BrokerUnavailable"),
         Entry("Disconnected"),
         Entry("CloseCode", ("reconnect",)),
     ),
@@ -152,14 +169,31 @@ PARTS: dict[str, tuple[Entry, ...]] = {
     "Brokers": (
         Entry(
             "Broker",
+            ("start", "stop", "problem", "attach", "detach", "publish", "head", "history"),
             (
-                *("start", "stop", "publish", "head", "history"),
-                *("save_session", "take_session", "drop_session", "drop_sessions"),
+                ("sessions: SessionStore", "The sessions of all nodes."),
+                ("bus: Bus", "This node's end of the bus between them."),
+                ("publishes_at_once: bool", "`publish` returns no futures."),
             ),
         ),
-        Entry("MemoryBroker", made=True),
+        Entry("MemoryBroker", ("peer",), made=True),
         Entry("Publication"),
+        Entry("Page", module="crossband.broker"),
+        Entry("Receiver", ("deliver", "lost"), module="crossband.broker"),
         Entry("Session"),
+        Entry(
+            "SessionStore",
+            ("save", "release", "drop", "find", "take", "renew", "revoke", "revocations"),
+            module="crossband.broker",
+        ),
+        Entry(
+            "Bus",
+            (
+                *("start", "stop", "tell", "ask", "members"),
+                *("join", "part", "send", "received", "gone"),
+            ),
+            module="crossband.broker",
+        ),
         Entry("Gap", module="crossband.errors"),
     ),
     "Serving": (

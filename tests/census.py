@@ -58,7 +58,7 @@ def census(hub: Hub) -> Counter[str]:
         counts["deadlines"] += len(streams._keepalive._due)
     broker = hub.broker
     assert isinstance(broker, MemoryBroker)
-    counts["connected sessions"] = len(broker._connected)
+    counts["connected sessions"] = len(broker._memory.sessions._connected)
     # Those in reserve are bounded, and stay.
     spare = hub._core.node.spare_runners.tasks if hub.started else set()
     for task in asyncio.all_tasks() - spare:

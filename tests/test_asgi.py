@@ -25,7 +25,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from crossband import Handshake, Hub, MemoryBroker
-from crossband.broker import Deliver
+from crossband.broker import Receiver
 from tests.children import Child
 from tests.clients import (
     Client,
@@ -216,14 +216,14 @@ class SlowBroker(MemoryBroker):
         self.allowed = asyncio.Event()
         self._failures = failures
 
-    async def start(self, deliver: Deliver) -> None:
+    async def start(self, receiver: Receiver) -> None:
         self.starts += 1
         self.starting.set()
         await self.allowed.wait()
         if self._failures:
             self._failures -= 1
             raise ConnectionError("no broker")
-        await super().start(deliver)
+        await super().start(receiver)
 
 
 async def test_first_request_starts_the_hub() -> None:

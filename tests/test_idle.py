@@ -63,7 +63,7 @@ def count(socket):
     # What is free in the midst of the heap is given back: what remains is held by somebody.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    return {**survivors(), "sessions": len(hub.broker._waiting)}
+    return {**survivors(), "sessions": len(hub.broker._memory.sessions._waiting)}
 
 Server(hub).run(lambda server: print(server.url, flush=True))
 """

@@ -288,11 +288,11 @@ async def test_sessions_expire() -> None:
     await hub.start()
     for _ in range(10):
         hub.leave(await join(hub, Link(hub.ticker)), "transport close")
-    assert len(broker._waiting) == 10
+    assert len(broker._memory.sessions._waiting) == 10
     now = 11.0
     hub.leave(await join(hub, Link(hub.ticker)), "transport close")
-    assert len(broker._waiting) == 1
-    assert not broker._connected
+    assert len(broker._memory.sessions._waiting) == 1
+    assert not broker._memory.sessions._connected
     await hub.stop()
 
 

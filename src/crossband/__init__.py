@@ -10,6 +10,7 @@ from crossband.broker import Broker, Publication, Session
 from crossband.broker.memory import MemoryBroker
 from crossband.errors import (
     AckTimeout,
+    BrokerUnavailable,
     CloseCode,
     ConnectionRefused,
     CrossbandError,
@@ -25,12 +26,14 @@ from crossband.handshake import Handshake
 from crossband.hub.directory import NamespacePattern
 from crossband.hub.emission import Emission
 from crossband.hub.namespace import Emitter, Namespace, Socket
+from crossband.hub.remote import RemoteSocket
 from crossband.limits import Limits
 from crossband.settings import Settings
 
 __all__ = [
     "AckTimeout",
     "Broker",
+    "BrokerUnavailable",
     "CloseCode",
     "ConnectionRefused",
     "CrossbandError",
@@ -51,6 +54,7 @@ __all__ = [
     "Namespace",
     "NamespacePattern",
     "Publication",
+    "RemoteSocket",
     "Rights",
     "Session",
     "Settings",

@@ -78,7 +78,7 @@ ERRORS: Final[dict[str, tuple[str, int]]] = {
     "method_not_allowed": ("Method not allowed", 405),
     "too_many_rooms": ("Too many rooms", 403),
     "too_many_namespaces": ("Too many namespaces", 403),
-    "unavailable": ("Authentication is not available", 503),
+    "unavailable": ("Temporarily unavailable", 503),
     "too_many_subscriptions": ("Too many subscriptions", 403),
     "handshake_timeout": ("Handshake timed out", 503),
     "request_timeout": ("Request timed out", 408),
@@ -207,6 +207,17 @@ class Unauthorized(ConnectionRefused):
         self.data = self.to_dict()
 
 
+class BrokerUnavailable(EventError):
+    """The broker is out of reach: nothing is lost, and nothing can be published just now.
+
+    Raised where an emission is awaited. If a handler lets it propagate, the client is told
+    `unavailable`; clients that come in are refused with it (503, 1013) and keep their cursor.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message, code="unavailable")
+
+
 class AckTimeout(CrossbandError, TimeoutError):
     """Not every client acknowledged in time; `responses` holds those that did."""
 
@@ -228,8 +239,9 @@ class Gap(CrossbandError):
 
     `reason` is one of `unknown` (another epoch, or not a cursor of this namespace), `expired`
     (older than the history) and `session` (the session to resume is gone). Clients may also
-    be told `timeout` (a connect handler took too long to say which rooms are theirs), and
-    `unencodable` (an event has no form on their door).
+    be told `timeout` (a connect handler took too long to say which rooms are theirs),
+    `unencodable` (an event has no form on their door), and `lost` (the broker has proof that
+    something recorded is gone).
     """
 
     def __init__(self, reason: str) -> None:

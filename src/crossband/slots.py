@@ -62,6 +62,10 @@ class Slots:
         self.taken += 1
         return Slot(self, address)
 
+    def held_by(self, user: Hashable) -> int:
+        """Return how many connections are counted for a user."""
+        return self._users.get(user, 0)
+
     def _give_user(self, user: Hashable, leaving: int) -> None:
         if self._users[user] - leaving >= self._per_user:
             raise TooManyConnections("user", self._per_user)
@@ -97,6 +101,12 @@ class Slot:
             return
         slots._give_user(user, leaving)
         self._users.append(user)
+
+    def forget(self, user: Hashable) -> None:
+        """Count the connection for a user no more."""
+        if self._slots is not None and user in self._users:
+            self._users.remove(user)
+            _subtract(self._slots._users, user)
 
     def release(self) -> None:
         """Give the slot back; a second time does nothing."""

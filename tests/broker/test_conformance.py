@@ -1,23 +1,23 @@
 """The contract of a broker, as tests: every broker is a parameter here and passes them all.
 
 A broker joins by an entry in `BROKERS`: a factory that takes the history's size, bytes and age
-and the clock, and gives one that is not started.
+and the clock, and gives a function that makes one more node of a cluster, not started.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import re
 from collections.abc import AsyncIterator, Callable
 
-import msgspec
 import pytest
 
 from crossband import Broker, MemoryBroker, Publication, Session
+from crossband.broker import HISTORY_PAGE
 from crossband.errors import Gap
 from crossband.names import new_id
 from crossband.protocol import payload
+from tests.far import far
 
 CURSOR = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
@@ -32,12 +32,26 @@ class Clock:
         return self.now
 
 
-Factory = Callable[[int, int, float, Clock], Broker]
+# The brokers of several nodes that share one log.
+Cluster = Callable[[], Broker]
+Factory = Callable[[int, int, float, Clock], Cluster]
 
+
+def memory(size: int, limit: int, age: float, clock: Clock) -> Cluster:
+    first = MemoryBroker(history_size=size, history_bytes=limit, history_age=age, clock=clock)
+    made: list[Broker] = []
+
+    def node() -> Broker:
+        made.append(first.peer() if made else first)
+        return made[-1]
+
+    return node
+
+
+# Behind a network: late, cut, and asked twice.
 BROKERS: dict[str, Factory] = {
-    "memory": lambda size, limit, age, clock: MemoryBroker(
-        history_size=size, history_bytes=limit, history_age=age, clock=clock
-    ),
+    "memory": memory,
+    "far": lambda size, limit, age, clock: far(size, limit, age, clock, seed=1).node,
 }
 
 
@@ -48,16 +62,37 @@ class Node:
         self.broker = broker
         self.clock = clock
         self.delivered: list[Publication] = []
+        self.losses: list[str] = []
+
+    def deliver(self, publication: Publication) -> None:
+        self.delivered.append(publication)
+
+    def lost(self, namespace: str) -> None:
+        self.losses.append(namespace)
+
+    async def start(self, *namespaces: str) -> Node:
+        await self.broker.start(self)
+        await self.attach("/", *namespaces)
+        return self
+
+    async def attach(self, *namespaces: str) -> None:
+        for namespace in namespaces:
+            attaching = self.broker.attach(namespace)
+            if attaching is not None:
+                await attaching
+
+    async def post(self, publication: Publication, *, record: bool = True) -> str | None:
+        cursor = self.broker.publish(publication, record=record)
+        if isinstance(cursor, asyncio.Future):
+            return await cursor
+        return cursor
 
     async def publish(
         self, number: int, namespace: str = "/", *, room: str | None = None, record: bool = True
     ) -> str | None:
         rooms = () if room is None else (room,)
         publication = Publication(namespace, "number", payload.encode([number]), rooms)
-        cursor = self.broker.publish(publication, record=record)
-        if inspect.isawaitable(cursor):
-            return await cursor
-        return cursor
+        return await self.post(publication, record=record)
 
     async def recorded(self, number: int, namespace: str = "/") -> str:
         cursor = await self.publish(number, namespace)
@@ -67,48 +102,69 @@ class Node:
     async def send(self, number: int, *sids: str, namespace: str = "/") -> str:
         """Publish to some sockets alone, as `socket.emit` and `to(sid)` do."""
         publication = Publication(namespace, "number", payload.encode([number]), sids)
-        cursor = self.broker.publish(publication)
-        if inspect.isawaitable(cursor):
-            cursor = await cursor
+        cursor = await self.post(publication)
         assert cursor is not None
         return cursor
+
+    async def history(
+        self, namespace: str, after: str, sid: str | None = None, *, limit: int = HISTORY_PAGE
+    ) -> list[Publication]:
+        found: list[Publication] = []
+        while True:
+            page = await self.broker.history(namespace, after, sid, limit=limit)
+            assert len(page.publications) <= limit
+            found += page.publications
+            positions = [publication.position for publication in found]
+            assert positions == sorted(set(positions))
+            assert not positions or positions[-1] <= page.position
+            if page.last:
+                return found
+            after = page.cursor
 
     async def missed(
         self, after: str, namespace: str = "/", *, sid: str | None = None
     ) -> list[int]:
-        return numbers(await self.broker.history(namespace, after, sid))
+        return numbers(await self.history(namespace, after, sid))
 
 
 def numbers(publications: list[Publication]) -> list[int]:
     return [payload.decode(publication.payload)[0] for publication in publications]
 
 
-def session(key: str, sid: str = "sid") -> Session:
-    return Session("/", key, sid, {"room"}, {"name": "Ada"}, "cursor-0")
-
-
 @pytest.fixture(params=BROKERS)
-async def new_node(
+async def new_cluster(
     request: pytest.FixtureRequest,
-) -> AsyncIterator[Callable[[], Node]]:
+) -> AsyncIterator[Callable[..., Callable[[], Node]]]:
     nodes: list[Node] = []
 
-    def make(size: int = 100, age: float = 60.0, limit: int = 1_000) -> Node:
+    def cluster(size: int = 100, age: float = 60.0, limit: int = 1_000) -> Callable[[], Node]:
         clock = Clock()
-        node = Node(BROKERS[request.param](size, limit, age, clock), clock)
-        nodes.append(node)
+        make = BROKERS[request.param](size, limit, age, clock)
+
+        def node() -> Node:
+            nodes.append(Node(make(), clock))
+            return nodes[-1]
+
         return node
 
-    yield make
+    yield cluster
     for node in nodes:
         await node.broker.stop()
 
 
 @pytest.fixture
-async def node(new_node: Callable[..., Node]) -> Node:
-    made = new_node(10, 60.0)
-    await made.broker.start(made.delivered.append)
-    return made
+def new_node(new_cluster: Callable[..., Callable[[], Node]]) -> Callable[..., Node]:
+    return lambda *args: new_cluster(*args)()
+
+
+@pytest.fixture
+def cluster(new_cluster: Callable[..., Callable[[], Node]]) -> Callable[[], Node]:
+    return new_cluster(10, 60.0)
+
+
+@pytest.fixture
+async def node(cluster: Callable[[], Node]) -> Node:
+    return await cluster().start("/chat", "/one", "/two", "/other", "/nobody")
 
 
 class TestOrder:
@@ -135,11 +191,9 @@ class TestOrder:
             "/chat", "file", payload.encode(["a", b"\x00\xff"]), ("one", "two"), ("three",)
         )
         start = node.broker.head("/chat")
-        cursor = node.broker.publish(given)
-        if inspect.isawaitable(cursor):
-            cursor = await cursor
-        for seen in (*node.delivered, *await node.broker.history("/chat", start)):
-            assert seen == given.at(str(cursor))
+        cursor = await node.post(given)
+        for seen in (*node.delivered, *await node.history("/chat", start)):
+            assert seen == given.at(str(cursor), 1)
             assert payload.decode(seen.payload) == ["a", b"\x00\xff"]
         assert len(node.delivered) == 1
 
@@ -195,9 +249,7 @@ class TestHistory:
 
     async def test_history_is_bounded_by_bytes(self, node: Node) -> None:
         async def record(value: str | bytes) -> str:
-            cursor = node.broker.publish(Publication("/", "big", payload.encode([value])))
-            if inspect.isawaitable(cursor):
-                cursor = await cursor
+            cursor = await node.post(Publication("/", "big", payload.encode([value])))
             assert cursor is not None
             return cursor
 
@@ -207,22 +259,22 @@ class TestHistory:
 
         start = node.broker.head("/")
         cursors = [await record(sized(400)), await record(sized(600))]
-        assert len(await node.broker.history("/", start)) == 2
+        assert len(await node.history("/", start)) == 2
         cursors.append(await record(sized(5)))
         with pytest.raises(Gap, match="expired"):
-            await node.broker.history("/", start)
-        assert len(await node.broker.history("/", cursors[0])) == 2
+            await node.history("/", start)
+        assert len(await node.history("/", cursors[0])) == 2
         # What is attached counts.
         cursors.append(await record(bytes(900)))
-        assert len(await node.broker.history("/", cursors[1])) == 2
+        assert len(await node.history("/", cursors[1])) == 2
         # Even the newest goes when it is larger than all that may be kept.
         cursors.append(await record(bytes(1_000)))
-        assert await node.broker.history("/", cursors[4]) == []
+        assert await node.history("/", cursors[4]) == []
         with pytest.raises(Gap, match="expired"):
-            await node.broker.history("/", cursors[3])
+            await node.history("/", cursors[3])
         assert node.delivered[-1].cursor == cursors[4]
         await record(sized(1_000))
-        assert len(await node.broker.history("/", cursors[4])) == 1
+        assert len(await node.history("/", cursors[4])) == 1
 
     async def test_history_is_bounded_by_age(self, node: Node) -> None:
         old = await node.recorded(1)
@@ -270,23 +322,23 @@ class TestHistory:
         head = await node.recorded(1)
         shown = cursor.format(epoch=head.rpartition("-")[0], head=head)
         with pytest.raises(Gap, match="unknown"):
-            await node.broker.history("/", shown)
+            await node.history("/", shown)
 
     async def test_namespace_that_never_published_knows_no_cursor(self, node: Node) -> None:
         with pytest.raises(Gap, match="unknown"):
-            await node.broker.history("/nobody", await node.recorded(1))
+            await node.history("/nobody", await node.recorded(1))
 
     async def test_cursor_of_another_start_is_unknown(
         self, node: Node, new_node: Callable[..., Node]
     ) -> None:
         old = [await node.recorded(number) for number in range(3)]
         restarted = new_node()
-        await restarted.broker.start(restarted.delivered.append)
+        await restarted.start()
         for number in range(3):
             await restarted.publish(number)
         for cursor in old:
             with pytest.raises(Gap, match="unknown"):
-                await restarted.broker.history("/", cursor)
+                await restarted.history("/", cursor)
 
 
 class TestPrivate:
@@ -296,15 +348,15 @@ class TestPrivate:
     async def node(self, new_node: Callable[..., Node]) -> Node:
         # A broker may count more than an event's data here.
         made = new_node(10, 60.0, 100_000)
-        await made.broker.start(made.delivered.append)
-        return made
+        return await made.start("/other")
 
     @pytest.fixture
     def new_session(self, node: Node) -> Callable[..., Session]:
         def make(*rooms: str) -> Session:
             sid = new_id()
             made = Session("/", f"key of {sid}", sid, set(rooms), {}, node.broker.head("/"))
-            node.broker.save_session(made, connected=True)
+            made.owner = node.broker.bus.node
+            node.broker.sessions.save(made)
             return made
 
         return make
@@ -385,14 +437,14 @@ class TestPrivate:
     ) -> None:
         ada = new_session()
         start = await node.send(1, ada.sid)
-        node.broker.save_session(ada, connected=False)
+        node.broker.sessions.release(ada)
         await node.send(2, ada.sid)
-        taken = await node.broker.take_session("/", ada.key)
+        taken = await node.broker.sessions.take(ada, ada.owner)
         assert taken is not None
         await node.send(3, ada.sid)
-        node.broker.save_session(taken, connected=False)
+        node.broker.sessions.release(taken)
         await node.send(4, ada.sid)
-        assert await node.broker.take_session("/", ada.key) is not None
+        assert await node.broker.sessions.take(ada, "another") is not None
         assert await node.missed(start, sid=ada.sid) == [2, 3, 4]
 
     async def test_client_that_takes_over_its_own_session_keeps_its_events(
@@ -400,13 +452,13 @@ class TestPrivate:
     ) -> None:
         ada = new_session()
         start = await node.send(1, ada.sid)
-        taken = await node.broker.take_session("/", ada.key)
+        taken = await node.broker.sessions.take(ada, ada.owner)
         assert taken is not None
         # Its old connection saves it once more, and is then ended.
-        node.broker.save_session(ada, connected=True)
+        node.broker.sessions.save(ada)
         await node.send(2, ada.sid)
-        node.broker.drop_session("/", ada.key)
-        node.broker.save_session(taken, connected=True)
+        node.broker.sessions.drop(ada)
+        node.broker.sessions.save(taken)
         assert await node.missed(start, sid=ada.sid) == [2]
 
     async def test_event_for_several_sockets_comes_back_to_each(
@@ -430,7 +482,7 @@ class TestPrivate:
         for sid in (ada.sid, guest.sid, None):
             assert await node.missed(start, sid=sid) == [1]
         guest.rooms.clear()
-        node.broker.save_session(guest, connected=True)
+        node.broker.sessions.save(guest)
         await node.send(2, ada.sid)
         assert await node.missed(start, sid=ada.sid) == [1, 2]
         assert await node.missed(start, sid=guest.sid) == [1]
@@ -452,80 +504,9 @@ class TestPrivate:
         ada = new_session()
         start = node.broker.head("/")
         publication = Publication("/", "number", payload.encode([1]), (ada.sid,))
-        assert node.broker.publish(publication, record=False) is None
+        assert await node.post(publication, record=False) is None
         assert numbers(node.delivered) == [1]
         assert await node.missed(start, sid=ada.sid) == []
-
-
-class TestSessions:
-    async def test_session_is_taken_once(self, node: Node) -> None:
-        node.broker.save_session(session("key"), connected=False)
-        taken = await node.broker.take_session("/", "key")
-        assert taken == session("key")
-        assert await node.broker.take_session("/", "key") is None
-
-    async def test_of_many_who_take_it_one_gets_it(self, node: Node) -> None:
-        node.broker.save_session(session("key"), connected=False)
-        taken = await asyncio.gather(*(node.broker.take_session("/", "key") for _ in range(10)))
-        assert sum(one is not None for one in taken) == 1
-
-    async def test_session_belongs_to_its_namespace(self, node: Node) -> None:
-        node.broker.save_session(session("key"), connected=False)
-        assert await node.broker.take_session("/other", "key") is None
-        assert await node.broker.take_session("/", "key") is not None
-
-    async def test_connected_session_can_be_taken(self, node: Node) -> None:
-        node.broker.save_session(session("key"), connected=True)
-        assert await node.broker.take_session("/", "key") == session("key")
-
-    async def test_session_expires_with_the_history(self, node: Node) -> None:
-        node.broker.save_session(session("early"), connected=False)
-        node.clock.now += 30
-        node.broker.save_session(session("late"), connected=False)
-        node.clock.now += 31
-        assert await node.broker.take_session("/", "early") is None
-        assert await node.broker.take_session("/", "late") is not None
-
-    async def test_connected_session_does_not_expire(self, node: Node) -> None:
-        node.broker.save_session(session("key"), connected=True)
-        node.clock.now += 10_000
-        assert await node.broker.take_session("/", "key") is not None
-
-    async def test_expiry_starts_anew_at_each_disconnect(self, node: Node) -> None:
-        node.broker.save_session(session("key"), connected=False)
-        node.clock.now += 50
-        node.broker.save_session(session("key"), connected=True)
-        node.clock.now += 50
-        node.broker.save_session(session("key"), connected=False)
-        node.clock.now += 50
-        assert await node.broker.take_session("/", "key") is not None
-
-    async def test_later_state_replaces_the_earlier(self, node: Node) -> None:
-        node.broker.save_session(session("key", "old"), connected=False)
-        node.broker.save_session(session("key", "new"), connected=False)
-        taken = await node.broker.take_session("/", "key")
-        assert taken is not None
-        assert taken.sid == "new"
-
-    @pytest.mark.parametrize("connected", [True, False])
-    async def test_dropped_session_is_gone(self, node: Node, connected: bool) -> None:
-        node.broker.save_session(session("key"), connected=connected)
-        node.broker.drop_session("/", "key")
-        assert await node.broker.take_session("/", "key") is None
-        node.broker.drop_session("/", "key")
-
-    async def test_sessions_of_a_user_are_gone_together(self, node: Node) -> None:
-        for key, user in (("home", "alice"), ("away", "alice"), ("hers", "bob"), ("none", None)):
-            kept = msgspec.structs.replace(session(key), user=user, asked=frozenset({"news"}))
-            node.broker.save_session(kept, connected=key == "home")
-        node.broker.drop_sessions("alice")
-        node.broker.drop_sessions("nobody")
-        for key, user in (("home", None), ("away", None), ("hers", "bob")):
-            taken = await node.broker.take_session("/", key)
-            assert (taken.user if taken is not None else None) == user
-        anonymous = await node.broker.take_session("/", "none")
-        assert anonymous is not None
-        assert anonymous.asked == {"news"}
 
 
 class TestLife:
@@ -537,10 +518,3 @@ class TestLife:
     async def test_stopping_twice_is_harmless(self, node: Node) -> None:
         await node.broker.stop()
         await node.broker.stop()
-
-    async def test_publishing_before_start_is_recorded(self, new_node: Callable[..., Node]) -> None:
-        node = new_node()
-        start = node.broker.head("/")
-        await node.publish(1)
-        await node.broker.start(node.delivered.append)
-        assert await node.missed(start) == [1]

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from crossband.broker import Page
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE
 from crossband.errors import CloseCode, ConnectionRefused, EventError
@@ -149,7 +150,7 @@ async def test_withdrawn_admission_leaves_the_session_to_who_took_it_since(
     second = await join(hub, link(hub), resume=Resume(KEY))
     assert not first.connected
     hub.withdraw(pending)
-    kept = await broker.take_session("/", KEY)
+    kept = await broker.sessions.find("/", KEY)
     assert kept is not None
     assert kept.sid == second.id
 
@@ -171,11 +172,13 @@ async def test_failing_broker_loses_no_session(hub: BareHub, broker: MemoryBroke
     first = await join(hub, link(hub), resume=Resume(KEY))
     hub.leave(first, "transport close")
 
-    async def history(namespace: str, after: str, sid: str | None = None) -> list[object]:
+    async def history(
+        namespace: str, after: str, sid: str | None = None, *, limit: int = 0
+    ) -> Page:
         raise OSError("the log is away")
 
     cursor = broker.head("/")
-    broker.history = history  # type: ignore[assignment, method-assign]
+    broker.history = history  # type: ignore[method-assign]
     with pytest.raises(OSError, match="away"):
         await join(hub, link(hub), resume=Resume(KEY, cursor))
     del broker.history
@@ -218,7 +221,7 @@ async def test_session_that_was_replaced_is_forgotten(hub: BareHub, broker: Memo
     assert not first.connected
     assert pending.gap == "expired"
     assert pending.socket.session != KEY
-    assert await broker.take_session("/", KEY) is None
+    assert await broker.sessions.find("/", KEY) is None
 
 
 async def test_client_admitted_while_the_hub_stops_is_refused(hub: BareHub) -> None:
@@ -297,7 +300,7 @@ async def test_cancelled_admission_is_withdrawn(hub: BareHub, broker: MemoryBrok
     with pytest.raises(asyncio.CancelledError):
         await joining
     assert hub.catching_up == 0
-    assert await broker.take_session("/", KEY) is not None
+    assert await broker.sessions.find("/", KEY) is not None
 
 
 async def test_failed_task_of_the_hub_is_logged(

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from crossband.broker import Publication
+from crossband.broker import HISTORY_PAGE, Page, Publication
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE, SOCKETIO, EnvelopeCodec, Wire
 from crossband.errors import CloseCode
@@ -172,11 +172,11 @@ class Slow(MemoryBroker):
         self.asked, self.gate = asyncio.Event(), asyncio.Event()
 
     async def history(
-        self, namespace: str, after: str, sid: str | None = None
-    ) -> list[Publication]:
+        self, namespace: str, after: str, sid: str | None = None, *, limit: int = HISTORY_PAGE
+    ) -> Page:
         self.asked.set()
         await self.gate.wait()
-        return await super().history(namespace, after, sid)
+        return await super().history(namespace, after, sid, limit=limit)
 
 
 @pytest.mark.parametrize("last", ["for all", "its own", "for another"])

@@ -71,7 +71,7 @@ async def test_connect_and_disconnect_are_logged_with_the_client_and_the_reason(
     await client.connect(server.url)
     who = f"{client.sid} in '/', {door} from 127.0.0.1"
     assert lines(caplog, "connected") == [f"connected {who}, new"]
-    (socket,) = await hub.fetch_sockets()
+    (socket,) = hub.sockets.values()
     await socket.disconnect(close=True)
     async with asyncio.timeout(WAIT):
         await left.wait()

@@ -45,7 +45,7 @@ export interface Connected {
 }
 
 export interface Gap {
-  /** `unknown`, `expired`, `session`, `timeout` or `unencodable`; see the how-to page on resuming. */
+  /** `unknown`, `expired`, `session`, `timeout`, `unencodable` or `lost`; see the how-to page on resuming. */
   reason: string;
   /** Where the client goes on from. */
   offset: string | null;

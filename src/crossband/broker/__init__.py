@@ -1,18 +1,37 @@
-"""The contract of a broker: it records, orders and carries publications, and keeps sessions.
+"""The contracts of what nodes share: the log of publications, the sessions, and the bus.
 
-`tests/broker/test_conformance.py` is the same contract as tests; every broker passes it.
+A Broker has all three: it orders and records publications itself, and its `sessions` and its
+`bus` come with it. `tests/broker/` holds the contracts as tests, which every broker passes.
 """
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from collections.abc import Awaitable
+from typing import Final, Literal, Protocol
 
 import msgspec
 
+from crossband.broker.bus import Bus
+from crossband.broker.sessions import Session, SessionStore
 from crossband.names import is_socket_id
 from crossband.protocol.payload import Payload
+
+__all__ = [
+    "HISTORY_PAGE",
+    "Broker",
+    "Bus",
+    "Page",
+    "Publication",
+    "Receiver",
+    "Session",
+    "SessionStore",
+]
+
+# Publications in a page of history. Enough that most clients that come back need one, and few
+# enough that a log elsewhere is not held up by reading them.
+HISTORY_PAGE: Final = 1_000
 
 
 class Publication(msgspec.Struct, frozen=True, gc=False):
@@ -31,6 +50,8 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     policy: Literal["drop_oldest", "latest"] | None = None
     # Under "latest": what the event is about.
     key: str | int | None = None
+    # Where it stands in its namespace's order: the later, the higher. 0 without a cursor.
+    position: int = 0
 
     @property
     def size(self) -> int:
@@ -43,92 +64,116 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
         """Whether its rooms are socket ids: it is for one client, or for some, by name."""
         return bool(self.rooms) and all(map(is_socket_id, self.rooms))
 
-    def at(self, cursor: str) -> Publication:
+    def at(self, cursor: str, position: int) -> Publication:
         """Return the recorded form of this publication."""
         return Publication(
-            self.namespace, self.event, self.payload, self.rooms, self.except_, cursor
+            self.namespace,
+            self.event,
+            self.payload,
+            self.rooms,
+            self.except_,
+            cursor,
+            position=position,
         )
 
 
-class Session(msgspec.Struct):
-    """What is kept of a client so that it can come back as itself."""
+class Page(msgspec.Struct, frozen=True):
+    """A part of a namespace's history, oldest first."""
 
-    namespace: str
-    # The client's secret: Socket.IO `pid`, `session` on the other doors.
-    key: str
-    sid: str
-    # Rooms it joined, without the room of its own id.
-    rooms: set[str]
-    data: dict[str, Any]
-    # Where it started to listen: for a client that comes back before it received anything.
+    publications: list[Publication]
+    # Where it ends: all up to here is in this page or those before, or not for who asked.
+    position: int
+    # To ask for the next page with.
     cursor: str
-    # Whose it is: only this user resumes it. None for anonymous clients.
-    user: str | None = None
-    # Those of the rooms that were joined by the client's own wish.
-    asked: frozenset[str] = frozenset()
+    # There is no further page: `position` is the last place that was delivered on this node.
+    last: bool = True
 
 
-Deliver = Callable[[Publication], None]
+class Receiver(Protocol):
+    """Who is told what a broker hears; called on the event loop, and never raises."""
+
+    def deliver(self, publication: Publication) -> None:
+        """Give a publication to the clients of this node."""
+
+    def lost(self, namespace: str) -> None:
+        """Tell the clients of a namespace of a gap: something that was recorded is gone."""
 
 
 class Broker(ABC):
     """Order the publications of every namespace and keep what returning clients need.
 
-    A broker serves one hub on one event loop. Cursors are opaque, `[A-Za-z0-9._-]+`, at most
-    128 characters, and carry an epoch: one that this log did not hand out is told apart.
+    A broker serves one hub on one event loop, and is called on that loop only. Cursors are
+    opaque, `[A-Za-z0-9._-]+`, at most 128 characters, and carry an epoch: one that this log did
+    not hand out is told apart.
+
+    Where the log is elsewhere, it may be out of reach for a while. That is not a gap: what is
+    asked of it then raises BrokerUnavailable, and clients keep their cursors.
     """
 
+    # The sessions of all nodes, and this node's end of the bus between them.
+    sessions: SessionStore
+    bus: Bus
+    # `publish` returns no futures, and what it was given has been delivered then.
+    publishes_at_once: bool = False
+
     @abstractmethod
-    async def start(self, deliver: Deliver) -> None:
-        """Begin to carry publications; `deliver` gets each, in its namespace's order."""
+    async def start(self, receiver: Receiver) -> None:
+        """Begin to carry publications: `receiver` gets each, in its namespace's order.
+
+        Raises BrokerUnavailable where it cannot be reached.
+        """
 
     @abstractmethod
     async def stop(self) -> None:
         """Release everything. Publishing afterwards raises nothing and reaches nobody."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why this node is out of touch with the others, for operators; None while it is not."""
+        return None
+
+    @abstractmethod
+    def attach(self, namespace: str) -> Awaitable[None] | None:
+        """Carry the publications of a namespace to this node, from now on.
+
+        Called before the first client is let in. None where it is attached already; else an
+        awaitable that ends when nothing published from then on is missed, or raises
+        BrokerUnavailable.
+        """
+
+    @abstractmethod
+    def detach(self, namespace: str) -> None:
+        """Carry a namespace no more: its last client has left."""
+
     @abstractmethod
     def publish(
         self, publication: Publication, *, record: bool = True
-    ) -> str | Awaitable[str | None] | None:
+    ) -> str | asyncio.Future[str | None] | None:
         """Order, record and carry a publication, in one atomic step.
 
-        Returns its cursor (None when `record` is off), or an awaitable of it where the log
-        is elsewhere. `deliver` is called before the cursor is returned on this node.
+        It is queued at once, behind what was published before it on this node, whether or not
+        anybody waits. Returns its cursor (None when `record` is off), or a future of it where
+        the log is elsewhere; that one raises BrokerUnavailable. On a node that is attached to
+        the namespace, the publication is delivered before its cursor is known.
         """
 
     @abstractmethod
     def head(self, namespace: str) -> str:
-        """Return the cursor of the last publication delivered to this node."""
+        """Return the cursor of the last publication delivered to this node.
 
-    @abstractmethod
-    async def history(
-        self, namespace: str, after: str, sid: str | None = None
-    ) -> list[Publication]:
-        """Return what was recorded after a cursor, oldest first.
-
-        With what was sent to the socket `sid` alone: of a client that comes back as itself.
-
-        On return, each of these has been given to `deliver` on this node: whoever collects
-        deliveries from before this call, and drops those also found here, misses nothing.
-        Raises Gap (`unknown` or `expired`).
+        Of a namespace that is attached.
         """
 
     @abstractmethod
-    def save_session(self, session: Session, *, connected: bool) -> None:
-        """Keep a session: while connected, or from now for the history's age."""
+    async def history(
+        self, namespace: str, after: str, sid: str | None = None, *, limit: int = HISTORY_PAGE
+    ) -> Page:
+        """Return what was recorded after a cursor: at most `limit` publications of it.
 
-    @abstractmethod
-    async def find_session(self, namespace: str, key: str) -> Session | None:
-        """Return a session and leave it where it is."""
+        With what was sent to the socket `sid` alone: of a client that comes back as itself.
 
-    @abstractmethod
-    async def take_session(self, namespace: str, key: str) -> Session | None:
-        """Remove and return a session; of several callers, one gets it."""
-
-    @abstractmethod
-    def drop_session(self, namespace: str, key: str) -> None:
-        """Forget a session."""
-
-    @abstractmethod
-    def drop_sessions(self, user: str) -> None:
-        """Forget all sessions of a user."""
+        All up to the page's position was delivered on this node by then, also where the cursor
+        was ahead of it: whoever collects deliveries from before this call, and drops those up
+        to the position of the last page, misses nothing and gets nothing twice. Raises Gap
+        (`unknown` or `expired`), or BrokerUnavailable.
+        """

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from operator import itemgetter
 from typing import Final
 
-from crossband.broker import Publication
+from crossband.broker import HISTORY_PAGE, Page, Publication
 from crossband.errors import Gap
 
 # (time recorded, number, publication).
@@ -178,7 +178,7 @@ class Log:
     def number(self, publication: Publication) -> Publication:
         """Give a publication the next cursor, and keep nothing of it."""
         self._last += 1
-        return publication.at(f"{self._epoch}-{self._last}")
+        return publication.at(f"{self._epoch}-{self._last}", self._last)
 
     def append(self, publication: Publication, now: float) -> Publication:
         """Record a publication under the next cursor. Hot: once per event."""
@@ -201,7 +201,7 @@ class Log:
         self._evict(now)
         self.private.evict(now)
 
-    def after(self, cursor: str, sid: str | None, now: float) -> list[Publication]:
+    def after(self, cursor: str, sid: str | None, now: float, limit: int = HISTORY_PAGE) -> Page:
         """Return the publications after a cursor, with a session's own. Raises Gap."""
         position = self._position(cursor)
         self._evict(now)
@@ -212,7 +212,12 @@ class Log:
             missed += own
             # Two sorted runs: linear.
             missed.sort(key=itemgetter(1))
-        return [publication for _, _, publication in missed]
+        last = len(missed) <= limit
+        if not last:
+            del missed[limit:]
+        end = self._last if last else missed[-1][1]
+        publications = [publication for _, _, publication in missed]
+        return Page(publications, end, f"{self._epoch}-{end}", last)
 
     def _position(self, cursor: str) -> int:
         epoch, _, number = cursor.rpartition("-")

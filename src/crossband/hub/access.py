@@ -101,11 +101,11 @@ class Access:
         _, number = self._revoked.get(user, _NEVER)
         return number > revocations
 
-    def revoke(self, user: str) -> None:
-        """Refuse a user's tokens from before now."""
-        self._revoked.pop(user, None)
+    def revoke(self, user: str, when: float) -> None:
+        """Refuse a user's tokens from up to a time."""
+        before, _ = self._revoked.pop(user, _NEVER)
         self.revocations += 1
-        self._revoked[user] = (self._clock(), self.revocations)
+        self._revoked[user] = (max(before, when), self.revocations)
         if len(self._revoked) > MAX_REVOKED:
             del self._revoked[next(iter(self._revoked))]
 

@@ -13,6 +13,7 @@ from typing import Final
 from crossband.codecs import Codec
 from crossband.connection import Connection
 from crossband.errors import (
+    BrokerUnavailable,
     CloseCode,
     ConnectionRefused,
     EncodeError,
@@ -55,6 +56,7 @@ class Admissions:
         access: Access,
         expiry: Expiry,
         quotas: Quotas,
+        resumptions: Resumptions,
         departures: Departures,
     ) -> None:
         self._node = node
@@ -63,7 +65,7 @@ class Admissions:
         self._expiry = expiry
         self._quotas = quotas
         self._departures = departures
-        self._resumptions = Resumptions(node, access)
+        self._resumptions = resumptions
 
     async def admit(
         self,
@@ -120,9 +122,20 @@ class Admissions:
             )
         if identity is not None:
             self._count_user(connection, identity.user, namespace, resume)
-        admission = await self._resumptions.resume(
-            namespace, connection, handshake, codec, resume, identity, revocations, attempt
-        )
+        attaching = self._directory.attach(namespace)
+        try:
+            if attaching is not None:
+                await attaching
+            if identity is not None:
+                await self._quotas.count_elsewhere(connection, identity.user, name, resume.key)
+            admission = await self._resumptions.resume(
+                namespace, connection, handshake, codec, resume, identity, revocations, attempt
+            )
+        except BaseException as error:
+            self._directory.settled(namespace)
+            if isinstance(error, BrokerUnavailable):
+                raise ConnectionRefused(error.message, code=error.code, status=503) from error
+            raise
         socket = admission.socket
         try:
             if socket.record.asked:
@@ -193,6 +206,7 @@ class Admissions:
         if admission.catch_up is not None:
             socket.namespace.replays.release(admission.catch_up)
         self._resumptions.give_back(admission)
+        self._directory.settled(socket.namespace)
 
     def open(self, admission: Admission) -> None:
         """Welcome an admitted client: from here on it receives, in order, all it should."""
@@ -208,6 +222,7 @@ class Admissions:
             if live is not None and live.record.user != socket.record.user:
                 # Another user took up the key while it was out of the broker.
                 socket.record.key = secrets.token_urlsafe(24)
+                socket.record.take = 0
                 continue
             if live is not None:
                 self._resumptions.follow(admission, live.record)
@@ -224,10 +239,11 @@ class Admissions:
         socket.connected = True
         socket.stage = State.LIVE
         namespace.members.add(socket)
+        self._directory.settled(namespace)
         if socket.identity is not None:
             self._expiry.entered(socket)
         self._node.traffic.joined(socket, admission.gap)
-        self._node.broker.save_session(socket.record, connected=True)
+        self._node.sessions.save(socket.record)
         head = self._node.broker.head(namespace.name)
         offset: str | None = head
         if catch_up is not None:

@@ -110,23 +110,19 @@ def _tag(item: Publication | Wire) -> Tag | None:
 class CatchUp:
     """What one client still has coming before it is live, in order, once.
 
-    What the history and `buffer` both have is skipped in the buffer. The client is live at the
-    moment both are empty.
+    What the history had too is skipped in the buffer. The client is live at the moment both are
+    empty.
     """
 
-    __slots__ = ("_ended", "_missed", "_overlap", "begun", "buffer", "cursor", "pausing")
+    __slots__ = ("_ended", "_missed", "_read", "begun", "buffer", "cursor", "pausing")
 
-    def __init__(self, missed: Iterable[Publication], buffer: ReplayBuffer, cursor: str) -> None:
+    def __init__(
+        self, missed: Iterable[Publication], buffer: ReplayBuffer, cursor: str, read: int
+    ) -> None:
         self._missed = deque(missed)
-        # The cursor up to which the buffer has what the history had too. None: they share none,
-        # or the buffer is past it.
-        self._overlap: str | None = None
-        # Both are in order and all of the history was delivered: what they share ends with
-        # the last of it.
-        if self._missed:
-            last = self._missed[-1].cursor
-            if any(isinstance(item, Publication) and item.cursor == last for item in buffer):
-                self._overlap = last
+        # The position up to which the history was read: all up to it was in there, or was not
+        # for this client.
+        self._read = read
         self.buffer = buffer
         # Where the client is: nothing before it is still to come.
         self.cursor = cursor
@@ -157,11 +153,9 @@ class CatchUp:
         while (held := self.buffer.next()) is not None:
             if isinstance(held, Wire) or held.cursor is None:
                 return held
-            if self._overlap is None:
+            if held.position > self._read:
                 self.cursor = held.cursor
                 return held
-            if held.cursor == self._overlap:
-                self._overlap = None
         return None
 
 

@@ -10,6 +10,7 @@ from crossband.connection import Connection, Ticker
 from crossband.errors import CloseCode, EventError
 from crossband.hub.access import Access, Authenticate, Authorize
 from crossband.hub.admission import Admissions
+from crossband.hub.cluster import Cluster
 from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
 from crossband.hub.expiry import Expiry
@@ -17,6 +18,7 @@ from crossband.hub.life import Life
 from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
+from crossband.hub.resumption import Resumptions
 from crossband.hub.watchdog import unwatch, watch
 from crossband.names import REFRESH
 from crossband.settings import Settings
@@ -58,8 +60,18 @@ class Core:
         reserved = {} if authenticate is None else {REFRESH: self.expiry.refresh}
         self.directory = Directory(node, self.access, self.departures, reserved)
         self.quotas = Quotas(node)
+        resumptions = Resumptions(node, self.access)
         self.admissions = Admissions(
-            node, self.directory, self.access, self.expiry, self.quotas, self.departures
+            node,
+            self.directory,
+            self.access,
+            self.expiry,
+            self.quotas,
+            resumptions,
+            self.departures,
+        )
+        self.cluster = Cluster(
+            node, self.directory, self.expiry, self.quotas, resumptions, self.departures
         )
         self.root = self.directory.of("/")
         self.life = Life()
@@ -122,13 +134,14 @@ class Core:
             return
         if node.loop is not None and not node.loop.is_closed():
             raise RuntimeError("the hub runs on another event loop: stop it there first")
-        await node.begin(loop, self.directory.deliver)
+        await node.begin(loop, self.directory, self.cluster.hear)
         self.expiry.start(loop)
         self.last_polls = False
         self.quotas.start()
         self._doors.start(self)
         watch(loop)
         try:
+            await self.cluster.start()
             await self.life.begin()
         except BaseException:
             await self._end(loop)

@@ -58,9 +58,9 @@ class Departures:
         if socket.identity is not None:
             self._expiry.left(socket)
         if keep_session and reason not in FINAL_REASONS:
-            self._node.broker.save_session(socket.record, connected=False)
+            self._node.sessions.release(socket.record)
         else:
-            self._node.broker.drop_session(namespace.name, socket.session)
+            self._node.sessions.drop(socket.record)
         socket.left()
         socket.stage = State.GONE
         if namespace.registry.disconnect:
@@ -103,7 +103,7 @@ class Departures:
         if not socket.connected:
             # It was cut, and is to start anew if it comes back; not if it is back already.
             if socket.namespace.members.live(socket.session) is None:
-                self._node.broker.drop_session(name, socket.session)
+                self._node.sessions.drop(socket.record)
             return
         self.leave(socket, "server namespace disconnect")
         socket.connection.end_socket(

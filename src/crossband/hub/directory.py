@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, overload
 from weakref import WeakValueDictionary
 
@@ -135,6 +135,19 @@ class Directory:
     def _known(self, name: str) -> Namespace | None:
         return self.namespaces.get(name) or self._matched.get(name)
 
+    def attach(self, namespace: Namespace) -> Awaitable[None] | None:
+        """Hear what is published in a namespace, from before a client is let in.
+
+        Whoever called this calls `settled` when the client is in, or is not to be.
+        """
+        namespace.entering += 1
+        return self._node.broker.attach(namespace.name)
+
+    def settled(self, namespace: Namespace) -> None:
+        """Note that a client is in, or was refused."""
+        namespace.entering -= 1
+        self.vacate(namespace)
+
     def enlist(self, namespace: Namespace) -> None:
         """Note that a namespace has a client: a pattern's may have emptied meanwhile."""
         self.namespaces[namespace.name] = namespace
@@ -143,12 +156,20 @@ class Directory:
         """Note that a client left a namespace: without any, a pattern's is dropped."""
         if not namespace.sockets and self._matched.get(namespace.name) is namespace:
             self.namespaces.pop(namespace.name, None)
+            if not namespace.entering:
+                self._node.broker.detach(namespace.name)
 
     def deliver(self, publication: Publication) -> None:
         """Give a publication to its namespace, if anybody is there."""
         namespace = self._known(publication.namespace)
         if namespace is not None:
             namespace.fanout.deliver(publication)
+
+    def lost(self, namespace: str) -> None:
+        """Tell the clients of a namespace of a gap: the broker has proof of loss."""
+        known = self._known(namespace)
+        if known is not None:
+            known.fanout.tell_lost()
 
 
 def _full_match(pattern: re.Pattern[str]) -> Callable[[str], bool]:

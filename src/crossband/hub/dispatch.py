@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 from crossband.errors import (
@@ -17,10 +18,24 @@ from crossband.handlers.callables import call, check_outcome
 from crossband.handlers.events import Handler
 from crossband.hub.answers import tell
 from crossband.hub.incoming import Incoming
+from crossband.hub.node import Emitted, emitted
 from crossband.hub.sender import Sender
 from crossband.names import RESERVED, check_name
 
 logger = logging.getLogger("crossband")
+
+
+async def settle(handling: Coroutine[Any, Any, Any]) -> Any:
+    """Run a handler, and end when what it emitted is published: then it may be answered.
+
+    Where that takes its time: on a broker elsewhere.
+    """
+    mine = Emitted()
+    emitted.set(mine)
+    try:
+        return await handling
+    finally:
+        await mine.published()
 
 
 async def dispatch(socket: Sender, message: Incoming) -> Any:

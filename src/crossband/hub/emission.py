@@ -8,6 +8,9 @@ import math
 from collections.abc import Awaitable, Generator
 from typing import Any, Protocol
 
+# What comes of an event that is published: its cursor, None without one, or a future of it.
+Outcome = str | asyncio.Future["str | None"] | concurrent.futures.Future["str | None"] | None
+
 # Seconds; python-socketio's call() waits as long.
 ACK_TIMEOUT = 60.0
 
@@ -29,27 +32,28 @@ class Emission(Awaitable["str | None"]):
     """An event on its way: await it for its cursor, or leave it be.
 
     Awaited, an event for one client also waits for room in that client's outbox, as `drain`
-    does on a stream: who writes a file in chunks is never too fast. From another thread,
-    `result()` blocks until the event is published.
+    does on a stream: who writes a file in chunks is never too fast. Whoever stops waiting does
+    not stop the event. From another thread, `result()` blocks until the event is published.
+    Raises BrokerUnavailable where it cannot be.
     """
 
-    __slots__ = ("_outcome", "_way")
+    __slots__ = ("_outcome", "_way", "awaited")
 
-    def __init__(
-        self,
-        outcome: str | Awaitable[str | None] | concurrent.futures.Future[str | None] | None,
-        way: Writable | None = None,
-    ) -> None:
+    def __init__(self, outcome: Outcome, way: Writable | None = None) -> None:
         self._outcome = outcome
         # What awaiting waits for besides. None: nothing.
         self._way = way
+        # Somebody will hear of its failure.
+        self.awaited = False
 
     def __await__(self) -> Generator[Any, None, str | None]:
         outcome = self._outcome
         if isinstance(outcome, concurrent.futures.Future):
-            return (yield from asyncio.wrap_future(outcome).__await__())
-        if outcome is not None and not isinstance(outcome, str):
-            outcome = yield from outcome.__await__()
+            self.awaited = True
+            return (yield from asyncio.shield(asyncio.wrap_future(outcome)).__await__())
+        if isinstance(outcome, asyncio.Future):
+            self.awaited = True
+            outcome = yield from asyncio.shield(outcome).__await__()
         way = self._way
         if way is not None and not way.roomy:
             yield from way.room().__await__()
@@ -65,7 +69,11 @@ class Emission(Awaitable["str | None"]):
         if outcome is None or isinstance(outcome, str):
             return outcome
         if isinstance(outcome, concurrent.futures.Future):
+            self.awaited = True
             return outcome.result(timeout)
+        if outcome.done():
+            self.awaited = True
+            return outcome.result()
         raise RuntimeError("await the emission: its cursor is not known yet")
 
 
@@ -76,3 +84,24 @@ def check_seconds(seconds: object) -> None:
     # Event loops know no infinite time: uvloop raises OverflowError.
     if not 0 <= seconds < math.inf:
         raise ValueError(f"timeout() takes 0 or more seconds, not {seconds!r}")
+
+
+class Askable(Protocol):
+    """A client that acknowledges events."""
+
+    async def emit_with_ack(self, event: str, *args: Any, timeout: float = ...) -> Any:
+        """Send an event and return its acknowledgement."""
+
+
+class Deadline:
+    """A socket with a time limit for its acknowledgement."""
+
+    __slots__ = ("_seconds", "_socket")
+
+    def __init__(self, socket: Askable, seconds: float) -> None:
+        self._socket = socket
+        self._seconds = seconds
+
+    async def emit_with_ack(self, event: str, *args: Any) -> Any:
+        """Send an event and return its acknowledgement; see `Socket.emit_with_ack`."""
+        return await self._socket.emit_with_ack(event, *args, timeout=self._seconds)

@@ -82,7 +82,7 @@ class Expiry:
 
     def sockets_of(self, user: str) -> list[Socket]:
         """Return a user's connected sockets, in all namespaces."""
-        _check_user(user)
+        check_user(user)
         return list(self._sockets.get(user, ()))
 
     def _watch(self, socket: Socket, identity: Identity) -> None:
@@ -148,20 +148,18 @@ class Expiry:
             answer["left"] = denied
         return answer
 
-    async def revoke(self, user: str) -> int:
-        """End all connections of a user; see `Hub.revoke`."""
-        _check_user(user)
-        self._access.revoke(user)
+    def revoke(self, user: str, when: float) -> int:
+        """End all connections of a user on this node; return how many there were."""
+        self._access.revoke(user, when)
         sockets = self.sockets_of(user)
         # A Socket.IO connection in several namespaces is one.
         connections = {id(socket.connection) for socket in sockets}
         for socket in sockets:
             self._dismiss(socket, REVOKED, CloseCode.REVOKED, revoked())
-        self._node.broker.drop_sessions(user)
         return len(connections)
 
 
-def _check_user(user: object) -> None:
+def check_user(user: object) -> None:
     """Raise TypeError for what is nobody's name, such as the number a claim gave it by."""
     if not isinstance(user, str):
         raise TypeError(

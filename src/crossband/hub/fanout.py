@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from crossband.broker import Publication
+from crossband.broker import Bus, Publication
 from crossband.codecs import PLAIN, Codec, Wire, tag_of
 from crossband.connection import Connection
 from crossband.errors import AckTimeout, CrossbandError
 from crossband.hub.catchup import CatchUp, ReplayBuffer
 from crossband.hub.emission import Emission, Writable
+from crossband.hub.messages import Choice, Gather
 from crossband.hub.node import Node
+from crossband.hub.others import count, gather
 from crossband.hub.places import Places
 from crossband.hub.rooms import Member, Rooms
 from crossband.names import check_event
 from crossband.policies import Policy
 from crossband.protocol import payload
+from crossband.protocol.payload import Payload
 
 logger = logging.getLogger("crossband")
 
@@ -48,6 +53,9 @@ class Recipient(Member, Writable, Protocol):
     def ask(self, wire: Wire) -> None:
         """Send what asks for an acknowledgement."""
 
+    def send(self, wire: Wire) -> None:
+        """Send a message that is not published, behind all that was sent before it."""
+
 
 R = TypeVar("R", bound=Recipient)
 
@@ -55,20 +63,25 @@ R = TypeVar("R", bound=Recipient)
 class Fanout(Generic[R]):
     """Publishes the events of a namespace, and gives them to the clients they are for."""
 
-    __slots__ = ("_name", "_node", "_policies", "_traffic", "buffers", "members", "places")
+    __slots__ = ("_node", "_policies", "_traffic", "buffers", "members", "name", "places")
 
     def __init__(
         self, node: Node, name: str, policies: Mapping[str, Policy], members: Rooms[R]
     ) -> None:
         self._node = node
         self._traffic = node.traffic
-        self._name = name
+        self.name = name
         # By event.
         self._policies = policies
         self.members = members
         # Everything recorded is also given to these while somebody catches up.
         self.buffers: list[ReplayBuffer] = []
         self.places = Places()
+
+    @property
+    def bus(self) -> Bus:
+        """The way to the other nodes."""
+        return self._node.bus
 
     def publish(
         self,
@@ -84,17 +97,40 @@ class Fanout(Generic[R]):
         policy = self._policies.get(event)
         if policy is None or policy.dropping is None or volatile:
             record = not volatile
-            publication = Publication(self._name, event, data, rooms, except_)
+            publication = Publication(self.name, event, data, rooms, except_)
         else:
             record = False
             publication = Publication(
-                self._name, event, data, rooms, except_, None, policy.dropping, policy.key(args)
+                self.name, event, data, rooms, except_, None, policy.dropping, policy.key(args)
             )
         self._traffic.published += 1
         outcome = self._node.post(publication, record=record)
         # Of all, the slowest does not decide how fast is written: that would stop the others.
         only = self.members.by_id.get(rooms[0]) if len(rooms) == 1 else None
-        return Emission(outcome, self._node.pace if only is None else only)
+        emission = Emission(outcome, self._node.pace if only is None else only)
+        if outcome is not None and not isinstance(outcome, str):
+            outcome.add_done_callback(functools.partial(self._settled, emission))
+        return emission
+
+    def _settled(
+        self,
+        emission: Emission,
+        outcome: asyncio.Future[str | None] | concurrent.futures.Future[str | None],
+    ) -> None:
+        """Say so where an event could not be published and nobody waits to hear of it."""
+        if outcome.cancelled() or (error := outcome.exception()) is None:
+            return
+        if not emission.awaited:
+            self._traffic.not_published(self.name, error)
+
+    def tell_lost(self) -> None:
+        """Tell all clients of a gap: the broker has proof that something is lost."""
+        head = self._node.broker.head(self.name)
+        for recipient in list(self.members.by_id.values()):
+            self._traffic.gap("lost")
+            notice = recipient.codec.gap(self.name, reason="lost", offset=head)
+            if notice is not None:
+                recipient.send(notice)
 
     def deliver(self, publication: Publication) -> None:
         """Give a publication to its recipients. Hot: the loop is once per recipient.
@@ -113,7 +149,7 @@ class Fanout(Generic[R]):
             return
         self._traffic.delivered += len(recipients)
         if not recorded and self.places.has_one(publication):
-            self.places.note(publication, self._node.broker.head(self._name))
+            self.places.note(publication, self._node.broker.head(self.name))
         ticker = self._node.ticker
         wires: dict[Codec, Wire | None] = {}
         current: Codec | None = None
@@ -143,6 +179,13 @@ class Fanout(Generic[R]):
                 connection.dirty = True
                 ticker.schedule().append(connection)
 
+    async def count(self, rooms: tuple[str, ...], except_: tuple[str, ...]) -> int:
+        """Return how many clients this choice is, on all nodes."""
+        here = len(self.members.match(rooms, except_))
+        if self.bus.members:
+            here += await count(self.bus, Choice(self.name, rooms, except_))
+        return here
+
     def encode(self, codec: Codec, publication: Publication) -> Wire | None:
         """Return an event as a codec writes it; None if that cannot and no cursor is due."""
         try:
@@ -154,7 +197,7 @@ class Fanout(Generic[R]):
             logger.error(
                 "%r of namespace %r has no form for %s: %s",
                 publication.event,
-                self._name,
+                self.name,
                 type(codec).__name__,
                 error,
                 exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
@@ -163,7 +206,7 @@ class Fanout(Generic[R]):
             return None
         # Its clients go on from behind it, and are to know that there was something.
         self._traffic.gap("unencodable")
-        return codec.gap(self._name, reason="unencodable", offset=publication.cursor)
+        return codec.gap(self.name, reason="unencodable", offset=publication.cursor)
 
     async def gather(
         self,
@@ -176,7 +219,32 @@ class Fanout(Generic[R]):
     ) -> list[Any]:
         """Send an event to clients and return their answers; as `Emitter.emit_with_ack`."""
         event = check_event(event)
-        publication = Publication(self._name, event, payload.encode(args), rooms, except_)
+        data = payload.encode(args)
+        collecting = self.collect(event, data, rooms, except_, timeout)
+        if self.bus.members:
+            elsewhere = Gather(Choice(self.name, rooms, except_), event, data, timeout)
+            own, others = await asyncio.gather(collecting, gather(self.bus, elsewhere))
+            responses, missing = own[0] + others[0], own[1] + others[1]
+        else:
+            responses, missing = await collecting
+        if missing:
+            raise AckTimeout(
+                f"{len(responses)} of {len(responses) + missing} clients acknowledged {event!r} "
+                f"within {timeout:g} s",
+                responses,
+            )
+        return responses
+
+    async def collect(
+        self,
+        event: str,
+        data: Payload,
+        rooms: tuple[str, ...],
+        except_: tuple[str, ...],
+        timeout: float,
+    ) -> tuple[list[Any], int]:
+        """Send this node's clients an event; return their answers, and how many are missing."""
+        publication = Publication(self.name, event, data, rooms, except_)
         # One id for all, so that the packet is encoded once.
         ack_id = self._node.next_ack_id()
         wires: dict[Codec, Wire] = {}
@@ -200,7 +268,7 @@ class Fanout(Generic[R]):
         for recipient, wire in asked:
             recipient.ask(wire)
         if not answers:
-            return []
+            return [], 0
         try:
             await asyncio.wait(answers, timeout=timeout)
         finally:
@@ -211,10 +279,4 @@ class Fanout(Generic[R]):
             for answer in answers
             if answer.done() and not answer.cancelled() and answer.exception() is None
         ]
-        if len(responses) < len(answers):
-            raise AckTimeout(
-                f"{len(responses)} of {len(answers)} clients acknowledged {event!r} "
-                f"within {timeout:g} s",
-                responses,
-            )
-        return responses
+        return responses, len(answers) - len(responses)

@@ -13,7 +13,7 @@ from types import CoroutineType
 from typing import Any, Final
 
 from crossband.hub.answers import answer, cancelling, fail
-from crossband.hub.dispatch import dispatch
+from crossband.hub.dispatch import dispatch, settle
 from crossband.hub.incoming import Incoming
 from crossband.hub.runner import Started
 from crossband.hub.sender import Sender
@@ -77,7 +77,9 @@ class Inbox:
         namespace = socket.namespace
         schema = namespace.registry.direct.get(message.event)
         try:
-            if schema is None:
+            if not namespace.publishes_at_once:
+                result = settle(dispatch(socket, message))
+            elif schema is None:
                 result = dispatch(socket, message)
             else:
                 bound = schema.bind(message.raws, message.attachments, single=message.single)
@@ -247,7 +249,10 @@ class Inbox:
 
     async def _handle(self, socket: Sender, message: Incoming) -> None:
         try:
-            answer(socket, message, await dispatch(socket, message))
+            handling = dispatch(socket, message)
+            if not socket.namespace.publishes_at_once:
+                handling = settle(handling)
+            answer(socket, message, await handling)
         except (Exception, asyncio.CancelledError) as error:
             fail(socket, message, error)
 

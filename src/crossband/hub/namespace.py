@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from crossband.auth import Action, Identity
-from crossband.broker import Publication, Session
+from crossband.broker import Bus, Publication, Session
 from crossband.codecs import PLAIN, Codec, Wire
 from crossband.connection import Connection
 from crossband.errors import AckTimeout, CrossbandError, Disconnected, EventError
@@ -23,10 +23,13 @@ from crossband.hub.access import Access
 from crossband.hub.acks import Acks
 from crossband.hub.answers import cancelling
 from crossband.hub.catchup import CatchUp
-from crossband.hub.emission import ACK_TIMEOUT, Emission, check_seconds
+from crossband.hub.emission import ACK_TIMEOUT, Deadline, Emission, check_seconds
 from crossband.hub.fanout import Fanout
 from crossband.hub.inbox import Inbox
+from crossband.hub.messages import Choice, Disconnect, Join, Leave
 from crossband.hub.node import Node
+from crossband.hub.others import carry_out
+from crossband.hub.remote import RemoteSocket, fetch
 from crossband.hub.replays import Replays
 from crossband.hub.rooms import Rooms
 from crossband.hub.states import State
@@ -104,24 +107,50 @@ class Emitter:
             event, args, self._rooms, self._except, timeout=self._timeout
         )
 
-    async def fetch_sockets(self) -> list[Socket]:
-        """Return the chosen sockets."""
+    @property
+    def _bus(self) -> Bus:
+        return self._namespace.node.bus
+
+    @property
+    def _here(self) -> list[Socket]:
         return self._namespace.members.match(self._rooms, self._except)
 
+    @property
+    def _choice(self) -> Choice:
+        return Choice(self._namespace.name, self._rooms, self._except)
+
+    async def fetch_sockets(self) -> list[Socket | RemoteSocket]:
+        """Return the chosen sockets: this node's, and those of others as they are seen from here.
+
+        A node that does not answer in time is left out, with a line in the log.
+        """
+        here: list[Socket | RemoteSocket] = [*self._here]
+        if self._bus.members:
+            here += await fetch(self._namespace.fanout, self._choice)
+        return here
+
     async def sockets_join(self, *rooms: str) -> None:
-        """Make the chosen sockets join rooms."""
-        for socket in self._namespace.members.match(self._rooms, self._except):
-            await socket.join(*rooms)
+        """Make the chosen sockets join rooms, on all nodes. Raises as `Socket.join`."""
+        names = tuple(check_name(room, "a room name") for room in rooms)
+        for socket in self._here:
+            await socket.join(*names)
+        if self._bus.members:
+            await carry_out(self._bus, Join(self._choice, names))
 
     async def sockets_leave(self, *rooms: str) -> None:
-        """Make the chosen sockets leave rooms."""
-        for socket in self._namespace.members.match(self._rooms, self._except):
+        """Make the chosen sockets leave rooms, on all nodes."""
+        choice = self._choice
+        for socket in self._here:
             await socket.leave(*rooms)
+        if self._bus.members:
+            await carry_out(self._bus, Leave(choice, rooms))
 
     async def disconnect_sockets(self, close: bool = False) -> None:
-        """Disconnect the chosen sockets; with `close`, their whole connections."""
-        for socket in self._namespace.members.match(self._rooms, self._except):
+        """Disconnect the chosen sockets, on all nodes; with `close`, their whole connections."""
+        for socket in self._here:
             await socket.disconnect(close)
+        if self._bus.members:
+            await carry_out(self._bus, Disconnect(self._choice, close))
 
 
 class Departing(Protocol):
@@ -155,8 +184,12 @@ class Namespace(Handlers):
         # All namespaces of a hub count together: those of patterns come and go.
         self.traffic = node.traffic
         self.name = name
+        # What a handler emits is out when it ends: its answer need not wait.
+        self.publishes_at_once = node.publishes_at_once
         # The raw WebSocket door speaks bare frames here, no envelopes.
         self.plain = plain
+        # Clients that are being let in.
+        self.entering = 0
         # Those connected to this node.
         self.members: Rooms[Socket] = Rooms()
         self.fanout = Fanout(node, name, self.registry.policies, self.members)
@@ -207,9 +240,9 @@ class Namespace(Handlers):
         """Send an event to everybody here and gather the answers. As `Emitter.emit_with_ack`."""
         return await self.fanout.gather(event, args, (), (), timeout=ACK_TIMEOUT)
 
-    async def fetch_sockets(self) -> list[Socket]:
-        """Return all sockets."""
-        return self.members.match((), ())
+    async def fetch_sockets(self) -> list[Socket | RemoteSocket]:
+        """Return all sockets, of all nodes. As `Emitter.fetch_sockets`."""
+        return await Emitter(self).fetch_sockets()
 
     async def sockets_join(self, *rooms: str) -> None:
         """Make all sockets join rooms."""
@@ -228,7 +261,8 @@ class Socket:
     """A client in a namespace, on whatever transport.
 
     `id` is public (20 characters); `session` is the client's secret for coming back. `data`
-    is the application's own, and survives a recovery, as the rooms do.
+    is the application's own, and survives a recovery, as the rooms do: plain data, which other
+    nodes can take over. Setting anything else in it raises TypeError or ValueError.
     """
 
     __slots__ = (
@@ -354,7 +388,7 @@ class Socket:
             if self.connected:
                 self.namespace.members.enter(self, room)
         if self.connected:
-            self.namespace.node.broker.save_session(self.record, connected=True)
+            self.namespace.node.sessions.save(self.record)
 
     async def subscribe(self, *rooms: str) -> None:
         """Join rooms at the client's own wish: as `join`, if `authorize` allows it.
@@ -386,7 +420,7 @@ class Socket:
                 self.record.rooms.discard(room)
                 self.namespace.members.exit(self, room)
         if self.connected:
-            self.namespace.node.broker.save_session(self.record, connected=True)
+            self.namespace.node.sessions.save(self.record)
 
     def emit(self, event: str, *args: Any) -> Emission:
         """Send an event to this client. As `Emitter.emit`; recorded, so that it is resumable.
@@ -562,17 +596,3 @@ class Socket:
             raise Disconnected("the client has left") from None
         finally:
             self._ending.discard(task)
-
-
-class Deadline:
-    """A socket with a time limit for its acknowledgement."""
-
-    __slots__ = ("_seconds", "_socket")
-
-    def __init__(self, socket: Socket, seconds: float) -> None:
-        self._socket = socket
-        self._seconds = seconds
-
-    async def emit_with_ack(self, event: str, *args: Any) -> Any:
-        """Send an event and return its acknowledgement; see `Socket.emit_with_ack`."""
-        return await self._socket.emit_with_ack(event, *args, timeout=self._seconds)

@@ -11,18 +11,42 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from contextvars import ContextVar
+from typing import Any, Final
 
-from crossband.broker import Broker, Deliver, Publication
+from crossband.broker import Broker, Bus, Publication, Receiver, SessionStore
+from crossband.broker.bus import HEARTBEAT, Hear
 from crossband.broker.memory import MemoryBroker
 from crossband.connection import Ticker
 from crossband.hub.catchup import Turns
+from crossband.hub.emission import Outcome
 from crossband.hub.runner import SpareRunners, places
 from crossband.hub.traffic import Traffic
 from crossband.settings import Settings
 
 logger = logging.getLogger("crossband")
+
+
+class Emitted:
+    """What a handler has emitted so far, as long as it runs: the last of each namespace."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        # They are published in order. None once the handler has ended: tasks that it started
+        # go on in its context.
+        self.last: dict[str, asyncio.Future[str | None]] | None = {}
+
+    async def published(self) -> None:
+        """Wait until all of it is published, or failed to be."""
+        pending, self.last = self.last, None
+        if pending:
+            await asyncio.wait(pending.values())
+
+
+# None outside of handlers, and where the broker publishes at once.
+emitted: Final[ContextVar[Emitted | None]] = ContextVar("crossband.emitted", default=None)
 
 
 class Node:
@@ -58,6 +82,7 @@ class Node:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
         self._ticker: Ticker | None = None
+        self._heartbeat: asyncio.TimerHandle | None = None
         self._started_at = 0.0
         # Somebody stops it; and it takes too long: what is still being handled is cancelled.
         self.stopping = False
@@ -79,6 +104,24 @@ class Node:
             )
         return self._broker
 
+    @property
+    def sessions(self) -> SessionStore:
+        return self.broker.sessions
+
+    @property
+    def bus(self) -> Bus:
+        return self.broker.bus
+
+    @property
+    def id(self) -> str:
+        """By which the other nodes know this one."""
+        return self.broker.bus.node
+
+    @property
+    def publishes_at_once(self) -> bool:
+        """Whether an emission is published when `emit` returns, and nothing is ever waited for."""
+        return self._broker is None or self._broker.publishes_at_once
+
     # Life.
 
     @property
@@ -96,9 +139,13 @@ class Node:
         assert self._ticker is not None, "the hub is not started"
         return self._ticker
 
-    async def begin(self, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
-        """Start on an event loop: what is published goes to `deliver`."""
-        await self.broker.start(deliver)
+    async def begin(self, loop: asyncio.AbstractEventLoop, receiver: Receiver, hear: Hear) -> None:
+        """Start on an event loop.
+
+        What is published goes to `receiver`, and what other nodes say to `hear`.
+        """
+        await self.broker.start(receiver)
+        await self.bus.start(hear)
         self.loop = loop
         self._thread = threading.get_ident()
         self._ticker = Ticker(loop)
@@ -106,11 +153,24 @@ class Node:
         self.turns = Turns(loop)
         self._started_at = time.monotonic()
         self.stopping = self.out_of_time = False
+        self._beat()
+
+    def _beat(self) -> None:
+        """Show that this node is alive, for as long as it is."""
+        assert self.loop is not None
+        self.sessions.renew(self.id)
+        self._heartbeat = self.loop.call_later(HEARTBEAT, self._beat)
 
     async def end(self) -> None:
         """Let go of the event loop and the broker."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            self._heartbeat = None
         try:
-            await self.broker.stop()
+            try:
+                await self.bus.stop()
+            finally:
+                await self.broker.stop()
         finally:
             self.loop = None
             self._thread = None
@@ -165,9 +225,7 @@ class Node:
 
     # Publishing.
 
-    def post(
-        self, publication: Publication, *, record: bool
-    ) -> str | Awaitable[str | None] | concurrent.futures.Future[str | None] | None:
+    def post(self, publication: Publication, *, record: bool) -> Outcome:
         """Hand a publication to the broker, on the hub's own thread.
 
         Raises RuntimeError where the hub never started.
@@ -179,30 +237,41 @@ class Node:
                 "on_start function, or later"
             )
         if loop is None or self._thread == threading.get_ident():
-            return self.broker.publish(publication, record=record)
-        outcome: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+            outcome = self.broker.publish(publication, record=record)
+            if isinstance(outcome, asyncio.Future):
+                mine = emitted.get()
+                if mine is not None and mine.last is not None:
+                    mine.last[publication.namespace] = outcome
+            return outcome
+        answer: concurrent.futures.Future[str | None] = concurrent.futures.Future()
 
-        async def settle(pending: Awaitable[str | None]) -> None:
-            try:
-                outcome.set_result(await pending)
-            except Exception as error:
-                outcome.set_exception(error)
+        def settle(published: asyncio.Future[str | None]) -> None:
+            if published.cancelled():
+                answer.cancel()
+            elif (error := published.exception()) is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(published.result())
 
         def publish() -> None:
             # Who waited for the cursor may have given up; the event is published all the same.
-            wanted = outcome.set_running_or_notify_cancel()
+            wanted = answer.set_running_or_notify_cancel()
             try:
-                cursor = self.broker.publish(publication, record=record)
+                outcome = self.broker.publish(publication, record=record)
             except Exception as error:
                 if wanted:
-                    outcome.set_exception(error)
+                    answer.set_exception(error)
                 return
-            if not wanted:
-                return
-            if cursor is None or isinstance(cursor, str):
-                outcome.set_result(cursor)
-            else:
-                self.run_to_end(settle(cursor))
+            if isinstance(outcome, asyncio.Future):
+                outcome.add_done_callback(settle if wanted else _ignore)
+            elif wanted:
+                answer.set_result(outcome)
 
         loop.call_soon_threadsafe(publish)
-        return outcome
+        return answer
+
+
+def _ignore(published: asyncio.Future[str | None]) -> None:
+    """Take note of an error that nobody waits for: it is counted elsewhere."""
+    if not published.cancelled():
+        published.exception()

@@ -16,6 +16,7 @@ from crossband.hub.directory import NamespacePattern
 from crossband.hub.emission import Emission
 from crossband.hub.life import LifeFunction
 from crossband.hub.namespace import Emitter, Namespace, Socket
+from crossband.hub.remote import RemoteSocket
 from crossband.settings import HubSettings, Settings, changed
 
 T = TypeVar("T")
@@ -128,13 +129,13 @@ class PublicHub(Handlers):
         return self._core.expiry.sockets_of(user)
 
     async def revoke(self, user: str) -> int:
-        """End all connections of a user, on every door; return how many there were.
+        """End all connections of a user, on every door and node; return how many there were.
 
         The user's sessions are forgotten, and its tokens that say when they were issued
         (`iat`) and are not newer are refused from now on, while this process runs. A token
         without `iat` is let in again: there `authenticate` must refuse the user.
         """
-        return await self._core.expiry.revoke(user)
+        return await self._core.cluster.revoke(user)
 
     # The namespace `/`.
 
@@ -180,8 +181,8 @@ class PublicHub(Handlers):
         """Send an event to everybody and gather the answers. As `Emitter.emit_with_ack`."""
         return await self._root.emit_with_ack(event, *args)
 
-    async def fetch_sockets(self) -> list[Socket]:
-        """Return all sockets."""
+    async def fetch_sockets(self) -> list[Socket | RemoteSocket]:
+        """Return all sockets of the namespace `/`. As `Emitter.fetch_sockets`."""
         return await self._root.fetch_sockets()
 
     async def sockets_join(self, *rooms: str) -> None:

@@ -10,7 +10,9 @@ from typing import Final
 from crossband.addresses import network_of
 from crossband.connection import Connection
 from crossband.errors import RateLimited
+from crossband.hub.messages import CountUser
 from crossband.hub.node import Node
+from crossband.hub.others import ask
 from crossband.rates import Buckets, Meter
 from crossband.slots import Slots, TooManyConnections
 
@@ -93,6 +95,28 @@ class Quotas:
             connection.slot.identify(user, leaving=int(replaces))
         if connection.meter is not None and self._user_rates is not None:
             connection.meter.shared = self._user_rates.of(user, time.monotonic())
+
+    def count_of(self, user: str) -> int:
+        """Return how many connections of this node are counted for a user."""
+        return self.slots.held_by(user)
+
+    async def count_elsewhere(
+        self, connection: Connection, user: str, namespace: str, key: str | None
+    ) -> None:
+        """Raise TooManyConnections where a user has too many connections over all nodes.
+
+        It is counted here already: of two that come in at two nodes at once, both may be
+        refused, but never are too many let in.
+        """
+        limit = self._node.settings.limits.connections_per_user
+        bus = self._node.bus
+        if not limit or not bus.members or connection.slot is None:
+            return
+        given, _ = await ask(bus, CountUser(user, namespace, key or ""), int)
+        elsewhere = sum(number for _, number in given)
+        if elsewhere + self.count_of(user) > limit:
+            connection.slot.forget(user)
+            raise TooManyConnections("user", limit)
 
     def count_message(self, user: str) -> None:
         """Count a message of a user that no connection counts. Raises RateLimited."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import Sequence
 
 from crossband.auth import Identity
-from crossband.broker import Publication, Session
+from crossband.broker import HISTORY_PAGE, Page, Publication, Session
 from crossband.codecs import Codec
 from crossband.connection import Connection
 from crossband.errors import Gap
@@ -15,8 +16,11 @@ from crossband.handshake import Handshake
 from crossband.hub.access import Access
 from crossband.hub.attempt import Admission, Resume
 from crossband.hub.catchup import CatchUp
+from crossband.hub.data import SocketData, merged
+from crossband.hub.messages import Hand, Handed
 from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
+from crossband.hub.others import ask
 from crossband.hub.places import Place
 from crossband.names import new_id
 
@@ -32,7 +36,7 @@ class Resumptions:
 
     async def _find_place(
         self, namespace: Namespace, session: Session, offset: str
-    ) -> tuple[str, list[Publication]]:
+    ) -> tuple[str, Page]:
         """Return where a known client is that shows an offset which is no cursor of ours.
 
         It is what an unrecorded event ended in: the client had all that came before it. Of
@@ -44,7 +48,7 @@ class Resumptions:
         oldest = namespace.fanout.places.first
         try:
             # Or a cursor from before its pid: nothing came since it started.
-            missed = await self._node.broker.history(name, session.cursor, sid)
+            missed = await self._missed(name, session.cursor, sid)
         except Gap:
             if not places:
                 raise
@@ -54,12 +58,12 @@ class Resumptions:
             beyond = len(places)
             while first < beyond:
                 middle = (first + beyond) // 2
-                if await self._precedes(places[middle], session, missed):
+                if await self._precedes(places[middle], session, missed.publications):
                     first = middle + 1
                 else:
                     beyond = middle
             del places[:first]
-            if oldest is not None and await self._precedes(oldest, session, missed):
+            if oldest is not None and await self._precedes(oldest, session, missed.publications):
                 # What was forgotten was before it, too.
                 oldest = None
             if not places and oldest is None:
@@ -73,17 +77,30 @@ class Resumptions:
             if not places or places[0].time > time.monotonic() - longest:
                 raise Gap("expired")
         cursor = places[0].cursor
-        return cursor, await self._node.broker.history(name, cursor, sid)
+        return cursor, await self._missed(name, cursor, sid)
 
     async def _precedes(
         self, place: Place, session: Session, missed: Sequence[Publication]
     ) -> bool:
         """Tell whether a place is before a session's cursor, which `missed` is all that follows."""
         try:
-            later = await self._node.broker.history(session.namespace, place.cursor, session.sid)
+            later = await self._missed(session.namespace, place.cursor, session.sid)
         except Gap:
             return True
-        return len(later) > len(missed)
+        return len(later.publications) > len(missed)
+
+    async def _missed(self, namespace: str, after: str, sid: str | None) -> Page:
+        """Return all that was recorded after a cursor, as one page. Raises Gap."""
+        broker = self._node.broker
+        # What is at hand is read at once.
+        limit = sys.maxsize if broker.publishes_at_once else HISTORY_PAGE
+        missed: list[Publication] = []
+        while True:
+            page = await broker.history(namespace, after, sid, limit=limit)
+            missed += page.publications
+            if page.last:
+                return Page(missed, page.position, page.cursor)
+            after = page.cursor
 
     async def resume(
         self,
@@ -104,7 +121,7 @@ class Resumptions:
         catch_up: CatchUp | None = None
         cursor = resume.cursor
         if resume.key is not None:
-            session = await self._find_session(namespace, resume.key)
+            session = await self._node.sessions.find(namespace.name, resume.key)
             if session is not None and session.user != user:
                 session, foreign = None, True
             if session is None and (cursor is not None or resume.returning):
@@ -119,13 +136,13 @@ class Resumptions:
             sid = None if session is None else session.sid
             try:
                 try:
-                    missed = await self._node.broker.history(namespace.name, cursor, sid)
+                    missed = await self._missed(namespace.name, cursor, sid)
                 except Gap as error:
                     if session is None or not resume.returning or error.reason != "unknown":
                         raise
                     cursor, missed = await self._find_place(namespace, session, cursor)
                 if gap is None:
-                    catch_up = CatchUp(missed, buffer, cursor)
+                    catch_up = CatchUp(missed.publications, buffer, cursor, missed.position)
             except Gap as error:
                 gap = error.reason
             finally:
@@ -137,10 +154,12 @@ class Resumptions:
                 session.key,
                 session.sid,
                 set(rooms),
-                session.data,
+                session.data if type(session.data) is SocketData else merged(session.data, {}, {}),
                 session.cursor,
                 user,
                 session.asked,
+                self._node.id,
+                session.take,
             )
         else:
             # A new pid tells a Socket.IO client that it was not recovered; a key the client
@@ -168,16 +187,10 @@ class Resumptions:
 
     def _new_session(self, namespace: Namespace, key: str | None, user: str | None) -> Session:
         key = key if key is not None else secrets.token_urlsafe(24)
+        head = self._node.broker.head(namespace.name)
         return Session(
-            namespace.name, key, new_id(), set(), {}, self._node.broker.head(namespace.name), user
+            namespace.name, key, new_id(), set(), SocketData(), head, user, owner=self._node.id
         )
-
-    async def _find_session(self, namespace: Namespace, key: str) -> Session | None:
-        """Return a session that is kept, or that a client is being answered with just now."""
-        opening = self._opening.get((namespace.name, key))
-        if opening is not None:
-            return opening.session
-        return await self._node.broker.find_session(namespace.name, key)
 
     async def take(self, admission: Admission) -> None:
         """Take the session that a client shows: of several attempts, the last one has it."""
@@ -190,31 +203,64 @@ class Resumptions:
             # The client has come by another way meanwhile, and waits here no more.
             self._start_anew(admission)
             return
-        earlier = self._opening.pop(place, None)
+        earlier = self._opening.get(place)
         if earlier is not None:
             # Its client is not answered yet, and starts anew if it is there to be.
-            taken = earlier.session
             self._start_anew(earlier)
-        else:
-            taken = await self._node.broker.take_session(*place)
-        if taken is None or taken.sid != session.sid:
+        self._opening[place] = admission
+        taken = None
+        try:
+            taken = await self._node.sessions.take(session, self._node.id)
+            if taken is not None and taken.owner != self._node.id:
+                taken = await self._ask_for(taken)
+        finally:
+            if taken is None and self._opening.get(place) is admission:
+                del self._opening[place]
+        if admission.session is None:
+            # A later attempt came while this one waited.
+            return
+        if taken is None:
             # Ended or revoked while this client was examined, or started anew by another.
-            if taken is not None:
-                self._node.broker.save_session(taken, connected=live is not None)
             self._start_anew(admission)
             return
         self.follow(admission, taken)
+        record = admission.socket.record
+        if not admission.socket.recovered:
+            # What it showed is forgotten: the key is for the session that it starts.
+            record.take = taken.take if record.key == taken.key else 0
+        else:
+            record.take = taken.take
         admission.session, admission.taken = taken, True
-        self._opening[place] = admission
+
+    async def _ask_for(self, taken: Session) -> Session:
+        """Let the node that had a client end it, and return the session as it knew it."""
+        previous, taken.owner = taken.owner, self._node.id
+        if previous not in self._node.bus.members:
+            return taken
+        hand = Hand(taken.namespace, taken.key, taken.take)
+        given, _ = await ask(self._node.bus, hand, Handed, to=[previous])
+        for _, handed in given:
+            if (latest := handed.session) is not None and latest.sid == taken.sid:
+                taken.rooms, taken.data, taken.asked = latest.rooms, latest.data, latest.asked
+        return taken
+
+    def hand_over(self, namespace: str, key: str) -> None:
+        """Let a client that is not answered yet start anew: it has come to another node."""
+        admission = self._opening.pop((namespace, key), None)
+        if admission is not None:
+            self._start_anew(admission)
 
     def follow(self, admission: Admission, session: Session) -> None:
-        """Take over what rooms a session has joined and left since it was looked at."""
+        """Take over what a session has become since it was looked at."""
         socket = admission.socket
+        record = socket.record
         if socket.recovered:
             seen, now = admission.rooms, session.rooms
-            socket.record.rooms.difference_update(seen - now)
-            socket.record.rooms.update(now - seen)
-            socket.record.asked |= session.asked & (now - seen)
+            record.rooms.difference_update(seen - now)
+            record.rooms.update(now - seen)
+            record.asked |= session.asked & (now - seen)
+            if session.data is not record.data and admission.session is not None:
+                record.data = merged(session.data, admission.session.data, record.data)
         admission.rooms = frozenset(session.rooms)
 
     def _start_anew(self, admission: Admission) -> None:
@@ -242,16 +288,25 @@ class Resumptions:
         session = admission.session
         if session is None or not admission.taken:
             return
-        self._opening.pop((session.namespace, session.key), None)
+        self._settle(admission)
         live = admission.socket.namespace.members.live(session.key)
         if live is not None:
             # Its old connection, or somebody else who has taken up the key since.
-            self._node.broker.save_session(live.record, connected=True)
+            live.record.take = session.take
+            self._node.sessions.save(live.record)
         elif not self._access.revoked_since(session.user, admission.revocations):
-            self._node.broker.save_session(session, connected=False)
+            self._node.sessions.release(session)
 
     def opened(self, admission: Admission) -> None:
-        """Note that a client is answered: it has its session."""
+        """Note that a client is answered: it has its session, or a new one of another key."""
+        self._settle(admission)
+        session = admission.session
+        if session is not None and admission.taken and session.key != admission.socket.session:
+            self._node.sessions.drop(session)
+
+    def _settle(self, admission: Admission) -> None:
         session = admission.session
         if session is not None:
-            self._opening.pop((session.namespace, session.key), None)
+            place = (session.namespace, session.key)
+            if self._opening.get(place) is admission:
+                del self._opening[place]

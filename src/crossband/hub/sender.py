@@ -28,6 +28,10 @@ class Channel(Protocol):
     @property
     def registry(self) -> Registry: ...
     @property
+    def publishes_at_once(self) -> bool:
+        """Whether what a handler emits is out when it ends."""
+
+    @property
     def reserved(self) -> Mapping[str, Handler]:
         """The hub's own handlers, by reserved event: `handler(socket, args)`, all async."""
         ...

@@ -81,11 +81,13 @@ class Traffic:
 
     __slots__ = (
         "_keys",
+        "_losses",
         "_origins",
         "delivered",
         "disconnects",
         "evictions",
         "gaps",
+        "lost",
         "published",
         "received",
         "refusals",
@@ -94,6 +96,8 @@ class Traffic:
     def __init__(self) -> None:
         # Messages from clients.
         self.received = 0
+        # Events that could not be published, and nobody waited to hear so.
+        self.lost = 0
         # Events, whatever the number of their recipients.
         self.published = 0
         # Events to clients, each counted: without replays, and what asks for an answer.
@@ -105,6 +109,7 @@ class Traffic:
         self.disconnects: Counter[str] = Counter()
         self._origins = Notices()
         self._keys = Notices()
+        self._losses = Notices()
 
     # Clients.
 
@@ -142,6 +147,17 @@ class Traffic:
     def gap(self, reason: str) -> None:
         """Count a client that is told of a gap."""
         self.gaps[reason] += 1
+
+    def not_published(self, namespace: str, error: BaseException) -> None:
+        """Note an event that could not be published, while nobody waits to hear so."""
+        self.lost += 1
+        if self._losses.due(namespace, time.monotonic()):
+            logger.error(
+                "events emitted in namespace %r are not published (%d so far): %s",
+                namespace,
+                self.lost,
+                error,
+            )
 
     # Refusals.
 

@@ -185,7 +185,7 @@ class Api:
         try:
             target = namespace.to(message.room) if message.room is not None else namespace
             rooms = () if message.room is None else (message.room,)
-            clients = len(namespace.members.match(rooms, ()))
+            clients = await namespace.fanout.count(rooms, ())
             offset = await target.emit(message.event, *args)
         except EncodeError as error:
             raise InvalidMessage(str(error), path="$.data") from None

@@ -1,0 +1,40 @@
+"""The bus within one process: what another node would get, bytes and all, in the next tick."""
+
+from __future__ import annotations
+
+import asyncio
+
+from crossband.broker.bus import Bus
+
+
+class MemoryBus(Bus):
+    """One node's end of a bus that all nodes of a process share."""
+
+    def __init__(self, node: str, hall: dict[str, MemoryBus]) -> None:
+        super().__init__(node)
+        # Those that have joined, by node: shared by all.
+        self._hall = hall
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def join(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._hall[self.node] = self
+
+    async def part(self) -> None:
+        self._hall.pop(self.node, None)
+        for other in self._hall.values():
+            other.gone(self.node)
+
+    @property
+    def members(self) -> frozenset[str]:
+        return frozenset(self._hall).difference((self.node,))
+
+    def send(self, frame: bytes, to: str | None) -> None:
+        if to is None:
+            others = [bus for node, bus in self._hall.items() if node != self.node]
+        else:
+            bus = self._hall.get(to)
+            others = [] if bus is None else [bus]
+        for other in others:
+            if other._loop is not None:
+                other._loop.call_soon(other.received, frame)

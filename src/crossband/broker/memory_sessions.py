@@ -1,0 +1,221 @@
+"""The session store within one process: a dict, and what is due to be forgotten."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from crossband.broker.sessions import (
+    LEASE,
+    MAX_REVOKED,
+    Revocation,
+    Session,
+    SessionStore,
+    pack,
+    unpack,
+)
+from crossband.names import is_socket_id
+
+Place = tuple[str, str]
+
+
+class MemorySessions(SessionStore):
+    """The sessions of all nodes of a process.
+
+    Also tells the logs whose events are private: which socket ids have a session, and which of
+    those somebody else has joined the room of.
+    """
+
+    def __init__(
+        self,
+        *,
+        age: float,
+        clock: Callable[[], float],
+        forget: Callable[[str, str], None],
+        sweep_later: Callable[[], None],
+    ) -> None:
+        self._age = age
+        self._clock = clock
+        # Told of each namespace and socket id that nobody can come back as.
+        self._forget = forget
+        # Asked to call `expire` some time, now that there is something to expire.
+        self._sweep_later = sweep_later
+        # By namespace and key. Those of connected clients expire with their node; the others
+        # are in order of their expiry.
+        self._connected: dict[Place, Session] = {}
+        self._waiting: OrderedDict[Place, tuple[float, Session]] = OrderedDict()
+        # Nodes of this process: as long as they run, so long they live.
+        self._running: set[str] = set()
+        # Other owners of connected sessions, and until when they count as alive.
+        self._leases: dict[str, float] = {}
+        # (namespace, socket id) of all sessions, and of which other ids each is in the room.
+        self._ids: dict[Place, frozenset[str]] = {}
+        # How many sessions are in the room of an id that is not their own.
+        self.visitors: Counter[Place] = Counter()
+        # By user; longest ago first.
+        self._revoked: dict[str, Revocation] = {}
+        self._revocations = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing that may expire."""
+        return not self._waiting and not self._leases
+
+    def knows(self, namespace: str, sid: str) -> bool:
+        """Return whether somebody may come back as this socket."""
+        return (namespace, sid) in self._ids
+
+    # Nodes.
+
+    def node_started(self, owner: str) -> None:
+        self._running.add(owner)
+        self._leases.pop(owner, None)
+
+    def node_stopped(self, owner: str) -> None:
+        """Let what a node left behind expire."""
+        if owner in self._running:
+            self._running.discard(owner)
+            self._leave_alone(owner, self._clock())
+
+    def renew(self, owner: str) -> None:
+        if owner not in self._running:
+            self._leases[owner] = self._clock() + LEASE
+            self._sweep_later()
+
+    def _leave_alone(self, owner: str, since: float) -> None:
+        """Keep the sessions of a node that is gone for the history's age."""
+        left = [place for place, kept in self._connected.items() if kept.owner == owner]
+        for place in left:
+            self._waiting[place] = (since + self._age, self._connected.pop(place))
+        if left:
+            self._sweep_later()
+
+    # Sessions.
+
+    def save(self, session: Session) -> None:
+        place = (session.namespace, session.key)
+        kept = self._connected.get(place)
+        if kept is not session:
+            if not self._may(place, kept, session):
+                return
+            self._waiting.pop(place, None)
+            self._connected[place] = session
+            if session.owner not in self._running and session.owner not in self._leases:
+                self.renew(session.owner)
+        self._know(session)
+
+    def release(self, session: Session) -> None:
+        place = (session.namespace, session.key)
+        if not self._may(place, self._connected.get(place), session):
+            return
+        self._connected.pop(place, None)
+        self._waiting.pop(place, None)
+        self._waiting[place] = (self._clock() + self._age, session)
+        self._know(session)
+        self.expire()
+        self._sweep_later()
+
+    def drop(self, session: Session) -> None:
+        place = (session.namespace, session.key)
+        kept = self._connected.get(place)
+        if self._may(place, kept, session):
+            self._remove(place)
+
+    async def find(self, namespace: str, key: str) -> Session | None:
+        self.expire()
+        return self._kept((namespace, key))
+
+    async def take(self, session: Session, owner: str) -> Session | None:
+        self.expire()
+        place = (session.namespace, session.key)
+        kept = self._kept(place)
+        if kept is None or kept.sid != session.sid:
+            return None
+        # To another node it goes as it would over a wire.
+        copy = kept if kept.owner == owner else unpack(pack(kept))
+        taken = msgspec.structs.replace(copy, rooms=set(copy.rooms), take=kept.take + 1)
+        self._waiting.pop(place, None)
+        self._connected[place] = msgspec.structs.replace(taken, owner=owner)
+        if owner not in self._running:
+            self.renew(owner)
+        return taken
+
+    async def revoke(self, user: str, time: float) -> Revocation:
+        self._revocations += 1
+        revocation = Revocation(self._revocations, user, time)
+        self._revoked.pop(user, None)
+        self._revoked[user] = revocation
+        if len(self._revoked) > MAX_REVOKED:
+            del self._revoked[next(iter(self._revoked))]
+        kept = [(place, session) for place, session in self._connected.items()]
+        kept += [(place, session) for place, (_, session) in self._waiting.items()]
+        for place, session in kept:
+            if session.user == user:
+                self._remove(place)
+        return revocation
+
+    async def revocations(self, after: int = 0) -> list[Revocation]:
+        return [each for each in self._revoked.values() if each.number > after]
+
+    def expire(self) -> None:
+        """Forget what is due."""
+        now = self._clock()
+        for owner in [owner for owner, until in self._leases.items() if until <= now]:
+            self._leave_alone(owner, self._leases.pop(owner))
+        while self._waiting:
+            place, (expiry, session) = next(iter(self._waiting.items()))
+            if expiry > now:
+                return
+            del self._waiting[place]
+            self._lose(session)
+
+    def _kept(self, place: Place) -> Session | None:
+        session = self._connected.get(place)
+        if session is None and (waiting := self._waiting.get(place)) is not None:
+            session = waiting[1]
+        return session
+
+    def _may(self, place: Place, kept: Session | None, session: Session) -> bool:
+        """Return whether what is said of a session counts; what was kept is forgotten then."""
+        if kept is None and (waiting := self._waiting.get(place)) is not None:
+            kept = waiting[1]
+        if kept is None or kept is session:
+            return True
+        if (kept.owner, kept.take) != (session.owner, session.take):
+            return False
+        if kept.sid != session.sid:
+            self._lose(kept)
+        return True
+
+    def _remove(self, place: Place) -> None:
+        session = self._connected.pop(place, None)
+        if session is None and (waiting := self._waiting.pop(place, None)) is not None:
+            session = waiting[1]
+        if session is not None:
+            self._lose(session)
+
+    # Socket ids: whose events are private, and for how long somebody may come back for them.
+
+    def _know(self, session: Session) -> None:
+        place = (session.namespace, session.sid)
+        visits = frozenset([room for room in session.rooms if is_socket_id(room)])
+        before = self._ids.get(place)
+        if before != visits:
+            self._ids[place] = visits
+            before = before or frozenset()
+            if before or visits:
+                self._count_visits(session.namespace, visits - before, 1)
+                self._count_visits(session.namespace, before - visits, -1)
+
+    def _lose(self, session: Session) -> None:
+        place = (session.namespace, session.sid)
+        self._count_visits(session.namespace, self._ids.pop(place, ()), -1)
+        self._forget(*place)
+
+    def _count_visits(self, namespace: str, sids: Iterable[str], change: int) -> None:
+        for sid in sids:
+            self.visitors[namespace, sid] += change
+            if not self.visitors[namespace, sid]:
+                del self.visitors[namespace, sid]

@@ -1,0 +1,177 @@
+"""The contract of a session store: what is kept of clients, and whose node each is on.
+
+`tests/broker/test_sessions.py` is the same contract as tests.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Final
+
+import msgspec
+
+logger = logging.getLogger("crossband")
+
+# Seconds after which the sessions of a node that shows no sign of life count as left alone:
+# three heartbeats, and one to spare.
+LEASE: Final = 10.0
+# Users whose older tokens are refused; past it the revocation longest ago is forgotten.
+MAX_REVOKED: Final = 10_000
+# Levels of lists and dicts in what is kept of a client.
+MAX_DEPTH: Final = 64
+
+
+class Session(msgspec.Struct):
+    """What is kept of a client so that it can come back as itself."""
+
+    namespace: str
+    # The client's secret: Socket.IO `pid`, `session` on the other doors.
+    key: str
+    sid: str
+    # Rooms it joined, without the room of its own id.
+    rooms: set[str]
+    # Plain data, as `check_plain` has it.
+    data: dict[str, Any]
+    # Where it started to listen: for a client that comes back before it received anything.
+    cursor: str
+    # Whose it is: only this user resumes it. None for anonymous clients.
+    user: str | None = None
+    # Those of the rooms that were joined by the client's own wish.
+    asked: frozenset[str] = frozenset()
+    # The node that serves the client, or did so last.
+    owner: str = ""
+    # How many times the session was taken: who took it earlier has no say any more.
+    take: int = 0
+
+
+class Revocation(msgspec.Struct, frozen=True):
+    """A user whose tokens from before a time are refused."""
+
+    # The later, the higher.
+    number: int
+    user: str
+    # Seconds since 1970.
+    time: float
+
+
+class SessionStore(ABC):
+    """Keep the sessions of all nodes.
+
+    A session has one owner at a time, and a number of how many times it was taken. What an
+    earlier owner still says of it is ignored: a connection that dies slowly overwrites nothing
+    of what its client does elsewhere. Sessions of connected clients are kept while their owner
+    shows signs of life; those of others as long as the history.
+
+    Calls that return nothing are queued in order and at once, also where the store is elsewhere.
+    Those that are awaited see what was queued before them, and raise BrokerUnavailable.
+    """
+
+    @abstractmethod
+    def save(self, session: Session) -> None:
+        """Keep a session whose client is connected. Ignored where another has taken it."""
+
+    @abstractmethod
+    def release(self, session: Session) -> None:
+        """Keep a session whose client has left, from now for the history's age.
+
+        Ignored where another has taken it.
+        """
+
+    @abstractmethod
+    def drop(self, session: Session) -> None:
+        """Forget a session. Ignored where another has taken it."""
+
+    @abstractmethod
+    async def find(self, namespace: str, key: str) -> Session | None:
+        """Return a session, not to be changed, and leave it where it is."""
+
+    @abstractmethod
+    async def take(self, session: Session, owner: str) -> Session | None:
+        """Make a session that was found a node's own, and return it as it is by now.
+
+        It has the next take number then; the returned `owner` is the node that had it before.
+        Of several who take it, the last one has it. None where it has ended, or is the session
+        of another socket id by now.
+        """
+
+    @abstractmethod
+    def renew(self, owner: str) -> None:
+        """Show that a node is alive: its sessions are kept for LEASE seconds more."""
+
+    @abstractmethod
+    async def revoke(self, user: str, time: float) -> Revocation:
+        """Record that a user's tokens of up to a time are refused, and drop its sessions."""
+
+    @abstractmethod
+    async def revocations(self, after: int = 0) -> list[Revocation]:
+        """Return the revocations behind a number, oldest first; MAX_REVOKED users at most."""
+
+
+# What `socket.data` may hold: what comes back as it was, from whatever store.
+_ATOMS: Final = frozenset((type(None), bool, str, bytes))
+
+
+def check_plain(value: object, path: str, depth: int = MAX_DEPTH) -> None:
+    """Raise TypeError or ValueError for what a session cannot keep.
+
+    It keeps None, booleans, numbers, text, bytes, and lists, tuples and dicts of these with
+    text as keys; a tuple comes back as a list. `path` says where the value stands.
+    """
+    kind = type(value)
+    if kind in _ATOMS:
+        if kind is str and not value.isascii():  # type: ignore[attr-defined]
+            try:
+                value.encode()  # type: ignore[attr-defined]
+            except UnicodeEncodeError:
+                raise ValueError(f"{path} holds half of a surrogate pair") from None
+    elif kind is int:
+        if not -(2**63) <= value < 2**64:  # type: ignore[operator]
+            raise ValueError(f"{path} is a number of more than 64 bits: keep it as text")
+    elif kind is float:
+        if not math.isfinite(value):  # type: ignore[arg-type]
+            raise ValueError(f"{path} is {value!r}: keep None, or a number")
+    elif not depth:
+        raise ValueError(f"{path} is nested too deeply, or holds itself")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"{path} has the key {key!r}: keys are text, as the session is kept outside "
+                    "of this process"
+                )
+            check_plain(item, f"{path}[{key!r}]", depth - 1)
+    elif kind is list or kind is tuple:
+        for place, item in enumerate(value):  # type: ignore[arg-type]
+            check_plain(item, f"{path}[{place}]", depth - 1)
+    else:
+        raise TypeError(
+            f"{path} cannot be kept: {kind.__module__}.{kind.__qualname__} is not plain data "
+            "(None, bool, int, float, str, bytes, and lists and dicts of these). Keep such "
+            "objects in a dict of your own, by socket.id"
+        )
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Session)
+
+
+def pack(session: Session) -> bytes:
+    """Return a session's bytes, without what became unfit in it since it was set."""
+    try:
+        return _encoder.encode(session)
+    except (TypeError, ValueError, RecursionError):
+        fit = {}
+        for key, value in session.data.items():
+            try:
+                check_plain(value, f"socket.data[{key!r}]")
+                fit[key] = value
+            except (TypeError, ValueError) as error:
+                logger.error("a session loses a value: %s", error)
+        return _encoder.encode(msgspec.structs.replace(session, data=fit))
+
+
+def unpack(data: bytes) -> Session:
+    """Return the session that these bytes are of. Raises msgspec.DecodeError."""
+    return _decoder.decode(data)

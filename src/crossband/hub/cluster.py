@@ -1,0 +1,167 @@
+"""What other nodes ask of this one, and what is told to all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import msgspec
+
+from crossband.errors import CloseCode, EventError
+from crossband.hub import messages
+from crossband.hub.departures import Departures
+from crossband.hub.directory import Directory
+from crossband.hub.expiry import Expiry, check_user
+from crossband.hub.messages import Choice, Done, Gathered, Handed, Profile
+from crossband.hub.namespace import Socket
+from crossband.hub.node import Node
+from crossband.hub.others import ask
+from crossband.hub.quotas import Quotas
+from crossband.hub.resumption import Resumptions
+
+logger = logging.getLogger("crossband")
+
+# Header lines of a client that other nodes may see: none that may hold a secret.
+_SHOWN = ("accept-language", "host", "origin", "user-agent")
+
+
+class Cluster:
+    """This node among the others."""
+
+    def __init__(
+        self,
+        node: Node,
+        directory: Directory,
+        expiry: Expiry,
+        quotas: Quotas,
+        resumptions: Resumptions,
+        departures: Departures,
+    ) -> None:
+        self._node = node
+        self._directory = directory
+        self._expiry = expiry
+        self._quotas = quotas
+        self._resumptions = resumptions
+        self._departures = departures
+        # The last revocation of all nodes that this one knows.
+        self._revocation = 0
+
+    async def start(self) -> None:
+        """Learn what was decided before this node began."""
+        self._revocation = 0
+        await self.keep_up()
+
+    async def keep_up(self) -> None:
+        """Apply the revocations that this node has not heard of."""
+        for revocation in await self._node.sessions.revocations(self._revocation):
+            self._revocation = revocation.number
+            self._expiry.revoke(revocation.user, revocation.time)
+
+    async def revoke(self, user: str) -> int:
+        """End all connections of a user on all nodes; return how many there were."""
+        check_user(user)
+        now = time.time()
+        # Here at once, whatever becomes of the others.
+        ended = self._expiry.revoke(user, now)
+        await self._node.sessions.revoke(user, now)
+        if self._node.bus.members:
+            given, _ = await ask(self._node.bus, messages.Revoked(user, now), int)
+            ended += sum(number for _, number in given)
+        return ended
+
+    # What others ask.
+
+    def hear(self, sender: str, body: bytes) -> asyncio.Future[bytes | None] | bytes | None:
+        """Take a message of another node, and return the answer."""
+        try:
+            message = messages.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            logger.error("dropped a message of node %s that does not fit: %s", sender, error)
+            return None
+        if isinstance(message, messages.Gather):
+            return asyncio.ensure_future(self._gather(message))
+        if isinstance(message, (messages.Join, messages.Leave, messages.Disconnect)):
+            return asyncio.ensure_future(self._do(message))
+        return messages.encode(self._answer(message))
+
+    def _answer(
+        self,
+        message: (
+            messages.Count | messages.Fetch | messages.Hand | messages.Revoked | messages.CountUser
+        ),
+    ) -> Any:
+        if isinstance(message, messages.Count):
+            return len(self._chosen(message.choice))
+        if isinstance(message, messages.Fetch):
+            return [profile_of(socket) for socket in self._chosen(message.choice)]
+        if isinstance(message, messages.Revoked):
+            return self._expiry.revoke(message.user, message.time)
+        if isinstance(message, messages.CountUser):
+            return self._quotas.count_of(message.user) - self._replaced(message)
+        return self._hand(message)
+
+    def _chosen(self, choice: Choice) -> list[Socket]:
+        namespace = self._directory.namespaces.get(choice.namespace)
+        return [] if namespace is None else namespace.members.match(choice.rooms, choice.except_)
+
+    def _replaced(self, message: messages.CountUser) -> int:
+        """Return 1 where the client that comes in over there is still connected here."""
+        namespace = self._directory.namespaces.get(message.namespace)
+        live = None if namespace is None or not message.key else namespace.members.live(message.key)
+        return int(
+            live is not None and live.identity is not None and live.identity.user == message.user
+        )
+
+    def _hand(self, message: messages.Hand) -> Handed:
+        """End a client that has come back at another node, and say what is known of it."""
+        self._resumptions.hand_over(message.namespace, message.key)
+        namespace = self._directory.namespaces.get(message.namespace)
+        live = None if namespace is None else namespace.members.live(message.key)
+        if live is None or live.record.take >= message.take:
+            return Handed(None)
+        self._departures.leave(live, "transport close", keep_session=False)
+        live.connection.end_socket(message.namespace, CloseCode.SESSION_TAKEN, "resumed elsewhere")
+        return Handed(live.record)
+
+    async def _do(self, message: messages.Join | messages.Leave | messages.Disconnect) -> bytes:
+        done = Done()
+        for socket in self._chosen(message.choice):
+            try:
+                if isinstance(message, messages.Join):
+                    await socket.join(*message.names)
+                elif isinstance(message, messages.Leave):
+                    await socket.leave(*message.names)
+                else:
+                    await socket.disconnect(message.close)
+            except EventError as error:
+                done = Done(error.code, error.message, error.details)
+        return messages.encode(done)
+
+    async def _gather(self, message: messages.Gather) -> bytes:
+        choice = message.choice
+        namespace = self._directory.namespaces.get(choice.namespace)
+        if namespace is None:
+            return messages.encode(Gathered([], 0))
+        answers, missing = await namespace.fanout.collect(
+            message.event, message.payload, choice.rooms, choice.except_, message.timeout
+        )
+        return messages.encode(Gathered(answers, missing))
+
+
+def profile_of(socket: Socket) -> Profile:
+    """Return what other nodes may know of a client."""
+    handshake = socket.handshake
+    return Profile(
+        socket.id,
+        sorted(socket.rooms),
+        socket.data,
+        socket.transport,
+        None if socket.identity is None else socket.identity.user,
+        handshake.address,
+        handshake.time,
+        handshake.path,
+        handshake.secure,
+        {name: handshake.headers[name] for name in _SHOWN if name in handshake.headers},
+    )

@@ -1,0 +1,49 @@
+"""What an application keeps with a client: `socket.data`, checked where it is set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from crossband.broker.sessions import check_plain
+
+
+class SocketData(dict[str, Any]):
+    """A dict of plain data, kept with the session and handed from node to node.
+
+    Setting anything else raises TypeError or ValueError, as `check_plain` has it: what lies
+    deeper in a list or dict is checked when that is set, and not when it changes.
+    """
+
+    __slots__ = ()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if not isinstance(key, str):
+            raise TypeError(f"the keys of socket.data are text, not {key!r}")
+        check_plain(value, f"socket.data[{key!r}]")
+        super().__setitem__(key, value)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        # All or nothing, as `dict.update` of what cannot fail.
+        new = dict(*args, **kwargs)
+        check_plain(new, "socket.data")
+        super().update(new)
+
+    def __ior__(self, other: Any) -> SocketData:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+
+def merged(kept: Mapping[str, Any], seen: Mapping[str, Any], own: Mapping[str, Any]) -> SocketData:
+    """Return what is kept of a client by now, with what was set here since it was seen."""
+    data = SocketData()
+    dict.update(data, kept)
+    for key, value in own.items():
+        if key not in seen or seen[key] != value:
+            dict.__setitem__(data, key, value)
+    return data

@@ -1,0 +1,80 @@
+"""The other nodes, as a namespace asks them: who their clients are, and to do things to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from crossband.broker import Bus
+from crossband.errors import EventError
+from crossband.hub import messages
+from crossband.hub.messages import Choice, Done, Gathered, Message, Profile
+
+logger = logging.getLogger("crossband")
+
+T = TypeVar("T")
+
+# Seconds in which another node has to answer: ten times what a busy one takes.
+ANSWER_TIME: Final = 5.0
+
+
+async def ask(
+    bus: Bus,
+    message: Message,
+    answer: type[T],
+    *,
+    to: Sequence[str] | None = None,
+    timeout: float = ANSWER_TIME,
+) -> tuple[list[tuple[str, T]], set[str]]:
+    """Ask other nodes, or all; return what each answered, and who did not.
+
+    What cannot be read is no answer.
+    """
+    answers = await bus.ask(messages.encode(message), to, timeout=timeout)
+    given = []
+    for node, body in answers.given.items():
+        try:
+            given.append((node, msgspec.msgpack.decode(body, type=answer)))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            logger.error("dropped an answer of node %s: %s", node, error)
+            answers.missing.add(node)
+    if answers.missing:
+        logger.warning(
+            "no answer from %s to %r",
+            ", ".join(sorted(answers.missing)),
+            type(message).__name__.lower(),
+        )
+    return given, answers.missing
+
+
+async def carry_out(bus: Bus, message: Message, to: Sequence[str] | None = None) -> None:
+    """Let other nodes, or all, do something. Raises EventError for the first that could not."""
+    given, _ = await ask(bus, message, Done, to=to)
+    for _, done in given:
+        if done.code is not None:
+            raise EventError(done.error, code=done.code, **done.details)
+
+
+async def count(bus: Bus, choice: Choice) -> int:
+    """Return how many of these sockets other nodes have."""
+    given, _ = await ask(bus, messages.Count(choice), int)
+    return sum(number for _, number in given)
+
+
+async def profiles(bus: Bus, choice: Choice) -> list[tuple[str, Profile]]:
+    """Return these sockets of other nodes, and which node each is on."""
+    given, _ = await ask(bus, messages.Fetch(choice), list[Profile])
+    return [(node, profile) for node, found in given for profile in found]
+
+
+async def gather(bus: Bus, message: messages.Gather) -> tuple[list[Any], int]:
+    """Return the acknowledgements of other nodes' clients, and how many are missing.
+
+    A node that does not answer counts as one client.
+    """
+    given, missing = await ask(bus, message, Gathered, timeout=message.timeout + ANSWER_TIME)
+    answers = [answer for _, gathered in given for answer in gathered.answers]
+    return answers, len(missing) + sum(gathered.missing for _, gathered in given)

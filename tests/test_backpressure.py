@@ -414,6 +414,37 @@ async def test_event_stream_that_is_never_read_is_cut(lane: bool, serve: Serve) 
 
 
 @with_and_without_lane
+@pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
+async def test_event_stream_that_ends_before_the_door_looks(
+    lane: bool, leaves: bool, serve: Serve
+) -> None:
+    # The kernel, or the server, has the same time for it as the door, which looks later.
+    if lane and not hasattr(sockets, "TCP_USER_TIMEOUT"):
+        pytest.skip("Linux")
+    hub = Hub(limits=Limits(send_time=0.5, outbox=50_000_000), keepalive_interval=600.0)
+    ended = asyncio.Event()
+
+    @hub.on("disconnect")
+    def disconnect(socket: Socket, reason: str) -> None:
+        ended.set()
+
+    server = await serve(hub, lane=lane)
+    reader, writer = await reluctant(server.url)
+    try:
+        writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"welcome")
+        for number in range(10):
+            await hub.emit("news", [number, "x" * 1_000_000])
+        if leaves:
+            writer.transport.abort()
+        async with asyncio.timeout(WAIT):
+            await ended.wait()
+        assert hub.status()["evictions"]["stalled"] == (0 if leaves else 1)
+    finally:
+        writer.transport.abort()
+
+
+@with_and_without_lane
 async def test_event_stream_that_is_read_slowly_goes_on(lane: bool, serve: Serve) -> None:
     hub = Hub(limits=Limits(send_time=2.0, outbox=50_000_000), keepalive_interval=0.05)
     server = await serve(hub, lane=lane)

@@ -43,7 +43,7 @@ from crossband import Hub, Limits, MemoryBroker
         ({"cors_origins": ["https://x.example/"]}, "cors_origins takes origins such as"),
         ({"allowed_hosts": ["http://x.example"]}, "allowed_hosts takes hosts such as"),
         ({"allowed_hosts": ["x.example:80"]}, "allowed_hosts takes hosts such as"),
-        ({"allowed_hosts": ["*"]}, "no pattern; none of them allows any), not '*'"),
+        ({"allowed_hosts": ["*"]}, "no pattern; an empty list allows any), not '*'"),
         ({"allowed_hosts": [""]}, "not ''"),
         ({"allowed_hosts": ["[::1]"]}, "allowed_hosts takes hosts such as"),
         ({"allowed_hosts": ["X.example"]}, "which is compared as 'x.example'"),

@@ -1,4 +1,4 @@
-"""Whose address a request came from: proxies' headers, believed of trusted proxies only. Pure."""
+"""Finds a request's client address, trusting the headers of trusted proxies only. Pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
-# Bits of an IPv6 address that one customer of a provider gets as a rule, and may vary below.
+# Length of the prefix that a provider usually gives one customer, who can vary the rest.
 CUSTOMER_PREFIX: Final = 64
-# Addresses whose answers are kept: the same few proxies and clients come again and again. Each is
-# as short as an address is, since a server named it or it was parsed.
+# Size of each cache: the same few proxies and clients come again and again. Keys are as short as
+# addresses, since a server gave them or they were parsed.
 _KEPT: Final = 1_024
 
 
 @lru_cache(maxsize=_KEPT)
 def network_of(address: str) -> str:
-    """Return what connections are counted by: an IPv4 address, or the /64 of an IPv6 one.
+    """Return the key that connections are counted by: an IPv4 address or an IPv6 /64.
 
     Whoever has one IPv6 address has 2^64 of them. Anything else is returned as it is.
     """
@@ -27,11 +27,11 @@ def network_of(address: str) -> str:
 
 
 class TrustedProxies:
-    """The proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` count.
+    """The proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted.
 
-    Takes addresses and networks such as "10.0.0.0/8", "unix" for whoever connects over a
-    unix socket, and "*" for everybody: then the header is whatever the client sent.
-    Raises ValueError for anything else.
+    Takes addresses and networks such as "10.0.0.0/8", "unix" for any peer on a unix socket,
+    and "*" for everybody: then clients can put anything in the header. Raises ValueError for
+    anything else.
     """
 
     __slots__ = ("_all", "_networks", "_unix", "_within")
@@ -53,7 +53,7 @@ class TrustedProxies:
         return bool(self._all or self._unix or self._networks)
 
     def trusts(self, peer: str | None) -> bool:
-        """Tell whether a peer is a trusted proxy; None is one without an address."""
+        """Return whether a peer is a trusted proxy; None is a peer without an address."""
         if self._all:
             return True
         return self._unix if peer is None else self._within(peer)
@@ -63,11 +63,11 @@ class TrustedProxies:
         return address is not None and any(address in network for network in self._networks)
 
     def client(self, peer: str | None, forwarded_for: str) -> str | None:
-        """Return the client's address: the last hop that no trusted proxy stands for.
+        """Return the client's address: the last hop that is not a trusted proxy.
 
-        Each proxy appends whom it was called by, so the header is read from its end, and only
-        as far as the hops are trusted: what is before them, the client may have written. A
-        hop that is no address is not believed: the one that named it counts.
+        Each proxy appends the address of its peer, so the header is read from its end, and
+        only as far as the hops are trusted: the client may have written anything before them.
+        A hop that is not an address is ignored: the hop that reported it counts as the client.
         """
         address = peer
         for hop in reversed(forwarded_for.split(",")):
@@ -82,7 +82,7 @@ class TrustedProxies:
     def apply(self, scope: MutableMapping[str, Any]) -> None:
         """Put the client's address and scheme into an ASGI scope that came from a proxy."""
         client = scope.get("client")
-        # Servers differ on what stands for the peer of a unix socket: None, or an empty host.
+        # For the peer of a unix socket, some servers have None and some an empty host.
         peer = client[0] if client and client[0] else None
         if not self.trusts(peer):
             return
@@ -92,7 +92,7 @@ class TrustedProxies:
             if name == b"x-forwarded-for":
                 forwarded.append(value.decode("latin-1"))
             elif name == b"x-forwarded-proto":
-                # The last is that of the proxy we know.
+                # The last one is from the proxy we know.
                 scheme = value.decode("latin-1").rpartition(",")[2].strip().lower()
         if forwarded:
             address = self.client(peer, ",".join(forwarded))
@@ -115,7 +115,7 @@ def _without_port(hop: str) -> str:
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        # A zone, "fe80::1%eth0", is the machine's own name for a link.
+        # A zone, as in "fe80::1%eth0", is the machine's own name for a link.
         address = ip_address(text.partition("%")[0])
     except ValueError:
         return None

@@ -37,9 +37,9 @@ except PackageNotFoundError:
 
 
 class Routes:
-    """The doors of a hub, and which path is which door's."""
+    """The doors of a hub, and their paths."""
 
-    # Set by `start`: they belong to an event loop.
+    # Set by `start`, as they belong to an event loop.
     _core: Core
     _engine: EngineDoor
     _websockets: WebSocketDoor
@@ -47,14 +47,14 @@ class Routes:
     _api: Api
 
     def __init__(self) -> None:
-        # Path, without a slash at its end, and setting of each door that is not switched off.
+        # Path (without a trailing slash) and setting of each door that is switched on.
         self._doors: list[tuple[str, str]] = []
 
     def start(self, core: Core) -> None:
-        """Open the doors on the event loop that runs."""
+        """Open the doors on the running event loop."""
         self._core = core
         settings = core.settings
-        # The longest first: one door may lie below another.
+        # The longest path first: one door may lie below another.
         paths = [(path.rstrip("/"), name) for name in DOORS if (path := getattr(settings, name))]
         self._doors = sorted(paths, key=lambda door: len(door[0]), reverse=True)
         self._engine = EngineDoor(core)
@@ -67,8 +67,8 @@ class Routes:
         doors = (self._engine, self._websockets, self._streams)
         for door in doors:
             door.close(CloseCode.GOING_AWAY, "Server shutting down")
-        # Until each door's last connection has gone. After CLOSE_TIME no close frame is
-        # waited for any more; slow streams the server goes on writing by itself.
+        # Wait until each door's last connection has gone, but no longer than CLOSE_TIME for
+        # close frames; the server itself goes on writing slow streams.
         patience = min(CLOSE_TIME, self._core.settings.shutdown_timeout / 2)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
@@ -93,7 +93,7 @@ class Routes:
         if path in ("/healthz", "/readyz"):
             await self._serve_health(request)
         elif door == "events_path" and (self._core.started or request.method == "GET"):
-            # Those of a stopped hub are told to come back, not that they must not.
+            # Clients of a stopped hub must be told to come back, not to stay away.
             await self._streams.serve(request, rest)
         elif not self._core.started:
             await request.refuse(EventError(code="shutting_down"))
@@ -122,9 +122,9 @@ class Routes:
         await request.respond_json(200 if ready else 503, {"status": status})
 
     def _door_at(self, path: str) -> tuple[str | None, str]:
-        """Return the setting whose door a path is of, and what follows the door's path.
+        """Return the setting of the door at a path, and the rest of the path.
 
-        That is "" for the door itself. None and the whole path where no door is.
+        The rest is "" for the door itself. Without a door, returns None and the whole path.
         """
         for prefix, name in self._doors:
             if not path.startswith(prefix):
@@ -133,7 +133,7 @@ class Routes:
             if rest and not rest.startswith("/"):
                 continue
             rest = rest.rstrip("/")
-            # Socket.IO has nothing below its path: its namespaces are in its packets.
+            # Nothing lies below Socket.IO's path: its namespaces are in its packets.
             if not rest or name != "socketio_path":
                 return name, rest
         return None, path
@@ -158,13 +158,14 @@ class Routes:
 class Hub(PublicHub):
     """A realtime hub: an ASGI application with three doors, and the namespace `/`.
 
-    `broker` is where publications are ordered and kept: a Broker, or None for the embedded
-    memory broker. `authenticate(handshake)` says who a client is, as an Identity, or None for
-    an anonymous one, or raises Unauthorized; `authorize(identity, action, room)` whether it
-    may "subscribe" or "publish" to a room, None being the whole namespace: True, or it may
-    not. Either may be async. Other arguments are those of Settings. Serve it alone, or mount it:
-    `app.mount("/realtime", hub)`; it starts with the server's lifespan or, where mounting
-    does not forward that, with the first request.
+    `broker` orders and keeps publications: a Broker, or None for the embedded memory broker.
+    `authenticate(handshake)` returns the client's Identity, or None for an anonymous client, or
+    raises Unauthorized. `authorize(identity, action, room)` decides whether it may "subscribe"
+    or "publish" to a room, or to the whole namespace if `room` is None: return True to allow;
+    anything else denies. Either may be async. The other arguments are those of Settings.
+
+    Serve it alone, or mount it: `app.mount("/realtime", hub)`. It starts with the server's
+    lifespan or, where mounting does not forward that, with the first request.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class Hub(PublicHub):
         super().__init__(
             Core(broker, authenticate, authorize, changed(Settings(), settings), self._routes)
         )
-        # Of the settings, from the start on.
+        # Taken from the settings when the hub starts.
         self._proxies = TrustedProxies(())
         self._lifespan = Lifespan(
             self.start,
@@ -223,7 +224,7 @@ class Hub(PublicHub):
             await self._routes.serve_http(request)
 
     def serves(self, scope: Scope) -> bool:
-        """Tell whether a request is for one of `allowed_hosts`; without any, each is."""
+        """Return whether a request is for one of `allowed_hosts`, or there are none."""
         allowed = self.settings.allowed_hosts
         return not allowed or host_of(scope) in allowed
 
@@ -246,8 +247,8 @@ class Hub(PublicHub):
             await self.stop()
 
     async def start(self) -> None:
-        """Start on the running event loop. Does nothing when started there."""
-        # Other servers print addresses with their queries.
+        """Start on the running event loop. Does nothing if it already runs there."""
+        # Other servers log addresses with their queries.
         redaction.install()
         begins = not self.started
         self._proxies = TrustedProxies(self.settings.trusted_proxies)
@@ -259,10 +260,10 @@ class Hub(PublicHub):
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.
 
-        `/readyz` turns 503 and newcomers are refused at once; the clients go one after another
-        over `drain_time`, each served until its turn. Returns within `shutdown_timeout`
-        seconds; what still runs then is cancelled. A second call waits for the first. A
-        stopped hub answers 503 until it is started again.
+        At once `/readyz` answers 503 and new clients are refused. The others are closed one
+        after another over `drain_time`, and served until then. Returns within
+        `shutdown_timeout` seconds; handlers that still run then are cancelled. A second call
+        waits for the first. A stopped hub answers 503 until it is started again.
         """
         if self.started:
             self._lifespan.end()
@@ -272,7 +273,7 @@ class Hub(PublicHub):
             self._signals.unchain()
 
     async def _stop_after_listeners(self) -> None:
-        # No poll follows those that wait now.
+        # Clients cannot poll again after the polls that wait now.
         self._core.last_polls = True
         await self.stop()
 

@@ -1,7 +1,7 @@
-"""Turns what the hub says into ready wire messages, one codec per door.
+"""Turns what the hub sends into ready wire messages, one codec per door.
 
-A codec is asked once per publication, whatever the number of recipients; every outbox then
-holds a reference to the same Wire. Knows formats, no connections.
+A codec encodes each publication once, whatever the number of recipients; every outbox then
+holds a reference to the same Wire. Knows formats, but no connections.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ class Wire:
     __slots__ = ("_deflated", "_frames", "_messages", "_polling", "size", "tag")
 
     def __init__(self, *messages: str | bytes) -> None:
-        # None until somebody wants a message that was built as a frame.
+        # None while a message that was built as a frame has not been asked for.
         self._messages: tuple[str | bytes, ...] | None = messages
-        # Bytes; characters of a text, which is near enough to bound an outbox.
+        # Bytes, or characters of a text, which is close enough to bound an outbox.
         self.size = len(messages[0]) if len(messages) == 1 else sum(map(len, messages))
         # Each form is built once, when the first recipient needs it.
         self._polling: str | None = None
         self._frames: bytes | None = None
         self._deflated: bytes | None = None
-        # None: it is not dropped.
+        # None: it is never dropped.
         self.tag: Tag | None = None
 
     @property
     def messages(self) -> tuple[str | bytes, ...]:
-        """What is written: WebSocket messages (a text and its binary parts), or stream bytes."""
+        """The messages to write: WebSocket's (text and binary parts), or stream bytes."""
         assert self._messages is not None
         return self._messages
 
@@ -52,14 +52,14 @@ class Wire:
 
     @property
     def deflated(self) -> bytes:
-        """The same compressed, each frame by itself."""
+        """The same frames, each compressed by itself."""
         if self._deflated is None:
             self._deflated = b"".join(map(websocket.encode_deflated, self.messages))
         return self._deflated
 
     @property
     def chunk(self) -> bytes:
-        """The stream bytes of this message as a chunk of an HTTP/1.1 body (RFC 9112 §7.1)."""
+        """The stream bytes as a chunk of an HTTP/1.1 body (RFC 9112 §7.1)."""
         chunk = self._frames
         if chunk is None:
             (data,) = self.messages
@@ -76,9 +76,9 @@ class Wire:
 
 
 def tag_of(publication: Publication) -> Tag | None:
-    """Return what the messages of a publication are tagged with.
+    """Return the tag of a publication's messages; None if they must not be dropped.
 
-    Of two with one key for different rooms, neither makes up for the other.
+    With one key but different rooms, neither of two messages replaces the other.
     """
     policy = publication.policy
     if policy is None:
@@ -90,7 +90,7 @@ def tag_of(publication: Publication) -> Tag | None:
 
 
 class Answer(Wire):
-    """A text for one recipient, given as UTF-8. Most leave as a frame, and are never a string."""
+    """A UTF-8 text for one recipient. Most are sent as frames and never become a str."""
 
     __slots__ = ("_text",)
 
@@ -111,9 +111,9 @@ class Answer(Wire):
 
 
 class Codec(ABC):
-    """The words of one door."""
+    """The wire format of one door."""
 
-    # A failed event may stay without an answer, as on Node's door.
+    # True if a failed event may stay unanswered, as in Node's Socket.IO server.
     like_node: ClassVar[bool] = False
 
     @abstractmethod
@@ -127,7 +127,7 @@ class Codec(ABC):
     def answer(self, namespace: str, ack_id: int, result: Any) -> Wire:
         """Encode the acknowledgement that a handler returned. Raises EncodeError.
 
-        A tuple is several values, None is none.
+        A tuple means several values, None means no value.
         """
         return self.ack(namespace, ack_id, payload.encode_answer(result))
 
@@ -141,8 +141,8 @@ class Codec(ABC):
     ) -> Wire | None:
         """Encode the first message of a socket.
 
-        `offset` is None when a gap follows: a client that is cut in between must not have
-        moved its cursor past what it missed.
+        `offset` is None when a gap follows: if the connection is cut in between, the client's
+        cursor must not already be past what it missed.
         """
 
     @abstractmethod
@@ -199,7 +199,7 @@ class SocketIOCodec(Codec):
 
     def gap(self, namespace: str, *, reason: str, offset: str) -> Wire | None:
         data = payload.encode([{"reason": reason, "offset": offset}])
-        # Trailing too: the client must not show its lost offset again.
+        # Also as the trailing offset: the client must not send its lost one again.
         trailing = offset if self._recovery else None
         return Wire(
             engineio.MESSAGE + socketio.encode_event(namespace, "gap", data, offset=trailing)
@@ -246,7 +246,7 @@ class EnvelopeCodec(Codec):
 
 
 class SSECodec(Codec):
-    """Event stream blocks; what has no field of its own is JSON in `data`."""
+    """Event stream blocks; whatever has no field of its own is JSON in `data`."""
 
     def event(self, publication: Publication, *, ack_id: int | None = None) -> Wire:
         if ack_id is not None:
@@ -286,9 +286,9 @@ class SSECodec(Codec):
 
 
 class PlainSSECodec(SSECodec):
-    """Event stream blocks of plain namespaces: a string is itself, bytes are bare base64.
+    """Event stream blocks of plain namespaces: strings as they are, bytes as base64.
 
-    What is no event of the application's stays JSON: a client needs its id and session.
+    Crossband's own events stay JSON: clients need their id and session.
     """
 
     def _data(self, data: Payload) -> str:
@@ -301,7 +301,7 @@ class PlainSSECodec(SSECodec):
 
 
 class PlainCodec(Codec):
-    """Bare frames: a string is a text frame, bytes a binary frame, the rest JSON text."""
+    """Bare frames: strings as text frames, bytes as binary frames, the rest as JSON."""
 
     def event(self, publication: Publication, *, ack_id: int | None = None) -> Wire:
         args = payload.decode(publication.payload)

@@ -23,9 +23,9 @@ from crossband.slots import Slot
 
 logger = logging.getLogger("crossband")
 
-# How many outboxes may be queued within one tick for a client that is not behind.
+# A client that is not behind may have this many full outboxes queued within one tick.
 BURST = 4
-# Bytes that a writer over ASGI takes at a time: what still waits may be dropped.
+# Bytes that a writer over ASGI takes at a time: messages still in the queue may be dropped.
 BATCH = 65_536
 
 _tag: Final = attrgetter("tag")
@@ -41,14 +41,15 @@ class Ticker:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        # In this tick some outbox was over its limit: who publishes on lets it be flushed first.
+        # An outbox went over its limit in this tick: publishers should let it be flushed before
+        # they go on.
         self.pressed = False
-        # Those to be flushed. Who appends to it calls `schedule` first.
+        # Connections to flush. Call `schedule` before appending to it.
         self.dirty: list[Connection] = []
 
     @property
     def roomy(self) -> bool:
-        """Whether who publishes to several may go on within this tick."""
+        """Whether a publisher to several clients may go on within this tick."""
         return not self.pressed
 
     async def room(self) -> None:
@@ -56,7 +57,7 @@ class Ticker:
         await asyncio.sleep(0)
 
     def schedule(self) -> list[Connection]:
-        """See to it that there is a flush, and return the list it will flush."""
+        """Schedule a flush if none is, and return the list that it will flush."""
         if not self.dirty:
             self._loop.call_soon(self._flush)
         return self.dirty
@@ -74,14 +75,14 @@ class Ticker:
 
 @dataclass(slots=True)
 class Eviction:
-    """Why the server cut a connection that it would rather have kept."""
+    """Why the server closed a connection that it would rather have kept."""
 
-    # "slow_client": its outbox was full. "stalled": it took nothing for `limits.send_time`.
-    # "rate_limited": it went on sending in spite of refusals.
+    # "slow_client": its outbox was full. "stalled": it read nothing for `limits.send_time`.
+    # "rate_limited": it kept sending in spite of refusals.
     reason: str
-    # Bytes that waited for it.
+    # Bytes that were waiting for it.
     backlog: int
-    # It is in the hub's counts and its log.
+    # True once the hub has counted and logged it.
     counted: bool = False
 
 
@@ -107,36 +108,36 @@ class Connection(ABC):
 
     def __init__(self, ticker: Ticker, *, limit: int) -> None:
         self._ticker = ticker
-        # Waiting to be written, oldest first.
+        # Messages waiting to be written, oldest first.
         self.queue: list[Wire] = []
-        # Bytes of them.
+        # Their size in bytes.
         self.queued = 0
-        # Bytes; past it the client is disconnected.
+        # Bytes; past this the client is disconnected.
         self.limit = limit
-        # In the ticker's list.
+        # True while it is in the ticker's list.
         self.dirty = False
         self.closed = False
-        # Bytes of the largest message that was found in a queue over its limit: one of any size
-        # may wait beside `limit` of others.
+        # Bytes of the largest message found in a queue over its limit: one message of any size
+        # may wait in addition to `limit` bytes of others.
         self._largest = 0
-        # Somebody waits in `drained` or `room`.
+        # True while a caller waits in `drained` or `room`.
         self._waiting = False
         # None unless a replay waits for the outbox to empty.
         self._drained: asyncio.Future[None] | None = None
-        # Who waits to write on, in the order in which they came. None while nobody does: an
-        # empty deque has 600 bytes.
+        # Writers waiting for room, in the order in which they came. None while there are none:
+        # an empty deque takes 600 bytes.
         self._writers: deque[asyncio.Future[None]] | None = None
-        # What the client may send; None: as fast as it likes.
+        # Limits how fast the client sends; None means no limit.
         self.meter: Meter | None = None
-        # On the monotonic clock: until then nothing more is taken from a client that was faster.
+        # Monotonic time until which nothing more is read from a client that was too fast.
         self.resting_until = 0.0
-        # Its place among the connections that are counted; None before it has one.
+        # Its slot among the connections that are counted; None before it has one.
         self.slot: Slot | None = None
-        # None unless the server cut it.
+        # None unless the server closed it.
         self.evicted: Eviction | None = None
 
     def push(self, wire: Wire) -> None:
-        """Queue a message for the next tick; `Fanout.deliver` does the same in its loop."""
+        """Queue a message for the next tick; `Fanout.deliver` inlines the same."""
         if self.closed:
             return
         self.queue.append(wire)
@@ -148,10 +149,10 @@ class Connection(ABC):
             self._ticker.schedule().append(self)
 
     def overfull(self) -> None:
-        """Find out whether a client whose outbox is over its limit is slow."""
+        """Check whether a client whose outbox is over its limit is slow."""
         if len(self.queue) > 1:
-            # Much at once is not slowness: what the transport takes now is not behind, and
-            # where that is known at the next tick only, there is room for a burst.
+            # A burst does not make a client slow: what the transport takes at once is not
+            # behind. Where that shows only at the next tick, there is room for a burst.
             self.flush()
             self._ticker.pressed = True
             room = self.limit if self.behind else BURST * self.limit
@@ -159,9 +160,9 @@ class Connection(ABC):
                 self._shorten()
 
     def _shorten(self) -> None:
-        """Drop what may go for a client that is behind; disconnect it if that is too little."""
-        # A queue has thousands of messages, and looking through it is not free: only where it
-        # may help, and with a quarter of the outbox to the next time.
+        """Drop what may be dropped for a client that is behind, or else disconnect it."""
+        # A queue has thousands of messages and searching it takes time: search only where it may
+        # help, and free a quarter of the outbox so that the next search is far off.
         if self.queue[-1].tag is None and self.queued <= self.limit + self._largest:
             return
         self.drop(self.queued - self.limit // 2)
@@ -171,14 +172,14 @@ class Connection(ABC):
                 self.overflow()
 
     def drop(self, excess: int = 0) -> None:
-        """Drop what newer events make worthless, and older ones that may go for `excess` bytes."""
+        """Drop events that newer ones replace, then droppable ones to free `excess` bytes."""
         kept, freed = shed(self.queue, _tag, _size, excess)
         if freed:
             self.queue[:] = kept
             self.queued -= freed
 
     def take_batch(self) -> list[Wire]:
-        """Remove and return the oldest that waits, some 64 KiB of it."""
+        """Remove and return the oldest queued messages, about 64 KiB of them."""
         queue = self.queue
         size = count = 0
         most = min(BATCH, self.limit // 4)
@@ -188,7 +189,7 @@ class Connection(ABC):
         return self.take_first(count)
 
     def take_first(self, count: int) -> list[Wire]:
-        """Remove and return the oldest messages that wait, to be written."""
+        """Remove and return the `count` oldest queued messages, to be written."""
         taken = self.queue[:count]
         del self.queue[:count]
         self.queued = self.queued - sum(map(_size, taken)) if self.queue else 0
@@ -197,24 +198,24 @@ class Connection(ABC):
         return taken
 
     def overflow(self, why: str = "slow_client") -> None:
-        """Disconnect a client that does not keep up; it resumes from its cursor."""
+        """Disconnect a client that cannot keep up; it resumes from its cursor."""
         self.evict(why, CloseCode.SLOW_CLIENT, "too slow", now=True)
 
     def evict(self, why: str, code: CloseCode, reason: str, *, now: bool = False) -> None:
-        """Close the connection for what its client does, as `why` says to the operator."""
+        """Close the connection for its client's behaviour; `why` is for the operator."""
         if self.evicted is None and not self.closed:
             self.evicted = Eviction(why, self.queued)
         self.close(code, reason, now=now)
 
     def taken_all(self) -> None:
-        """Empty the queue: the transport has all of it. Hot: once per tick and client."""
+        """Empty the queue, which the transport now has. Hot: once per tick and client."""
         self.queue.clear()
         self.queued = 0
         if self._waiting:
             self._progress()
 
     async def drained(self) -> None:
-        """Wait until the transport has everything queued, or the connection closed."""
+        """Wait until the transport has all that is queued, or the connection closes."""
         if self.closed or not self.queued:
             return
         if self._drained is None:
@@ -224,11 +225,11 @@ class Connection(ABC):
 
     @property
     def roomy(self) -> bool:
-        """Whether who writes to this client alone may go on: half of its outbox is free."""
+        """Whether a writer to this client may go on: half of the outbox is free."""
         return self.closed or self.queued <= self.limit // 2
 
     async def room(self) -> None:
-        """Wait until half of the outbox is free, or the connection closed."""
+        """Wait until half of the outbox is free, or the connection closes."""
         while not self.roomy:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if self._writers is None:
@@ -239,18 +240,18 @@ class Connection(ABC):
                 await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
-                    # Its turn had come: it is the next one's.
+                    # It was this writer's turn; give it to the next one.
                     self._progress()
                 raise
 
     def discard_queue(self) -> None:
-        """Drop what waits, at the end of the connection."""
+        """Drop what is queued, at the end of the connection."""
         self.queue.clear()
         self.queued = 0
         self._release()
 
     def _progress(self) -> None:
-        """Let those go on who wait for room: writers one by one, as each may fill it again."""
+        """Wake whoever waits for room: writers one by one, as each may fill it again."""
         if not self.queue and self.queued <= 0:
             self._empty()
         writers = self._writers
@@ -259,7 +260,7 @@ class Connection(ABC):
             if not turn.done():
                 turn.set_result(None)
                 if writers:
-                    # Behind its next write.
+                    # Check again after its next write.
                     asyncio.get_running_loop().call_soon(self._progress)
                 break
         self._waiting = self._drained is not None or bool(writers)
@@ -271,7 +272,7 @@ class Connection(ABC):
             self._drained = None
 
     def _release(self) -> None:
-        """Let all go on who wait for room: the connection has ended."""
+        """Wake everyone who waits for room: the connection has ended."""
         self._empty()
         for turn in self._writers or ():
             if not turn.done():
@@ -280,13 +281,13 @@ class Connection(ABC):
         self._waiting = False
 
     def rest(self, seconds: float) -> None:
-        """Take nothing more from the client for so long: it sends faster than it may."""
+        """Read nothing more from the client for this long: it is too fast."""
         self.resting_until = time.monotonic() + seconds
 
     def borrow(self, wait: float, size: int = 0, *, messages: int = 1) -> bool:
-        """Take a message after all that the meter refused for `wait` seconds, and rest then.
+        """Take a message that the meter refused for `wait` seconds, then rest.
 
-        False when it stays refused.
+        Returns False if it stays refused.
         """
         assert self.meter is not None
         pause = self.meter.lend(time.monotonic(), wait, size=size, messages=messages)
@@ -295,19 +296,19 @@ class Connection(ABC):
         return bool(pause)
 
     async def rested(self) -> None:
-        """Wait until more may be taken from the client."""
+        """Wait until more may be read from the client."""
         if (left := self.resting_until - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
     def free_slot(self) -> None:
-        """Give the place back: the connection has ended, or was refused."""
+        """Release the slot: the connection has ended, or was refused."""
         if self.slot is not None:
             self.slot.release()
 
     def end_socket(
         self, namespace: str, code: CloseCode, reason: str, *, close: bool = False
     ) -> None:
-        """End one socket of the connection; it is the only one, except on Socket.IO's."""
+        """End one socket of the connection; only Socket.IO's can have several."""
         self.close(code, reason)
 
     @property
@@ -318,15 +319,15 @@ class Connection(ABC):
     @property
     @abstractmethod
     def behind(self) -> bool:
-        """Whether the client is not keeping up, so that volatile events skip it."""
+        """Whether the client cannot keep up, so that volatile events skip it."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Write what is queued, or see to it that it is written."""
+        """Write what is queued, or start writing it."""
 
     @abstractmethod
     def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
-        """End the connection after what is queued was written, or `now`."""
+        """End the connection once all that is queued is written, or `now`."""
 
 
 class OpenConnections(Generic[T]):

@@ -9,9 +9,9 @@ import math
 from enum import IntEnum
 from typing import Any, Final
 
-# Ranges of close codes, first and last, after which a client should stay away: the server would
-# say the same again. Ranges, as Centrifugo has them, so that a client also knows what to do
-# after a code that a later server adds. 44xx is the client's fault, as HTTP's 4xx is.
+# Ranges of close codes, first and last, after which a client should stay away: it would get the
+# same answer again. They are ranges, as in Centrifugo, so that a client knows what to do with a
+# code that a later server adds. 44xx means that the client is at fault, like HTTP's 4xx.
 FINAL_CODES: Final = ((1000, 1000), (1002, 1003), (1007, 1009), (4000, 4007), (4400, 4499))
 
 
@@ -23,7 +23,7 @@ def is_final(code: int) -> bool:
 class CloseCode(IntEnum):
     """WebSocket close codes the server sends (RFC 6455 §7.4.1; 4000-4999 are ours).
 
-    `reconnect` tells whether a client should come back after it.
+    `reconnect` is True for codes after which a client should come back.
     """
 
     NORMAL = 1000
@@ -43,11 +43,11 @@ class CloseCode(IntEnum):
 
     @property
     def reconnect(self) -> bool:
-        """Tell whether a client that was closed with this code should come back."""
+        """Return whether a client that was closed with this code should come back."""
         return not is_final(self)
 
 
-# Closed with these, a client is at fault: it is not waited for.
+# Codes for clients that are at fault: the server does not wait for them to close.
 FAULTS: Final = frozenset(
     {
         CloseCode.PROTOCOL_ERROR,
@@ -98,8 +98,8 @@ class EncodeError(CrossbandError, ValueError):
 class InvalidName(EncodeError):
     """A name of an event, room or namespace cannot be used.
 
-    Left to itself in a handler or a connect middleware it is taken for the client's, who
-    mostly chose it, and answered with `invalid_message`, or `invalid_request`.
+    If a handler or a connect middleware lets it propagate, the client is blamed, because names
+    mostly come from clients: it gets `invalid_message`, or `invalid_request` at connect.
     """
 
 
@@ -119,8 +119,8 @@ class EventError(CrossbandError):
 
     Raise it in a handler or an event middleware. The client sees
     `{"code": code, "error": message, **details}` on every door: in its acknowledgement when
-    it asked for one, else as an `error` event. Anything else a handler raises, but
-    InvalidName, becomes `internal_error`, with no details, and is logged.
+    it asked for one, else as an `error` event. Any other exception from a handler, except
+    InvalidName, is logged and becomes `internal_error`, without details.
     """
 
     def __init__(self, message: str = "", *, code: str = "refused", **details: Any) -> None:
@@ -137,14 +137,14 @@ class EventError(CrossbandError):
 
 
 class UnknownEvent(EventError):
-    """An event that nobody handles."""
+    """An event without a handler."""
 
     def __init__(self) -> None:
         super().__init__(code="unknown_event")
 
 
 class InvalidMessage(EventError):
-    """A message that does not fit: not decodable, or not of the handler's type."""
+    """A message that cannot be decoded, or not into the handler's type."""
 
     def __init__(self, reason: str, *, path: str = "$", **details: Any) -> None:
         super().__init__(code="invalid_message", path=path, reason=reason, **details)
@@ -158,10 +158,10 @@ class MessageTooLarge(EventError):
 
 
 class RateLimited(EventError):
-    """A message too many: `retryAfter` seconds later there is room for one."""
+    """A message over the rate limit: one is allowed again after `retryAfter` seconds."""
 
     def __init__(self, wait: float) -> None:
-        # Up to the next millisecond: told too little, the client would be refused again.
+        # Rounded up to a millisecond: after too short a wait, the client would be refused again.
         self.retry_after = math.ceil(wait * 1_000) / 1_000
         super().__init__(code="rate_limited", retryAfter=self.retry_after)
 
@@ -169,9 +169,9 @@ class RateLimited(EventError):
 class ConnectionRefused(EventError):
     """Refuse a client: raise it in a connect middleware.
 
-    Socket.IO sees `connect_error` with `message` and `data`, without data with the code;
-    raw WebSocket and SSE get `status` (HTTP, 400 to 599) with a JSON body before any
-    upgrade. Raises ValueError for another status, which would not refuse.
+    Socket.IO clients get `connect_error` with `message` and `data`, or the code where there is
+    no data; raw WebSocket and SSE clients get the HTTP status `status` (400 to 599) with a JSON
+    body, before any upgrade. Raises ValueError for any other status: it would not refuse.
     """
 
     def __init__(
@@ -194,9 +194,9 @@ class ConnectionRefused(EventError):
 
 
 class Unauthorized(ConnectionRefused):
-    """Refuse who a client says it is: raise it in `authenticate`.
+    """Refuse a client's credentials: raise it in `authenticate`.
 
-    `reason` is a word for programs, such as `expired`. Clients are told HTTP 401 before any
+    `reason` is a word for programs, such as `expired`. Clients get HTTP 401 before any
     upgrade, or `connect_error`, with code `unauthorized`, the message and the reason.
     """
 
@@ -208,7 +208,7 @@ class Unauthorized(ConnectionRefused):
 
 
 class BrokerUnavailable(EventError):
-    """The broker is out of reach: nothing is lost, and nothing can be published just now.
+    """The broker cannot be reached: nothing is lost, but nothing can be published.
 
     Raised where an emission is awaited. If a handler lets it propagate, the client is told
     `unavailable`; clients that come in are refused with it (503, 1013) and keep their cursor.
@@ -219,7 +219,7 @@ class BrokerUnavailable(EventError):
 
 
 class AckTimeout(CrossbandError, TimeoutError):
-    """Not every client acknowledged in time; `responses` holds those that did."""
+    """Not every client acknowledged in time; `responses` holds the answers that came."""
 
     def __init__(self, message: str, responses: list[Any] | None = None) -> None:
         super().__init__(message)
@@ -235,7 +235,7 @@ class StartError(CrossbandError):
 
 
 class Gap(CrossbandError):
-    """A cursor can no longer be caught up from.
+    """What came after a cursor can no longer be sent.
 
     `reason` is one of `unknown` (another epoch, or not a cursor of this namespace), `expired`
     (older than the history) and `session` (the session to resume is gone). Clients may also

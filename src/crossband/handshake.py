@@ -1,4 +1,4 @@
-"""What is known of a client when it connects."""
+"""What is known about a client when it connects."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What is known of a client at connect."""
+    """What is known about a client when it connects."""
 
-    # "websocket", "polling" or "sse": how the client came; it may upgrade later. "http" when
-    # `authenticate` is asked about a publication over the HTTP API.
+    # "websocket", "polling" or "sse": how the client connected; it may upgrade later. "http"
+    # when `authenticate` is called for a publication over the HTTP API.
     transport: str
-    # Names in lower case; several lines of one name are joined by ", ". Not in the repr, as
+    # Names are in lower case; repeated headers are joined by ", ". Left out of the repr, like
     # the query and `auth`: they hold tokens and session keys.
     headers: Mapping[str, str] = field(repr=False)
     query: Mapping[str, list[str]] = field(repr=False)
-    # The peer's address, without port. None over a unix socket.
+    # The peer's address, without the port. None over a unix socket.
     address: str | None
     # Seconds since 1970.
     time: float
-    # Below the mount point, such as "/ws/admin". Socket.IO's has no namespace in it: clients
-    # name that later, and `socket.namespace` has it.
+    # Below the mount point, for example "/ws/admin". With Socket.IO it does not contain the
+    # namespace, which clients name later: see `socket.namespace`.
     path: str = "/"
-    # Over TLS, as the server or a trusted proxy says.
+    # True over TLS, according to the server or a trusted proxy.
     secure: bool = False
-    # Socket.IO's auth payload; on the other doors empty, but for a token that was refreshed.
+    # Socket.IO's auth payload. On the other doors empty, except for a refreshed token.
     auth: Mapping[str, Any] = field(default_factory=dict, repr=False)

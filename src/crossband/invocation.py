@@ -1,4 +1,4 @@
-"""How this program is called from a shell: for commands that are shown to be copied."""
+"""How to call this program from a shell, for commands that users are shown to copy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 def program() -> str:
     """Return what to type for `crossband` in the directory that the server runs in.
 
-    `crossband` where the shell finds this installation by its name, else the path of its script:
-    `.venv/bin/crossband` in a checkout.
+    That is `crossband` if the shell finds this installation under that name, else the path of
+    its script, such as `.venv/bin/crossband` in a checkout.
     """
     called = Path(sys.argv[0])
-    # Run by `python -m`, or inside another program: the script is beside the interpreter.
+    # Run by `python -m`, or inside another program: the script is next to the interpreter.
     script = called if called.name == "crossband" else Path(sys.executable).with_name("crossband")
     script = script.absolute()
     if not script.is_file():
@@ -27,5 +27,5 @@ def program() -> str:
     if not script.is_relative_to(here):
         return shlex.quote(str(script))
     relative = script.relative_to(here)
-    # Without a slash the shell would look for it on its path.
+    # Without a slash the shell would search PATH for it.
     return shlex.quote(str(relative) if len(relative.parts) > 1 else f"./{relative}")

@@ -1,7 +1,7 @@
-"""How a server starts and stops the hub: by ASGI's lifespan, or by what stands in for it.
+"""How a server starts and stops the hub: by ASGI's lifespan, or by a substitute.
 
-The first request starts the hub where no lifespan is forwarded, as to a mounted application.
-hypercorn's workers, which get no signal, are watched for their end.
+Mounted applications often get no lifespan: there the first request starts the hub.
+hypercorn's workers get no signal: the hub watches for the task that ends them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ logger = logging.getLogger("crossband")
 
 
 class Lifespan:
-    """Starts the hub when its server starts, and stops it when that ends.
+    """Starts the hub when its server starts, and stops it when the server ends.
 
-    `start` does nothing where the hub runs already; `runs_on` returns whether it does so on
-    an event loop. `stop_after_listeners` is `stop` for a server that takes no more requests.
+    `start` does nothing if the hub is running; `runs_on` returns whether it runs on a given
+    event loop. `stop_after_listeners` is `stop` for a server that takes no more requests.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Lifespan:
         self._stop_after_listeners = stop_after_listeners
         # The event loop of the requests so far; None before the first.
         self.loop: asyncio.AbstractEventLoop | None = None
-        # Shared by first requests that come together.
+        # Shared by first requests that come at the same time.
         self._starting: asyncio.Task[None] | None = None
-        # Nobody awaits it: held, or the event loop may forget it.
+        # Not awaited, so it needs a strong reference: the event loop keeps only a weak one.
         self._stopping: asyncio.Task[None] | None = None
 
     async def serve(self, receive: Receive, send: Send) -> None:
-        """Start and stop as the server says."""
+        """Start and stop when the server says so."""
         await receive()
         try:
             await self._start()
@@ -62,7 +62,7 @@ class Lifespan:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take in the first request on an event loop: start, where there was no lifespan."""
+        """Prepare for a request: start the hub on this loop if no lifespan did."""
         if not self._runs_on(loop) or self._starting is not None:
             if self._starting is None or self._starting.get_loop() is not loop:
                 self._starting = loop.create_task(self._start())
@@ -70,7 +70,7 @@ class Lifespan:
             try:
                 await asyncio.shield(starting)
             finally:
-                # A start that failed is tried again by the next request.
+                # The next request retries a start that failed.
                 if self._starting is starting and starting.done():
                     self._starting = None
         if self.loop is not loop:
@@ -78,12 +78,12 @@ class Lifespan:
             self._watch_hypercorn(loop)
 
     def end(self) -> None:
-        """Start no more on this event loop: a first request may still be on its way."""
+        """Never start on this event loop again: a first request may still be on its way."""
         self.loop = asyncio.get_running_loop()
 
     def _watch_hypercorn(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Its worker processes get no signal, and cut streams after `graceful_timeout` without
-        # a word. What ends there first is its `raise_shutdown` task, whatever the trigger.
+        # Its worker processes get no signal, and cut streams silently after `graceful_timeout`.
+        # Whatever triggers the shutdown, the first task to end is `raise_shutdown`.
         utils = sys.modules.get("hypercorn.utils")
         code = getattr(getattr(utils, "raise_shutdown", None), "__code__", None)
         if code is None:
@@ -93,5 +93,5 @@ class Lifespan:
                 task.add_done_callback(self._on_hypercorn_stopping)
 
     def _on_hypercorn_stopping(self, _: object) -> None:
-        # It closes its listeners and idle connections now.
+        # hypercorn is now closing its listeners and idle connections.
         self._stopping = asyncio.get_running_loop().create_task(self._stop_after_listeners())

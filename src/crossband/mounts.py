@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from crossband.settings import Settings
 
-# Where wrappers of all kinds keep the application they wrap.
+# Attributes in which wrappers commonly keep the application they wrap.
 _WRAPPED: Final = ("app", "_app", "application", "asgi_app", "other_asgi_app", "__wrapped__")
 
 
@@ -21,15 +21,15 @@ class Mounted:
     """A hub in an application."""
 
     hub: Any
-    # Where it is mounted: "" at the root, else such as "/realtime".
+    # Its mount path: "" at the root, else for example "/realtime".
     path: str
 
 
 def hubs_in(app: object) -> list[Mounted]:
     """Return the hubs of an application, each once, in the order of its routes.
 
-    That is the application itself, what Starlette and FastAPI mount, also below other
-    applications, and what a middleware or a dispatcher holds, closes over or calls.
+    Looks at the application itself, at what Starlette and FastAPI mount (at any depth), and at
+    what a middleware or dispatcher holds, closes over or calls.
     """
     found: dict[int, Mounted] = {}
     _walk(app, "", found, set())
@@ -50,7 +50,7 @@ def _is_hub(value: object) -> bool:
 
 
 def _inside(app: object) -> Iterator[tuple[object, str]]:
-    """Yield what an application may hand requests on to, and below which path."""
+    """Yield what an application may pass requests to, with the path it is mounted at."""
     routes = getattr(app, "routes", None)
     if isinstance(routes, Sequence):
         for route in routes:
@@ -66,7 +66,7 @@ def _inside(app: object) -> Iterator[tuple[object, str]]:
         held = getattr(app, "__dict__", {})
         yield from ((held[name], "") for name in _WRAPPED if name in held)
         yield from ((value, "") for value in list(held.values()) if _is_hub(value))
-        # By path, as the dispatchers of Werkzeug's kind.
+        # By path, as in Werkzeug's DispatcherMiddleware.
         for table in (held.get("mounts"), held.get("apps")):
             if isinstance(table, Mapping):
                 yield from ((each, str(prefix).rstrip("/")) for prefix, each in table.items())
@@ -76,7 +76,7 @@ def _inside(app: object) -> Iterator[tuple[object, str]]:
 
 
 def _known_to(function: FunctionType) -> Iterator[object]:
-    """Yield the applications that a function closes over, or knows from its module."""
+    """Yield the applications that a function closes over or refers to as globals."""
     for cell in function.__closure__ or ():
         # A cell is empty until its variable is set.
         with contextlib.suppress(ValueError):
@@ -96,7 +96,7 @@ def _application(value: object) -> Iterator[object]:
 
 def _routed(route: object) -> Iterator[tuple[object, str]]:
     path = str(getattr(route, "path", "")).rstrip("/")
-    # Of one route the application is made around its endpoint, which may itself be a hub.
+    # A route's application wraps its endpoint, which may itself be a hub.
     endpoint = getattr(route, "endpoint", None)
     if endpoint is None:
         yield getattr(route, "app", None), path
@@ -105,7 +105,7 @@ def _routed(route: object) -> Iterator[tuple[object, str]]:
 
 
 def takes_asgi(function: Callable[..., Any]) -> bool:
-    """Return whether a function could be called as an application: with three arguments."""
+    """Return whether a function takes an ASGI application's three arguments."""
     try:
         inspect.signature(function).bind("scope", "receive", "send")
     except (TypeError, ValueError):

@@ -8,7 +8,7 @@ from typing import Final
 
 from crossband.errors import InvalidName
 
-# Socket.IO's own: its client libraries never send them as events.
+# Reserved by Socket.IO: its client libraries never send them as events.
 SOCKETIO_RESERVED: Final = frozenset(
     {
         "connect",
@@ -19,8 +19,8 @@ SOCKETIO_RESERVED: Final = frozenset(
         "removeListener",
     }
 )
-# Names that are Crossband's own: neither emitted nor received. The words of the envelope are not
-# among them, programs that exist have events of these names (`protocol.envelope.CONTROL`).
+# Names that applications can neither emit nor receive. The envelope's own words are not among
+# them, as existing programs use them as event names (`protocol.envelope.CONTROL`).
 RESERVED: Final = SOCKETIO_RESERVED | frozenset(
     {
         "ack:request",
@@ -30,14 +30,14 @@ RESERVED: Final = SOCKETIO_RESERVED | frozenset(
         "token:refresh",
     }
 )
-# A client's new token, which the hub itself handles.
+# Brings a client's new token; the hub itself handles it.
 REFRESH: Final = "token:refresh"
 
 # A name has 1 to 256 characters, none of them a control character.
 NAME_LENGTH: Final = 256
 NAME_PATTERN: Final = r"\A[^\x00-\x1f\x7f]*\Z"
 _without_controls: Final = re.compile(NAME_PATTERN).match
-# Socket ids are 20 characters: the sharded Redis adapter knows them by that.
+# Socket ids have 20 characters: the sharded Redis adapter recognizes them by their length.
 SID_LENGTH: Final = 20
 
 
@@ -47,9 +47,9 @@ def new_id() -> str:
 
 
 def is_socket_id(room: str) -> bool:
-    """Return whether this room name is a socket id, of a client connected now or not.
+    """Return whether this room name is a socket id, of a connected client or not.
 
-    A client must never join such a room by its name: it would hear what is sent to that socket.
+    Clients must never join such a room by name: they would hear what is sent to that socket.
     """
     return len(room) == SID_LENGTH and room[0] == "_" and room[1:].isascii() and room[1:].isalnum()
 
@@ -57,8 +57,8 @@ def is_socket_id(room: str) -> bool:
 def check_name(value: object, what: str) -> str:
     """Return a usable event, room or namespace name, as a plain `str`.
 
-    A member of an enum of strings, or another subclass, is taken for its value. Raises
-    InvalidName: 1 to 256 characters, encodable, none of them a control character.
+    A member of a string enum, or of another subclass, counts as its value. Raises InvalidName
+    unless it has 1 to 256 characters, can be encoded and has no control characters.
     """
     if not isinstance(value, str):
         raise InvalidName(f"{what} must be a string, not {type(value).__name__}")

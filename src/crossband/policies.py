@@ -1,4 +1,4 @@
-"""What may be dropped for a client that is behind, and which of it goes first."""
+"""Which events may be dropped for a client that is behind, and in which order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from crossband.errors import EncodeError
 
 Dropping = Literal["drop_oldest", "latest"]
-# What tells apart the things an event is about.
+# Tells apart the things that events of one name are about.
 Key = str | int | None
-# Finds it in the payload. One for each number of arguments, or a lambda's would have no types.
+# Finds the key in the payload. One type per number of arguments, or a lambda's would be untyped.
 KeyFunction = (
     Callable[[Any], Key]
     | Callable[[Any, Any], Key]
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 class Policy:
-    """What was declared for the events of one name."""
+    """The policy declared for events of one name."""
 
     __slots__ = ("_event", "_key", "dropping")
 
     def __init__(self, event: str, policy: str, key: KeyFunction | None) -> None:
-        """Raises ValueError for a policy there is not, TypeError for a key of no use."""
+        """Raise ValueError for an unknown policy, TypeError for an unusable key."""
         if policy not in ("disconnect", "drop_oldest", "latest"):
             raise ValueError(
                 f"no policy {policy!r} for {event!r}: "
@@ -39,7 +39,7 @@ class Policy:
             raise TypeError(f"the key of {event!r} must be a function, not {type(key).__name__}")
         self._event = event
         self._key: Callable[..., Key] | None = key
-        # None: nothing is dropped, the client is disconnected.
+        # None: no event is dropped; the client is disconnected.
         self.dropping: Dropping | None = None
         if policy == "latest":
             self.dropping = "latest"
@@ -63,24 +63,24 @@ class Policy:
 
 
 class Tag(NamedTuple):
-    """On a message that may be dropped once a newer one with the same `of` waits too."""
+    """Marks a message droppable once a newer one with the same `of` is queued."""
 
     of: Hashable
-    # The newest makes all before it worthless; else they are dropped only where room is short.
+    # True: a newer one replaces all before it. False: older ones go only when room is short.
     latest: bool
 
 
 def shed(
     items: Iterable[T], tag: Callable[[T], Tag | None], size: Callable[[T], int], excess: int
 ) -> tuple[list[T], int]:
-    """Return what is left of a queue, oldest first, and the sum of the sizes that went.
+    """Return what remains of a queue, oldest first, and the total size dropped.
 
-    Of `latest`, only the newest is left. Of the others the oldest go, until `excess` is
-    made up for; never the newest.
+    Of messages tagged `latest`, only the newest remains. Of the other tagged ones the oldest
+    are dropped until `excess` is freed, but never the newest.
     """
     left: list[T] = []
     newest: set[Hashable] = set()
-    # Places in `left` of what may go.
+    # Indexes in `left` of messages that may be dropped.
     spares: set[int] = set()
     freed = 0
     for item in reversed(list(items)):

@@ -6,12 +6,12 @@ from collections.abc import Hashable
 from typing import Final
 from weakref import WeakValueDictionary
 
-# Seconds, so that who waited as long as told is not refused by a rounding.
+# Seconds of tolerance, so that rounding refuses no client that waited as long as it was told.
 _ROUNDING: Final = 1e-9
-# Seconds a message may be ahead of its rate: such a client is held back for so long. What
-# would have to wait longer is refused, so that a client is told why nothing happens.
+# Seconds a message may be ahead of its rate: the client is paused for that long. A message that
+# would have to wait longer is refused, so that the client is told why nothing happens.
 LONGEST_PAUSE: Final = 2.0
-# Seconds a pause has at least: a connection is held back twenty times a second at most.
+# Seconds a pause lasts at least: a connection is paused at most twenty times a second.
 SHORTEST_PAUSE: Final = 0.05
 
 
@@ -19,7 +19,7 @@ class TokenBucket:
     """Allows `rate` messages a second in the long run, and `burst` of them at once.
 
     A bucket is one number: the time at which it will be full (the generic cell rate
-    algorithm, ITU-T I.371). Nothing has to be refilled while nobody asks.
+    algorithm, ITU-T I.371). It needs no refilling between calls.
     """
 
     __slots__ = ("__weakref__", "_full", "_period", "_slack")
@@ -27,13 +27,13 @@ class TokenBucket:
     def __init__(self, rate: float, burst: int) -> None:
         # Seconds per message.
         self._period = 1 / rate
-        # How far ahead of now the bucket may be full for there to be a token.
+        # There is a token while the bucket will be full within this many seconds.
         self._slack = (burst - 1) / rate
-        # When the bucket is full: now or before means that it is.
+        # When the bucket will be full; it is full if that is now or in the past.
         self._full = float("-inf")
 
     def take(self, now: float) -> float:
-        """Take a token and return 0, or return the seconds until there is one.
+        """Take a token and return 0, or return the seconds until one is there.
 
         Hot: once per message. 0.1 µs on CPython 3.11.
         """
@@ -54,18 +54,18 @@ class TokenBucket:
         return max(0.0, full - now - self._slack)
 
     def full(self, now: float) -> bool:
-        """Tell whether nothing has been taken that is not replaced by now."""
+        """Return whether every token that was taken has been replaced."""
         return self._full <= now
 
 
 class Meter:
-    """What one connection may send: its own buckets, and the one its user's connections share.
+    """Limits what one connection sends, by its own buckets and its user's shared one.
 
-    `rate` messages a second and `burst` of them at once, `byte_rate` bytes a second and
-    `byte_burst` at once; a rate of 0 is no limit. A message over the rates may be lent: the
-    client is to be held back until it keeps to them again. One that is so for `flood_time`
-    seconds, without `quiet` seconds of peace in between, floods: it is lent nothing. Counts
-    what is refused: a client that goes on regardless is to be closed.
+    It allows `rate` messages a second and `burst` at once, `byte_rate` bytes a second and
+    `byte_burst` at once; a rate of 0 means no limit. A message over the rates may be lent: the
+    caller then pauses the client until it is within them again. A client that borrows for
+    `flood_time` seconds, never pausing for `quiet` seconds, is flooding and gets no more.
+    `refused` counts refusals, so that the caller can close a client that ignores them.
     """
 
     __slots__ = (
@@ -94,8 +94,8 @@ class Meter:
         quiet: float,
         flood_time: float = 30.0,
     ) -> None:
-        # Two buckets as TokenBucket is one: seconds per message, how far ahead of now it may
-        # be full with the message in it, and when it is full; and the same of bytes.
+        # Two buckets like TokenBucket: seconds per message, how far ahead the time at which it
+        # is full may lie once the message is taken, and that time; then the same for bytes.
         self._period = 1 / rate if rate else 0.0
         self._slack = (burst / rate if rate else 0.0) + _ROUNDING
         self._full = float("-inf")
@@ -105,18 +105,18 @@ class Meter:
         self._byte_full = float("-inf")
         # Shared with the other connections of its user; None without a user or a limit.
         self.shared: TokenBucket | None = None
-        # Messages refused since it was last quiet, for `quiet` seconds.
+        # Messages refused since the last pause of `quiet` seconds.
         self.refused = 0
         self._quiet = quiet
         self._quiet_at = float("-inf")
-        # When it was too fast for the first time since then.
+        # When it was first too fast since then.
         self._late_since = float("-inf")
         self._flood_time = flood_time
 
     def take(self, now: float, size: int = 0) -> float:
-        """Take a message of `size` bytes; return 0, or the seconds after which to send it again.
+        """Take a message of `size` bytes; return 0, or the seconds to wait before a retry.
 
-        Hot: once per message. 0.1 µs on CPython 3.11; a call of each bucket would be 0.2.
+        Hot: once per message. 0.1 µs on CPython 3.11; a call to each bucket would take 0.2.
         """
         full = self._full
         if full < now:
@@ -136,7 +136,7 @@ class Meter:
         return 0.0
 
     def take_bytes(self, now: float, size: int) -> float:
-        """Take the bytes of a message that was taken before they came; return as `take`."""
+        """Take the bytes of a message that was counted earlier; returns as `take`."""
         full = max(self._byte_full, now) + size * self._byte_period
         wait = full - now - self._byte_slack
         if wait > 0:
@@ -145,11 +145,11 @@ class Meter:
         return 0.0
 
     def lend(self, now: float, wait: float, *, size: int = 0, messages: int = 1) -> float:
-        """Take a message after all that was refused for `wait` seconds just now.
+        """Take a message after all that was just refused for `wait` seconds.
 
-        Returns the seconds in which nothing more is to be taken; 0 when it stays refused.
+        Returns for how many seconds to take nothing more, or 0 if it stays refused.
         """
-        # More than fits at once may pass whenever the bucket is full.
+        # A message larger than the burst passes whenever the bucket is full.
         excess = max(0, size - self._byte_burst) * self._byte_period
         if wait - excess > LONGEST_PAUSE or now - self._late_since > self._flood_time:
             return 0.0
@@ -172,14 +172,14 @@ class Meter:
 
 
 class Buckets:
-    """One bucket for each key, kept while it is not full, or somebody holds it.
+    """One bucket per key, kept until it is full and nothing else refers to it.
 
-    A client that hangs up and comes back finds its bucket as it left it.
+    A client that disconnects and comes back finds its bucket as it left it.
     """
 
     __slots__ = ("_burst", "_by_key", "_prune_at", "_rate")
 
-    # Full buckets are looked for whenever there are twice as many as the last time.
+    # Full buckets are pruned whenever the number of buckets has doubled since the last time.
     _FEWEST = 1_024
 
     def __init__(self, rate: float, burst: int) -> None:
@@ -201,8 +201,8 @@ class Buckets:
         return bucket
 
     def _prune(self, now: float) -> None:
-        # A full one is no different from a new one, but to the meters that share it: what
-        # lives on without this dictionary stays.
+        # A full bucket is as good as a new one, except to the meters that share it: those that
+        # something else keeps alive stay.
         full = WeakValueDictionary(
             {key: each for key, each in self._by_key.items() if each.full(now)}
         )

@@ -16,64 +16,64 @@ import msgspec
 from crossband.addresses import TrustedProxies
 from crossband.limits import Limits
 
-# Seconds a connection may be idle between two HTTP requests, where the server is ours. nginx:
-# 75 s, too. AWS's and Azure's load balancers keep theirs for 60 s, and a request that meets a
-# closing server's end is lost; uvicorn and Node close after 5 s.
+# Seconds a connection to our own server may be idle between two HTTP requests. 75 s, as in
+# nginx. Load balancers of AWS and Azure keep theirs for 60 s, and a request sent just as the
+# server closes is lost; uvicorn and Node close after 5 s.
 KEEP_ALIVE: Final = 75.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Configure a hub; `Hub(**settings)` takes the same names.
 
-    Times are in seconds. `crossband serve` reads each also from `CROSSBAND_<NAME>` (limits:
-    `CROSSBAND_LIMITS_<NAME>`) and from a TOML file.
+    Times are in seconds. `crossband serve` also reads each setting from `CROSSBAND_<NAME>`
+    (limits: `CROSSBAND_LIMITS_<NAME>`) and from a TOML file.
     """
 
     # Heartbeats. Socket.IO pings at this interval and gives up after the timeout (25 s and
-    # 20 s, as Node); `crossband serve` sends WebSocket pings at the same pace.
+    # 20 s, as in Node); `crossband serve` sends WebSocket pings at the same interval.
     ping_interval: float = 25.0
     ping_timeout: float = 20.0
-    # Comments on an idle event stream. 15 s: proxies commonly cut after 30 or 60.
+    # Interval of comments on an idle event stream. 15 s: proxies commonly cut after 30 or 60.
     keepalive_interval: float = 15.0
-    # What EventSource is told to wait before it reconnects.
+    # How long EventSource is told to wait before it reconnects.
     retry: float = 2.0
-    # How much each namespace remembers for clients that come back, and as much again of what is
-    # sent to single clients. Bytes and age bound it, as a rule: 100,000 are 830 events a second
-    # for two minutes.
+    # How many events each namespace keeps for clients that come back, and as many again of
+    # those sent to single clients. Usually bytes and age are reached first: 100,000 events are
+    # 830 a second for two minutes.
     history_size: int = 100_000
-    # 64 MiB: of full events of 1 MB that is 67, of chat all 100,000.
+    # 64 MiB holds 67 events of 1 MB, or all 100,000 of a chat.
     history_bytes: int = 67_108_864
     history_age: float = 120.0
-    # Off: Socket.IO events carry no offset and CONNECT answers no pid.
+    # If False, Socket.IO events carry no offset and the answer to CONNECT has no pid.
     recovery: bool = True
-    # Tell Socket.IO clients why their event failed: in its acknowledgement, or by `error`.
+    # Tell Socket.IO clients why their event failed: in its acknowledgement or an `error` event.
     answer_errors: bool = True
-    # Origins of other sites that may connect: exact, such as "https://app.example.com";
-    # ("*",) allows any, without credentials. Same origin is always allowed.
+    # Other sites' origins that may connect: exact, such as "https://app.example.com";
+    # ("*",) allows any, without credentials. The same origin is always allowed.
     cors_origins: tuple[str, ...] = ()
-    # Hosts that requests may be for, as their Host header says, without its port; () allows
-    # any. What keeps a page out whose name was made to lead here (DNS rebinding): by its
-    # origin it is the hub's own.
+    # Hosts that requests may name in their Host header, without a port; () allows any. Protects
+    # against DNS rebinding, where an attacker's page passes the check of origins because its
+    # own host name resolves to this server.
     allowed_hosts: tuple[str, ...] = ()
-    # How long before its token expires a client is told, so that it can show a new one.
+    # How long before its token expires a client is told, so that it can send a new one.
     token_warning: float = 30.0
-    # Addresses and networks of proxies whose X-Forwarded-For and -Proto are believed; "unix"
-    # is whoever connects over a unix socket.
+    # Addresses and networks of proxies whose X-Forwarded-For and -Proto are trusted; "unix"
+    # is any peer on a unix socket.
     trusted_proxies: tuple[str, ...] = ()
-    # Keys for /api/broadcast. Without one the route refuses everybody.
+    # Keys for /api/broadcast. Without any, the route refuses everybody.
     api_keys: tuple[str, ...] = ()
-    # Who may read /api/status: anybody ("open"), who shows an API key ("key"), nobody ("off").
+    # Who may read /api/status: anybody ("open"), holders of an API key ("key"), nobody ("off").
     status: Literal["open", "key", "off"] = "open"
-    # Paths of the doors below the mount point; None or "" switches a door off. A door may have
-    # "/", beside which the others go on, and may lie below the API.
+    # Paths of the doors below the mount point; None or "" switches a door off. A door may be at
+    # "/", which leaves the others where they are, and may lie below the API.
     socketio_path: str | None = "/socket.io"
     websocket_path: str | None = "/ws"
     events_path: str | None = "/events"
     api_path: str | None = "/api"
     # How long a graceful stop may take before connections are cut.
     shutdown_timeout: float = 10.0
-    # The clients of a stopping hub are sent away over this time, so that they do not all come
-    # back at once: at most half of `shutdown_timeout`, and less where they are few. 2 s:
+    # A stopping hub spreads the closing of its clients over this time, so that they do not all
+    # come back at once: at most half of `shutdown_timeout`, and less for few clients. 2 s:
     # hypercorn cuts what is left after 3.
     drain_time: float = 2.0
     limits: Limits = Limits()
@@ -152,7 +152,7 @@ Names = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 class HubSettings(TypedDict, total=False):
     """The arguments of `Hub` that are settings, for type checkers and editors.
 
-    The names of `Settings`, with what is taken for its types.
+    They have the names of `Settings`, and the types that are accepted for them.
     """
 
     ping_interval: float
@@ -179,7 +179,7 @@ class HubSettings(TypedDict, total=False):
     limits: Limits | Mapping[str, float]
 
 
-# By scheme: browsers leave them out of an origin.
+# Default ports by scheme: browsers leave them out of an origin.
 _PORTS = {"http": 80, "https": 443}
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _OPAQUE = re.compile(r"[A-Za-z0-9._~-]*(:[0-9]{1,5})?")
@@ -187,7 +187,7 @@ _HOST = re.compile(r"[a-z0-9._~-]+|\[[0-9a-f:.]+\]")
 
 
 def _check_host(host: str) -> None:
-    """Raise ValueError for what no Host header has once its port is off."""
+    """Raise ValueError for a host that no Host header without its port can equal."""
     try:
         shown = str(IPv6Address(host)) if ":" in host else host.lower()
     except ValueError:
@@ -195,7 +195,7 @@ def _check_host(host: str) -> None:
     if not shown or (":" not in shown and _HOST.fullmatch(shown) is None):
         raise ValueError(
             "allowed_hosts takes hosts such as 'chat.example.com' or '::1' (no scheme, no port, "
-            f"no pattern; none of them allows any), not {host!r}"
+            f"no pattern; an empty list allows any), not {host!r}"
         )
     if shown != host:
         raise ValueError(f"allowed_hosts has {host!r}, which is compared as {shown!r}")
@@ -220,11 +220,11 @@ def _check_origin(origin: str) -> None:
 
 
 def _as_sent(origin: str) -> str:
-    """Return an origin as browsers write it. Raises ValueError for what is none."""
+    """Return an origin as browsers write it. Raises ValueError if it is not one."""
     parts = urlsplit(origin)
     scheme, separator, authority = origin.partition("://")
     if separator and scheme.lower() not in _PORTS:
-        # Of an application, or an extension: its host is as it was written, or none
+        # An application's or an extension's origin: its host stays as written, or is empty
         # ("file://"). WHATWG URL §4.5, opaque hosts.
         if _SCHEME.fullmatch(scheme.lower()) is None or _OPAQUE.fullmatch(authority) is None:
             raise ValueError
@@ -247,7 +247,7 @@ def _as_sent(origin: str) -> str:
 def changed(base: Settings, changes: Mapping[str, Any]) -> Settings:
     """Return settings with some of them changed.
 
-    Raises ValueError for one that is unknown or does not fit.
+    Raises ValueError for an unknown setting or an unsuitable value.
     """
     known = {item.name: item for item in msgspec.structs.fields(Settings)}
     for name in changes:
@@ -255,7 +255,7 @@ def changed(base: Settings, changes: Mapping[str, Any]) -> Settings:
             raise ValueError(f"unknown setting {name!r}{_hint(name, known)}")
     values = {name: changes.get(name, getattr(base, name)) for name in known}
     try:
-        # Checks the types, and takes lists for tuples and dicts for limits.
+        # Checks the types, and accepts lists as tuples and dicts as limits.
         return msgspec.convert(values, Settings, from_attributes=True)
     except msgspec.ValidationError as error:
         raise ValueError(f"invalid setting: {error}") from None

@@ -1,6 +1,6 @@
-"""Hearing the signals that end a server before the server does.
+"""Catches the signals that end a server before the server sees them.
 
-Knows `signal` and an event loop. What is to be done at a signal is a callback.
+Knows `signal` and an event loop. What happens on a signal is a callback.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Final
 
-# Seconds a signal waits beyond the drain, before the server hears it too.
+# Seconds a signal waits beyond the drain before the server gets it too.
 FAREWELL_TIME: Final = 1.0
 SignalHandler = Callable[[int, FrameType | None], Any]
 
 
 class StopSignals:
-    """Puts its own handlers of SIGINT and SIGTERM before the server's.
+    """Puts its own handlers for SIGINT and SIGTERM in front of the server's.
 
     Servers wait for open streams before they tell an application to shut down, and event
-    streams do not end by themselves; uvicorn closes WebSockets before anybody could say why.
-    So the first signal calls `stop`, and the server hears it when that has ended, or after
-    FAREWELL_TIME and what `drain` returns, in seconds. A second signal, and one that comes
-    while `stopping` returns True for another reason, the server hears at once.
+    streams do not end by themselves; uvicorn closes WebSockets before the hub can say why.
+    So the first signal calls `stop`, and is passed on to the server when that has finished, or
+    after FAREWELL_TIME plus what `drain` returns, in seconds. A second signal is passed on at
+    once, as is one that comes while `stopping` returns True for another reason.
     """
 
     def __init__(
@@ -38,23 +38,23 @@ class StopSignals:
         self._stop = stop
         self._stopping = stopping
         self._drain = drain
-        # Where `stop` is called. None while nothing is to be stopped.
+        # The loop that `stop` runs on. None while there is nothing to stop.
         self._loop: asyncio.AbstractEventLoop | None = None
         # By signal: our handler and the one before it.
         self._handlers: dict[int, tuple[SignalHandler, SignalHandler]] = {}
-        # Passes on the signal that waits for `stop`; None when none does.
+        # Passes on the signal that waits for `stop`; None when no signal waits.
         self._pass_on: Callable[[], None] | None = None
-        # Held, or the event loop may forget them.
+        # Strong references: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def chain(self) -> None:
-        """Hear the signals first from now on, on behalf of the running event loop."""
+        """Catch the signals from now on, for the running event loop."""
         self._loop = asyncio.get_running_loop()
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
             previous = signal.getsignal(number)
-            # SIG_DFL: nobody serves here who wants to stop gently.
+            # With SIG_DFL there is no server here that shuts down gracefully.
             if callable(previous) and number not in self._handlers:
                 handler = functools.partial(self._on_signal, previous)
                 self._handlers[number] = handler, previous
@@ -66,7 +66,7 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             return
         for number, (handler, previous) in self._handlers.items():
-            # Another one may have been put over ours: then ours only passes on.
+            # Someone may have chained another handler onto ours; then ours only passes on.
             if signal.getsignal(number) is handler:
                 signal.signal(number, previous)
         self._handlers.clear()
@@ -77,7 +77,7 @@ class StopSignals:
             previous(number, frame)
             return
         if self._pass_on is not None:
-            # The second signal: no more patience.
+            # The second signal: stop waiting.
             pass_on, self._pass_on = self._pass_on, None
             pass_on()
             previous(number, frame)

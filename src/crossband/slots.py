@@ -1,4 +1,4 @@
-"""Who holds how many connections: in all, per address, per user. Pure: a count, no clock."""
+"""Counts open connections: in all, per address and per user. Pure: no clock."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from crossband.errors import CloseCode, ConnectionRefused
 
 
 class TooManyConnections(ConnectionRefused):
-    """One connection more than the server, an address or a user may hold.
+    """The server, an address or a user already has as many connections as it may.
 
-    `scope` says of whom there are too many, `max` how many there may be.
+    `scope` names which of the three; `max` is its limit.
     """
 
     def __init__(self, scope: str, most: int) -> None:
-        # The client's own are its own business (429); a full server is the server's (503).
+        # Too many of its own is the client's fault (429), a full server is not (503).
         super().__init__(code="too_many_connections", status=503 if scope == "server" else 429)
         self.scope = scope
         self.details = {"scope": scope, "max": most}
 
     @property
     def close_code(self) -> CloseCode:
-        """What a WebSocket is closed with: a full server may soon have room again."""
+        """The code a WebSocket is closed with: a full server may soon have room again."""
         full = self.scope == "server"
         return CloseCode.TRY_AGAIN_LATER if full else CloseCode.POLICY_VIOLATION
 
 
 class Slots:
-    """The connections that are held; 0 as a limit means any number."""
+    """The slots that are taken; a limit of 0 means any number."""
 
     __slots__ = ("_addresses", "_per_address", "_per_user", "_total", "_users", "taken")
 
@@ -37,7 +37,7 @@ class Slots:
         self._per_address = per_address
         self._per_user = per_user
         self.taken = 0
-        # Only those that hold one are in here.
+        # Only holders of at least one slot have an entry.
         self._addresses: Counter[Hashable] = Counter()
         self._users: Counter[Hashable] = Counter()
 
@@ -49,7 +49,7 @@ class Slots:
     def take(self, address: Hashable | None) -> Slot:
         """Take a slot for a connection from an address. Raises TooManyConnections.
 
-        None is an address that is not known, as over a unix socket: only the total counts.
+        None means that the address is unknown, as over a unix socket: only the total counts.
         """
         if self._total and self.taken >= self._total:
             raise TooManyConnections("server", self._total)
@@ -80,7 +80,7 @@ class Slots:
 
 
 class Slot:
-    """One connection's place, to be given back once."""
+    """One connection's slot, released once."""
 
     __slots__ = ("_address", "_slots", "_users")
 
@@ -88,13 +88,13 @@ class Slot:
         # None once given back.
         self._slots: Slots | None = slots
         self._address = address
-        # A Socket.IO connection may be of several users, one per namespace.
+        # A Socket.IO connection can have several users, one per namespace.
         self._users: list[Hashable] = []
 
     def identify(self, user: Hashable, *, leaving: int = 0) -> None:
-        """Count the connection for a user too. Raises TooManyConnections.
+        """Also count the connection for a user. Raises TooManyConnections.
 
-        `leaving` of the user's connections are about to be replaced by this one.
+        This connection is about to replace `leaving` of the user's others.
         """
         slots = self._slots
         if slots is None or not slots._per_user or user in self._users:
@@ -103,13 +103,13 @@ class Slot:
         self._users.append(user)
 
     def forget(self, user: Hashable) -> None:
-        """Count the connection for a user no more."""
+        """Stop counting the connection for a user."""
         if self._slots is not None and user in self._users:
             self._users.remove(user)
             _subtract(self._slots._users, user)
 
     def release(self) -> None:
-        """Give the slot back; a second time does nothing."""
+        """Give the slot back; does nothing the second time."""
         slots, self._slots = self._slots, None
         if slots is not None:
             slots._give_back(self._address, self._users)

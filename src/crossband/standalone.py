@@ -1,6 +1,6 @@
 """The hub for teams without Python handlers.
 
-Rooms and chat for any client; everything else is published over HTTP.
+Any client can use rooms and chat; everything else is published over HTTP.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from crossband.errors import EventError
 from crossband.hub.namespace import Socket
 from crossband.names import NAME_LENGTH, NAME_PATTERN, is_socket_id
 
-# As the doors' own names.
+# The same rules as for every name on the doors.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH, pattern=NAME_PATTERN)]
 
 
 class RoomRef(msgspec.Struct):
-    """A room, as an object."""
+    """A room, given as an object."""
 
     room: Name
 
 
 class RoomMessage(msgspec.Struct):
-    """Anything, for everybody in a room."""
+    """Any data, for everybody in a room."""
 
     room: Name
     data: Any
@@ -34,7 +34,7 @@ class RoomMessage(msgspec.Struct):
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     """A line of chat, for a room or for everybody.
 
-    A field that is not known is refused: where it was to be `room`, everybody would hear.
+    Unknown fields are refused: a misspelt `room` would send the line to everybody.
     """
 
     content: str
@@ -45,7 +45,7 @@ def create_hub(**settings: Any) -> Hub:
     """Create the hub that `crossband serve` runs without a target.
 
     Takes the settings of `Hub`. Clients may join and leave rooms, send to the rooms they are
-    in, and chat with everybody, as far as `authorize` allows it.
+    in, and chat with everybody, as far as `authorize` allows.
     """
     hub = Hub(**settings)
 
@@ -53,7 +53,7 @@ def create_hub(**settings: Any) -> Hub:
     async def join(socket: Socket, room: Name | RoomRef) -> dict[str, Any]:
         """Join a room, given as its name or as `{"room": name}`."""
         name = room if isinstance(room, str) else room.room
-        # Every socket is in the room of its own id, which its messages show to others.
+        # Every socket is in the room of its own id, and its messages show that id to others.
         if name != socket.id and is_socket_id(name):
             raise EventError("A client's own room cannot be joined", room=name)
         await socket.subscribe(name)
@@ -62,7 +62,7 @@ def create_hub(**settings: Any) -> Hub:
 
     @hub.on("room:leave")
     async def leave(socket: Socket, room: Name | RoomRef) -> dict[str, Any]:
-        """Leave a room; leaving one that was never joined is no error."""
+        """Leave a room; leaving one that was never joined is not an error."""
         name = room if isinstance(room, str) else room.room
         if name == socket.id:
             raise EventError("A client cannot leave its own room", room=name)
@@ -80,7 +80,7 @@ def create_hub(**settings: Any) -> Hub:
 
     @hub.on("chat:message")
     async def chat_message(socket: Socket, message: ChatMessage) -> dict[str, str]:
-        """Send a line to a room, or to everybody; the sender gets it as well."""
+        """Send a line to a room or to everybody, the sender included."""
         await _require_right(socket, message.room)
         if message.room is None:
             await hub.emit("chat:message", {**_sender(socket), "content": message.content})
@@ -95,7 +95,7 @@ def create_hub(**settings: Any) -> Hub:
 
 
 def _sender(socket: Socket) -> dict[str, str]:
-    # With tokens also who it is.
+    # With tokens, also the user.
     if socket.identity is None:
         return {"from": socket.id}
     return {"from": socket.id, "user": socket.identity.user}
@@ -104,6 +104,6 @@ def _sender(socket: Socket) -> dict[str, str]:
 async def _require_right(socket: Socket, room: str | None) -> None:
     if room is not None and room not in socket.rooms:
         raise EventError("Not in this room; join it first", code="not_in_room", room=room)
-    # Its own room is not one of those that tokens speak of.
+    # Tokens do not list a socket's own room.
     if room != socket.id:
         await socket.authorize("publish", room)

@@ -1,4 +1,4 @@
-"""Many deadlines from one timer: after one constant delay, or each at a time of its own."""
+"""Many deadlines on one timer: all after the same delay, or each at a time of its own."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """Calls back for each added item after one constant delay, all from one timer.
+    """Calls back for each added item after the same delay, all from one timer.
 
-    The delay is constant, so insertion order is due order: adding and discarding are O(1).
+    The delay is constant, so items fall due in order of insertion: adding and discarding are
+    O(1).
     """
 
     __slots__ = ("_action", "_delay", "_due", "_loop", "_timer")
@@ -35,14 +36,14 @@ class Deadlines(Generic[T]):
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, item: T) -> None:
-        """Start the item's delay, anew if it was running."""
+        """Start the item's delay, or restart it."""
         self._due.pop(item, None)
         self._due[item] = self._loop.time() + self._delay
         if self._timer is None:
             self._timer = self._loop.call_later(self._delay, self._run)
 
     def discard(self, item: T) -> bool:
-        """Forget the item; False when it was not waiting."""
+        """Forget the item; return False if it was not waiting."""
         return self._due.pop(item, None) is not None
 
     def close(self) -> None:
@@ -53,7 +54,7 @@ class Deadlines(Generic[T]):
             self._timer = None
 
     def _run(self) -> None:
-        # Not None meanwhile: an action that adds its item again must not put off the others.
+        # `_timer` stays set meanwhile: an action that adds its item again must not start another.
         now = self._loop.time()
         ready = []
         for item, due in self._due.items():
@@ -76,13 +77,13 @@ class Deadlines(Generic[T]):
 class Alarms(Generic[T]):
     """Calls back for each added item at a time of its own, all from one timer.
 
-    Times are those of `clock`, which may be set: it is looked at once a minute at least.
+    Times are those of `clock`. As a clock may be set, it is read at least once a minute.
     """
 
     # Seconds.
     LONGEST_WAIT: Final = 60.0
-    # Calls in one tick. All who connected after a restart may be due at once, and to end
-    # one takes 0.1 ms.
+    # Calls in one tick. All clients that connected after a restart may be due at once, and
+    # ending one takes 0.1 ms.
     BATCH: Final = 100
 
     __slots__ = ("_action", "_clock", "_due", "_heap", "_loop", "_next", "_serial", "_timer")
@@ -98,15 +99,15 @@ class Alarms(Generic[T]):
         self._action = action
         self._clock = clock
         self._due: dict[T, float] = {}
-        # (when, serial, item): also some that were discarded, or have another time by now.
+        # (when, serial, item). Some of the items were discarded or have a new time by now.
         self._heap: list[tuple[float, int, T]] = []
         self._serial = itertools.count()
-        # None while nothing is due; `_next` is what it waits for.
+        # None while nothing is due; `_next` is the time it is set to.
         self._timer: asyncio.TimerHandle | None = None
         self._next = math.inf
 
     def add(self, item: T, when: float) -> None:
-        """Call back at `when`, instead of the item's time before."""
+        """Call back at `when`; replaces the item's earlier time."""
         self._due[item] = when
         if len(self._heap) > 2 * len(self._due) + 64:
             self._heap = [(due, next(self._serial), other) for other, due in self._due.items()]

@@ -1,4 +1,4 @@
-"""How many processes of a server this one is among: each has a hub of its own."""
+"""How many worker processes the server runs: each has a hub of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger("crossband")
 
 
 def warn_of_workers() -> None:
-    """Warn where this is one of several processes, for a hub whose broker does not join them."""
+    """Warn if this is one of several processes that the hub's broker does not join."""
     workers = worker_processes()
     if workers > 1:
         logger.warning(
@@ -24,10 +24,10 @@ def warn_of_workers() -> None:
 
 
 def worker_processes() -> int:
-    """Return how many worker processes the server of the running call has; 1 if it has none.
+    """Return how many worker processes the calling server has; 1 if it has none.
 
-    Servers hand that on to no application, but each calls it from a function that knows:
-    uvicorn's and hypercorn's of the worker process, and gunicorn's that forks it.
+    Servers do not tell applications, but each calls them from a function that knows: in
+    uvicorn and hypercorn the worker's main function, in gunicorn the one that forks it.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -41,10 +41,10 @@ def worker_processes() -> int:
 def _told_by(module: str, function: str, frame: FrameType) -> int | None:
     if module == "uvicorn._subprocess" and function == "subprocess_started":
         config: Any = frame.f_locals.get("config")
-        # To reload, uvicorn has one process, whatever it was told.
+        # With --reload, uvicorn runs one process, whatever `workers` says.
         return 1 if getattr(config, "should_reload", False) else _count(config, "workers")
     if module == "gunicorn.arbiter" and function == "spawn_worker":
-        # Its number may be changed by signals (TTIN, TTOU).
+        # Signals may change the number (TTIN, TTOU).
         return _count(frame.f_locals.get("self"), "num_workers")
     if module.startswith("hypercorn.") and "worker" in function:
         return _count(frame.f_locals.get("config"), "workers")

@@ -11,17 +11,18 @@ import functools
 import itertools
 import math
 import os
+import re
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import pytest
 
-from crossband import Hub, Socket
+from crossband import Broker, Hub, MemoryBroker, Socket
 from tests.clients import (
     Client,
     EventStreamClient,
@@ -34,6 +35,8 @@ from tests.clients import (
     WebSocketClient,
 )
 from tests.conftest import Serve
+from tests.far import Engine, FarBroker
+from tests.front import Front
 
 pytestmark = pytest.mark.node
 
@@ -229,10 +232,14 @@ class NodeTarget(Target):
 class FireHub(Hub):
     """A hub that takes every client into the room `fire`, and tells when all have gathered."""
 
-    def __init__(self, size: int, **settings: Any) -> None:
+    def __init__(
+        self, size: int, broker: Broker | None = None, first: FireHub | None = None, **settings: Any
+    ) -> None:
         # EventSource waits `retry` before it comes back. The official client that is cut
         # between two transports has stopped polling, and notices by the heartbeat only.
-        super().__init__(retry=0.3, ping_interval=3.0, ping_timeout=3.0, **settings)
+        super().__init__(broker, retry=0.3, ping_interval=3.0, ping_timeout=3.0, **settings)
+        # Nodes count together.
+        self._first = first or self
         self.gathered = asyncio.Event()
         self._awaited = size
         self.on("connect", self._connect)
@@ -241,13 +248,14 @@ class FireHub(Hub):
         # A recovered client is in its rooms already.
         if not socket.recovered:
             await socket.join("fire")
-            self._awaited -= 1
-            if self._awaited == 0:
-                self.gathered.set()
+            first = self._first
+            first._awaited -= 1
+            if first._awaited == 0:
+                first.gathered.set()
 
 
-async def publish(hub: Hub, until: float) -> tuple[int, float]:
-    """Send numbers at their rate, to all and to a room, and unrecorded noise.
+async def publish(hubs: Sequence[Hub], until: float) -> tuple[int, float]:
+    """Send numbers at their rate, to all and to a room, and unrecorded noise, from any node.
 
     Returns their count, and by how many seconds one was late at most.
     """
@@ -261,7 +269,11 @@ async def publish(hub: Hub, until: float) -> tuple[int, float]:
             return number, late
         await asyncio.sleep(due - loop.time())
         late = max(late, loop.time() - due)
-        await (hub.to("fire") if number % 2 else hub).emit("number", number)
+        hub = hubs[number // 3 % len(hubs)]
+        emission = (hub.to("fire") if number % 2 else hub).emit("number", number)
+        if number % 3 == 2 or len(hubs) == 1:
+            # Those before it were emitted by the same node: they need no waiting for.
+            await emission
         if number % 10 == 0:
             # Ends in a string, which the official client takes for its cursor. Were they equal,
             # numbers could come twice: nobody knows which of them it had last.
@@ -372,7 +384,7 @@ def count_of(counter: Counter[str]) -> str:
 
 
 async def run(
-    hub: FireHub,
+    hubs: Sequence[FireHub],
     url: str,
     node: NodeRunner,
     *,
@@ -381,7 +393,7 @@ async def run(
     seconds: float,
     pause: float,
 ) -> Fire:
-    """ReplayBuffer the crowd under fire for so many seconds, each cut every `pause` on average."""
+    """Hold the crowd under fire for so many seconds, each cut every `pause` on average."""
     loop = asyncio.get_running_loop()
     targets = population(node, url, seed, crowd)
     async with contextlib.AsyncExitStack() as stack:
@@ -391,11 +403,11 @@ async def run(
         for start in range(0, len(targets), 20):
             await asyncio.gather(*(target.start() for target in targets[start : start + 20]))
         async with asyncio.timeout(LAST_WORDS):
-            await hub.gathered.wait()
+            await hubs[0].gathered.wait()
         until = loop.time() + seconds
         async with asyncio.TaskGroup() as tasks:
             # Some numbers come after the last cut.
-            publishing = tasks.create_task(publish(hub, until + 1))
+            publishing = tasks.create_task(publish(hubs, until + 1))
             for target in targets:
                 tasks.create_task(target.suffer(until, pause))
         count, late = publishing.result()
@@ -434,7 +446,7 @@ async def test_every_client_hears_every_number_once_in_order(
     hub = FireHub(sum(crowd.values()))
     server = await serve(hub)
     seconds = seconds or 8.0
-    fire = await run(hub, server.url, node, seed=seed, crowd=crowd, seconds=seconds, pause=2.0)
+    fire = await run([hub], server.url, node, seed=seed, crowd=crowd, seconds=seconds, pause=2.0)
     say(fire.report())
     assert not fire.failures()
     # The default history is 20 s of these numbers: nobody was away for so long.
@@ -449,9 +461,65 @@ async def test_holes_of_a_short_history_are_told_as_gaps(
     crowd = {kind: max(4, size // 5) for kind, size in CROWD.items()}
     hub = FireHub(sum(crowd.values()), history_size=10)
     server = await serve(hub)
-    fire = await run(hub, server.url, node, seed=seed, crowd=crowd, seconds=5.0, pause=1.0)
+    fire = await run([hub], server.url, node, seed=seed, crowd=crowd, seconds=5.0, pause=1.0)
     say(fire.report())
     assert not fire.failures()
     # Of every kind there was somebody who missed something, and knew. Who was cut before it heard
     # of its new session is told that the old one's offset is unknown.
     assert set(fire.heard_gaps()) >= {f"expired ({kind})" for kind in crowd}
+
+
+def owner_of(line: str, hubs: Sequence[FireHub], random: Random) -> int:
+    """Choose a node: that of a polling session, which no other one has; else any."""
+    if found := re.search(r"[?&]sid=([^&\s]+)", line):
+        for number, hub in enumerate(hubs):
+            if hub._routes._engine.registry.find(found[1]) is not None:
+                return number
+    return random.randrange(len(hubs))
+
+
+@contextlib.asynccontextmanager
+async def cut_at_random(brokers: Sequence[FarBroker], random: Random) -> AsyncIterator[None]:
+    """Cut the nodes from their broker, again and again."""
+
+    async def cut() -> None:
+        while True:
+            await asyncio.sleep(random.expovariate(2))
+            random.choice(brokers).cut(random.uniform(0, 0.3))
+
+    cutting = asyncio.create_task(cut())
+    try:
+        yield
+    finally:
+        cutting.cancel()
+
+
+@pytest.mark.parametrize("broker", ["memory", "elsewhere"])
+async def test_clients_that_hop_between_nodes_hear_every_number_once_in_order(
+    broker: str, serve: Serve, node: NodeRunner, seed: int, say: Callable[[str], None]
+) -> None:
+    crowd = {kind: max(3, size // 6) for kind, size in CROWD.items()}
+    random = Random(f"{seed}/{broker}")
+    async with contextlib.AsyncExitStack() as stack:
+        brokers: list[Broker]
+        if broker == "memory":
+            memory = MemoryBroker()
+            brokers = [memory, memory.peer()]
+        else:
+            engine = Engine(MemoryBroker(), seed=seed)
+            far = [engine.node(), engine.node()]
+            brokers = [*far]
+        first = FireHub(sum(crowd.values()), brokers[0])
+        hubs = [first, FireHub(0, brokers[1], first)]
+        urls = [(await serve(hub)).url for hub in hubs]
+        front = Front(urls, lambda line: owner_of(line, hubs, random))
+        await stack.enter_async_context(front)
+        if broker == "elsewhere":
+            await stack.enter_async_context(cut_at_random(far, random))
+        fire = await run(hubs, front.url, node, seed=seed, crowd=crowd, seconds=6.0, pause=1.0)
+    say(fire.report())
+    assert not fire.failures()
+    assert not fire.heard_gaps()
+    assert all(target.heard == list(range(fire.count)) for target in fire.targets)
+    # They did come back at the other node.
+    assert all(hub._core.traffic.delivered for hub in hubs)

@@ -255,7 +255,7 @@ async def calm(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
 async def websocket(
     url: str, path: str = "/ws", *headers: tuple[str, str]
 ) -> AsyncIterator[RawWebSocket]:
-    """ReplayBuffer a WebSocket whose frames are written by hand."""
+    """Hold a WebSocket whose frames are written by hand."""
     raw = await RawWebSocket.open(url.replace("http", "ws", 1) + path, headers=headers)
     try:
         assert raw.status == 101

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import pytest
 
-from crossband import ConnectionRefused, Hub, Socket
-from tests.clients import CLIENTS, EventFailed, NewClient, Refused
+from crossband import Broker, ConnectionRefused, Hub, MemoryBroker, Socket
+from tests.clients import CLIENTS, Client, EventFailed, NewClient, Refused
 from tests.conftest import Serve
+from tests.far import Engine
+from tests.front import Front
 
 TOKEN = "open sesame"
 BLOB = bytes(range(256))
@@ -27,8 +31,8 @@ class Blob:
     body: bytes
 
 
-def scenario_hub() -> Hub:
-    hub = Hub()
+def scenario_hub(broker: Broker | None = None) -> Hub:
+    hub = Hub(broker)
 
     @hub.use
     async def only_with_token(socket: Socket) -> None:
@@ -71,32 +75,94 @@ def scenario_hub() -> Hub:
     return hub
 
 
+class Site:
+    """The nodes that serve a scenario, and an address of its own for each of two clients."""
+
+    def __init__(self, hubs: Sequence[Hub], urls: Sequence[str], fronts: Sequence[Front]) -> None:
+        self.hubs = hubs
+        self._urls = urls
+        # Where the client connects, and where the other one does.
+        self.front, self.other = fronts
+        # Who publishes: not the node of the client, where there is another one.
+        self.hub = hubs[-1]
+
+    def hop(self, client: Client) -> None:
+        """Let the client come back at another node, if there is one."""
+        self.front.target = (self.front.target + 1) % len(self.hubs)
+        # Without the connections that it keeps. Official clients stay with their address.
+        client.url = self._urls[self.front.target]
+
+    @property
+    def sockets(self) -> list[str]:
+        return [sid for hub in self.hubs for sid in hub.sockets]
+
+    def members(self, room: str) -> list[str]:
+        return [sid for hub in self.hubs for sid in hub.rooms.get(room, ())]
+
+
+@contextlib.asynccontextmanager
+async def site_of(serve: Serve, hubs: Sequence[Hub], first: int = 0) -> AsyncIterator[Site]:
+    """Serve hubs: the client comes to the first one of them, or to that of this number."""
+    urls = [(await serve(hub)).url for hub in hubs]
+    async with Front(urls) as front, Front(urls) as other:
+        front.target = first
+        other.target = (first + 1) % len(hubs)
+        yield Site(hubs, urls, (front, other))
+
+
 @pytest.mark.node
 @pytest.mark.parametrize("kind", CLIENTS)
 async def test_scenario(kind: str, serve: Serve, new_client: NewClient) -> None:
-    hub = scenario_hub()
-    server = await serve(hub)
+    async with site_of(serve, [scenario_hub()]) as site:
+        await scenario(kind, site, new_client)
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", CLIENTS)
+@pytest.mark.parametrize("first", [0, 1], ids=["from one", "from the other"])
+async def test_scenario_on_two_nodes(
+    kind: str, first: int, serve: Serve, new_client: NewClient
+) -> None:
+    broker = MemoryBroker()
+    hubs = [scenario_hub(broker), scenario_hub(broker.peer())]
+    async with site_of(serve, hubs, first) as site:
+        await scenario(kind, site, new_client)
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_scenario_on_two_nodes_with_a_broker_elsewhere(
+    kind: str, serve: Serve, new_client: NewClient
+) -> None:
+    engine = Engine(MemoryBroker(), seed=len(kind))
+    hubs = [scenario_hub(engine.node()), scenario_hub(engine.node())]
+    async with site_of(serve, hubs) as site:
+        await scenario(kind, site, new_client)
+
+
+async def scenario(kind: str, site: Site, new_client: NewClient) -> None:
+    hub = site.hub
 
     # Refused, then let in.
     stranger = new_client(kind)
     with pytest.raises(Refused, match="not without a token") as refusal:
-        await stranger.connect(server.url, auth={"token": "open barley"})
+        await stranger.connect(site.front.url, auth={"token": "open barley"})
     assert refusal.value.data == {"hint": "ask the cave"}
     assert refusal.value.status in (None, 403)
-    assert not hub.sockets
+    assert not site.sockets
 
     client = new_client(kind)
     client.answer("question", lambda data: {"answer": data["number"] * 2})
-    await client.connect(server.url, auth={"token": TOKEN})
+    await client.connect(site.front.url, auth={"token": TOKEN})
     assert len(client.sid) == 20
-    assert list(hub.sockets) == [client.sid]
+    assert site.sockets == [client.sid]
     # Somebody else, at another door.
     other = new_client("sse" if kind == "websocket" else "websocket")
-    await other.connect(server.url, auth={"token": TOKEN})
+    await other.connect(site.other.url, auth={"token": TOKEN})
 
     # Acknowledgements from the server, and a room joined by one.
     assert await client.call("room:join", "cave") == ["cave"]
-    assert client.sid in hub.rooms["cave"]
+    assert client.sid in site.members("cave")
     for value in (None, True, 17, -2.5, "Žluťoučký 🐎\u2028", [1, [2]], {"a": {"b": None}}):
         assert await client.call("echo", value) == value
     await client.settled()
@@ -153,7 +219,9 @@ async def test_scenario(kind: str, serve: Serve, new_client: NewClient) -> None:
     for number in (1, 2, 3):
         await hub.to("cave").emit("numbers", number)
     await hub.to("elsewhere").emit("numbers", -1)
+    site.hop(client)
     await client.resume()
+    assert client.sid in site.hubs[site.front.target].sockets
     await hub.to("cave").emit("numbers", 4)
     for number in (1, 2, 3, 4):
         assert (await client.next_event("numbers")).data == number
@@ -162,7 +230,7 @@ async def test_scenario(kind: str, serve: Serve, new_client: NewClient) -> None:
     assert client.data_of("chat:message")[2:] == [{"content": "missed"}]
     assert not client.gaps
     assert client.sid == sid
-    assert list(hub.rooms["cave"]) == [sid]
+    assert site.members("cave") == [sid]
     if client.tells_recovered:
         assert client.recovered
     # The restored socket is whole: it still answers, and is still answered.

@@ -114,7 +114,7 @@ async def running(
 
 @contextlib.asynccontextmanager
 async def talking(url: str, count: int) -> AsyncIterator[list[Member]]:
-    """ReplayBuffer a crowd that hears numbers and calls `echo` all the time."""
+    """Hold a crowd that hears numbers and calls `echo` all the time."""
     members = crowd(url, count)
     await connect(members)
     async with dialled(url) as starter:

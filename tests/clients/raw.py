@@ -293,7 +293,7 @@ class Tcp:
 
 @contextlib.asynccontextmanager
 async def dialled(url: str) -> AsyncIterator[Tcp]:
-    """ReplayBuffer a TCP connection to a server."""
+    """Hold a TCP connection to a server."""
     tcp = await Tcp.open(url)
     try:
         yield tcp

@@ -1,0 +1,765 @@
+"""Two hubs that share a broker are one hub to their clients and to the application.
+
+In memory, and over a broker elsewhere, which is late and drops its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from crossband import (
+    AckTimeout,
+    BrokerUnavailable,
+    Disconnected,
+    EncodeError,
+    EventError,
+    Hub,
+    Identity,
+    MemoryBroker,
+    Publication,
+    RemoteSocket,
+    Socket,
+)
+from crossband.broker import Broker
+from crossband.hub.messages import Choice, Fetch, encode
+from tests.clients import (
+    Client,
+    EventFailed,
+    NewClient,
+    Refused,
+    WebSocketClient,
+)
+from tests.clients.base import WAIT
+from tests.conftest import Serve
+from tests.far import Engine, FarBroker
+from tests.waiting import until
+
+
+def brokers_of(kind: str) -> list[Broker]:
+    if kind == "memory":
+        memory = MemoryBroker()
+        return [memory, memory.peer()]
+    engine = Engine(MemoryBroker(), seed=7)
+    return [engine.node(), engine.node()]
+
+
+class Nodes:
+    """Two served hubs with the same handlers."""
+
+    def __init__(self, serve: Serve, kind: str) -> None:
+        self._serve = serve
+        self.brokers = brokers_of(kind)
+        self.hubs: list[Hub] = []
+        self.urls: list[str] = []
+
+    async def start(self, prepare: Callable[[Hub], None] | None = None, **settings: Any) -> Nodes:
+        for broker in self.brokers:
+            hub = Hub(broker, **settings)
+
+            @hub.on("join")
+            async def join(socket: Socket, room: str) -> None:
+                await socket.join(room)
+
+            @hub.on("rooms")
+            async def rooms(socket: Socket) -> list[str]:
+                return sorted(room for room in socket.rooms if room != socket.id)
+
+            if prepare is not None:
+                prepare(hub)
+            self.hubs.append(hub)
+            self.urls.append((await self._serve(hub)).url)
+        return self
+
+    @property
+    def here(self) -> Hub:
+        return self.hubs[0]
+
+    @property
+    def there(self) -> Hub:
+        return self.hubs[1]
+
+
+@pytest.fixture(params=["memory", "elsewhere"])
+def nodes(request: pytest.FixtureRequest, serve: Serve) -> Nodes:
+    return Nodes(serve, request.param)
+
+
+@pytest.fixture
+def far(serve: Serve) -> Nodes:
+    return Nodes(serve, "elsewhere")
+
+
+async def two(nodes: Nodes, new_client: NewClient, **options: Any) -> tuple[Client, Client]:
+    """Return a client on each node, both in the room `both`."""
+    clients = []
+    for url in nodes.urls:
+        client = new_client("websocket")
+        await client.connect(url, **options)
+        await client.call("join", "both")
+        clients.append(client)
+    return clients[0], clients[1]
+
+
+# What spans nodes.
+
+
+async def test_sockets_of_all_nodes_are_fetched(nodes: Nodes, new_client: NewClient) -> None:
+    def prepare(hub: Hub) -> None:
+        @hub.on("remember")
+        async def remember(socket: Socket, name: str) -> None:
+            socket.data["name"] = name
+
+    await nodes.start(prepare)
+    one, other = await two(nodes, new_client)
+    await other.call("remember", "Ada")
+    found = {socket.id: socket for socket in await nodes.here.fetch_sockets()}
+    assert found.keys() == {one.sid, other.sid}
+    assert isinstance(found[one.sid], Socket)
+    remote = found[other.sid]
+    assert isinstance(remote, RemoteSocket)
+    assert remote.rooms == {"both", other.sid}
+    assert remote.data == {"name": "Ada"}
+    assert remote.transport == "websocket"
+    assert remote.user is None
+    assert remote.node == nodes.brokers[1].bus.node
+    assert remote.handshake.address == "127.0.0.1"
+    assert repr(remote) == f"<RemoteSocket {other.sid} in '/' on node {remote.node}>"
+    assert [socket.id for socket in await nodes.here.to(other.sid).fetch_sockets()] == [other.sid]
+    assert await nodes.here.to("nobody").fetch_sockets() == []
+    assert [s.id for s in await nodes.here.except_(one.sid).fetch_sockets()] == [other.sid]
+
+
+async def test_nothing_secret_of_a_client_goes_to_other_nodes(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    client = new_client("sse")
+    await client.connect(nodes.urls[1], auth={"token": "a-secret"}, session="s" * 20)
+    (remote,) = await nodes.here.fetch_sockets()
+    assert isinstance(remote, RemoteSocket)
+    handshake = remote.handshake
+    assert (handshake.query, handshake.auth) == ({}, {})
+    assert handshake.headers.keys() <= {"accept-language", "host", "origin", "user-agent"}
+    body = nodes.there._core.cluster.hear("x", encode(Fetch(Choice("/"))))
+    assert isinstance(body, bytes)
+    assert client.sid.encode() in body
+    assert b"a-secret" not in body
+    assert b"s" * 20 not in body
+
+
+async def test_what_a_remote_socket_can_do(nodes: Nodes, new_client: NewClient) -> None:
+    await nodes.start()
+    _, other = await two(nodes, new_client)
+    other.answer("question", lambda data: {"answer": data["number"] * 2})
+    (remote,) = await nodes.here.to(other.sid).fetch_sockets()
+    await remote.join("one", "two")
+    assert await other.call("rooms") == ["both", "one", "two"]
+    await remote.leave("one", "both")
+    assert await other.call("rooms") == ["two"]
+    await remote.emit("news", {"number": 1})
+    assert (await other.next_event("news")).data == {"number": 1}
+    assert await remote.emit_with_ack("question", {"number": 21}) == {"answer": 42}
+    with pytest.raises(EncodeError):
+        await remote.join("a\nb")
+    await remote.disconnect()
+    async with asyncio.timeout(WAIT):
+        await other.gone.wait()
+    with pytest.raises(Disconnected):
+        await remote.emit_with_ack("question", {"number": 1})
+
+
+async def test_limit_of_rooms_is_told_over_nodes(nodes: Nodes, new_client: NewClient) -> None:
+    await nodes.start(limits={"rooms": 3})
+    _, other = await two(nodes, new_client)
+    (remote,) = await nodes.here.to(other.sid).fetch_sockets()
+    with pytest.raises(EventError, match="3 rooms") as failure:
+        await remote.join("one", "two")
+    assert failure.value.code == "too_many_rooms"
+
+
+async def test_sockets_of_all_nodes_join_leave_and_are_disconnected(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    one, other = await two(nodes, new_client)
+    await nodes.here.to("both").sockets_join("new")
+    # Done everywhere by now: nobody misses what is sent there next.
+    await nodes.there.to("new").emit("news", 1)
+    for client in (one, other):
+        assert (await client.next_event("news")).data == 1
+        assert await client.call("rooms") == ["both", "new"]
+    await nodes.there.sockets_leave("both")
+    for client in (one, other):
+        assert await client.call("rooms") == ["new"]
+    await nodes.here.to("new").disconnect_sockets()
+    async with asyncio.timeout(WAIT):
+        await one.gone.wait()
+        await other.gone.wait()
+
+
+async def test_broadcast_gathers_acknowledgements_of_all_nodes(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    one, other = await two(nodes, new_client)
+    one.answer("who", lambda data: ["one", data])
+    other.answer("who", lambda data: ["other", data])
+    answers = await nodes.here.to("both").timeout(WAIT).emit_with_ack("who", b"\x00\xff")
+    # The envelope carries base64.
+    assert sorted(answers) == [["one", "AP8="], ["other", "AP8="]]
+    assert await nodes.here.to("nobody").emit_with_ack("who") == []
+
+
+async def test_missing_acknowledgements_of_other_nodes_are_counted(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    one, _ = await two(nodes, new_client)
+    one.answer("who", lambda data: "one")
+    with pytest.raises(AckTimeout, match="1 of 2 clients") as failure:
+        await nodes.here.to("both").timeout(0.2).emit_with_ack("who")
+    assert failure.value.responses == ["one"]
+
+
+async def test_clients_of_a_broadcast_over_http_are_those_of_all_nodes(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start(api_keys=["key-of-16-letters"])
+    one, other = await two(nodes, new_client)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        response = await http.post(
+            f"{nodes.urls[0]}/api/broadcast",
+            json={"event": "news", "data": 1, "room": "both"},
+            headers={"Authorization": "Bearer key-of-16-letters"},
+        )
+    answer = response.json()
+    assert answer["clients"] == 2
+    for client in (one, other):
+        event = await client.next_event("news")
+        assert (event.data, event.offset) == (1, answer["offset"])
+
+
+def by_query(handshake: Any) -> Identity | None:
+    (user,) = handshake.query.get("token", [None])
+    return None if user is None else Identity(user)
+
+
+async def test_revocation_ends_the_user_on_all_nodes(nodes: Nodes, new_client: NewClient) -> None:
+    await nodes.start(authenticate=by_query)
+    one, other = await two(nodes, new_client, auth={"token": "ada"})
+    bob = new_client("websocket")
+    await bob.connect(nodes.urls[1], auth={"token": "bob"})
+    assert await nodes.here.revoke("ada") == 2
+    async with asyncio.timeout(WAIT):
+        await one.gone.wait()
+        await other.gone.wait()
+    assert not bob.gone.is_set()
+    assert await nodes.here.revoke("nobody") == 0
+    # Their sessions are forgotten, on both.
+    for client, url in ((one, nodes.urls[1]), (other, nodes.urls[0])):
+        client.url = url
+        await client.resume()
+        assert not client.recovered
+
+
+async def test_node_that_starts_later_knows_who_was_revoked(serve: Serve) -> None:
+    memory = MemoryBroker()
+    hub = Hub(memory)
+    await serve(hub)
+    await hub.revoke("ada")
+    later = Hub(memory.peer())
+    await serve(later)
+    assert "ada" in later._core.access._revoked
+    assert "ada" in hub._core.access._revoked
+
+
+async def test_connections_per_user_are_counted_over_all_nodes(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start(authenticate=by_query, limits={"connections_per_user": 2})
+    one, other = await two(nodes, new_client, auth={"token": "ada"})
+    for url in nodes.urls:
+        third = new_client("sse")
+        with pytest.raises(Refused, match="Too many connections") as refusal:
+            await third.connect(url, auth={"token": "ada"})
+        assert refusal.value.status == 429
+    bob = new_client("websocket")
+    await bob.connect(nodes.urls[0], auth={"token": "bob"})
+    # Who comes back to the other node is not one more.
+    one.url = nodes.urls[1]
+    await one.cut()
+    await one.resume()
+    assert one.recovered
+    await other.close()
+    # And its place is free again.
+    while True:
+        third = new_client("sse")
+        try:
+            await third.connect(nodes.urls[0], auth={"token": "ada"})
+        except Refused:
+            continue
+        break
+
+
+# Clients that change nodes.
+
+
+@pytest.mark.parametrize("kind", ["websocket", "sse"])
+async def test_client_takes_rooms_and_data_to_the_other_node(
+    kind: str, nodes: Nodes, new_client: NewClient
+) -> None:
+    def prepare(hub: Hub) -> None:
+        @hub.on("remember")
+        async def remember(socket: Socket, name: str) -> None:
+            socket.data["name"] = name
+
+        @hub.on("name")
+        async def name(socket: Socket) -> Any:
+            return socket.data.get("name")
+
+    await nodes.start(prepare)
+    client = new_client(kind)
+    await client.connect(nodes.urls[0])
+    await client.call("join", "cave")
+    # Not saved since: only the node that has the client knows.
+    await client.call("remember", "Ada")
+    await nodes.there.to("cave").emit("news", 1)
+    await client.next_event("news")
+    sid = client.sid
+    for hop in (1, 0, 1):
+        if isinstance(client, WebSocketClient) and hop:
+            # The first node does not notice that it has gone.
+            await client.desert()
+        else:
+            await client.cut()
+        await nodes.hubs[hop].to("cave").emit("news", hop)
+        client.url = nodes.urls[hop]
+        await client.resume()
+        assert (client.recovered, client.sid) == (True, sid)
+        assert (await client.next_event("news")).data == hop
+        assert await client.call("rooms") == ["cave"]
+        assert await client.call("name") == "Ada"
+        assert [list(hub.sockets) for hub in nodes.hubs] == [
+            [sid] if number == hop else [] for number in range(2)
+        ]
+
+
+async def test_session_that_is_still_connected_elsewhere_is_ended_there(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    left: list[str] = []
+
+    def prepare(hub: Hub) -> None:
+        @hub.on("disconnect")
+        async def disconnect(socket: Socket, reason: str) -> None:
+            left.append(reason)
+
+    await nodes.start(prepare)
+    first, second = new_client("websocket"), new_client("websocket")
+    await first.connect(nodes.urls[0], session="k" * 20)
+    await nodes.here.emit("news", 1)
+    offset = (await first.next_event("news")).offset
+    await second.connect(nodes.urls[1], session="k" * 20, offset=offset)
+    assert second.recovered
+    assert second.sid == first.sid
+    async with asyncio.timeout(WAIT):
+        await first.gone.wait()
+    assert "4001" in first.farewell
+    assert left == ["transport close"]
+    # What the first node still had to say of the session changes nothing.
+    await second.cut()
+    await second.resume()
+    assert second.recovered
+
+
+async def test_clients_of_a_node_that_was_killed_come_back_elsewhere(
+    far: Nodes, new_client: NewClient
+) -> None:
+    await far.start()
+    one, other = await two(far, new_client)
+    await far.there.to("both").emit("news", 0)
+    assert (await one.next_event("news")).data == 0
+    broker = far.brokers[0]
+    assert isinstance(broker, FarBroker)
+    await one.cut()
+    await broker.kill()
+    await far.there.to("both").emit("news", 1)
+    one.url = far.urls[1]
+    await one.resume()
+    assert one.recovered
+    assert (await one.next_event("news")).data == 1
+    assert [event.data for event in other.log] == [0, 1]
+
+
+async def test_resume_ahead_of_this_node_neither_misses_nor_doubles(
+    far: Nodes, new_client: NewClient
+) -> None:
+    await far.start()
+    one, other = await two(far, new_client)
+    behind = far.brokers[1]
+    assert isinstance(behind, FarBroker)
+    await far.here.emit("number", 0)
+    await one.next_event("number")
+    await other.next_event("number")
+    await one.cut()
+    one.url = far.urls[1]
+    for _ in range(20):
+        # Not connected to the broker while it is published: this node hears of it later.
+        behind.cut(0.05)
+        numbers = range(len(one.data_of("number")), len(one.data_of("number")) + 10)
+        for number in numbers:
+            await far.here.emit("number", number)
+        await one.resume()
+        assert one.recovered
+        for number in numbers:
+            assert (await one.next_event("number")).data == number
+        await one.cut()
+    assert one.data_of("number") == list(range(201))
+    while len(other.log) < 201:
+        await other.next_event("number")
+    assert other.data_of("number") == list(range(201))
+
+
+# What is emitted.
+
+
+async def test_unawaited_emissions_are_published_in_order(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    one, other = await two(nodes, new_client)
+    for number in range(200):
+        nodes.here.to("both").emit("number", number)
+    await nodes.here.to("both").emit("number", 200)
+    for client in (one, other):
+        for number in range(201):
+            assert (await client.next_event("number")).data == number
+
+
+async def test_emissions_of_another_thread_keep_their_order(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    one, other = await two(nodes, new_client)
+    cursors: list[str | None] = []
+
+    def work() -> None:
+        for number in range(50):
+            nodes.here.emit("number", number)
+        cursors.append(nodes.here.emit("number", 50).result(WAIT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for client in (one, other):
+        for number in range(51):
+            event = await client.next_event("number")
+            assert event.data == number
+    await asyncio.to_thread(thread.join)
+    assert cursors == [event.offset]
+
+
+async def test_emission_goes_on_when_nobody_waits_any_more(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    _, other = await two(nodes, new_client)
+
+    async def emit() -> None:
+        await nodes.here.emit("news", 1)
+
+    task = asyncio.create_task(emit())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert (await other.next_event("news")).data == 1
+
+
+@pytest.mark.parametrize("how", ["async", "plain", "concurrent", "failing"])
+async def test_what_a_handler_emits_goes_out_before_its_acknowledgement(
+    how: str, nodes: Nodes, serve: Serve
+) -> None:
+    def prepare(hub: Hub) -> None:
+        if how == "plain":
+
+            @hub.on("work")
+            def work(socket: Socket) -> str:
+                for number in range(5):
+                    socket.emit("number", number)
+                return "done"
+
+        else:
+
+            @hub.on("work", concurrent=how == "concurrent")
+            async def work_later(socket: Socket) -> str:
+                await socket.join("mine")
+                for number in range(5):
+                    hub.to("mine").emit("number", number)
+                if how == "failing":
+                    raise EventError("as it was told")
+                return "done"
+
+    await nodes.start(prepare)
+    client = WebSocketClient()
+    frames: list[str] = []
+    client.sink = lambda name, data: frames.append(name)
+    await client.connect(nodes.urls[0])
+    for _ in range(20):
+        frames.clear()
+        if how == "failing":
+            with pytest.raises(EventFailed, match="as it was told"):
+                await client.call("work")
+        else:
+            assert await client.call("work") == "done"
+        # All have come by the time of the answer.
+        assert frames == ["number"] * 5
+    await client.close()
+
+
+async def test_broker_out_of_reach_is_told_to_who_awaits(
+    far: Nodes, new_client: NewClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = False
+
+    class Failing(FarBroker):
+        def publish(
+            self, publication: Publication, *, record: bool = True
+        ) -> asyncio.Future[str | None]:
+            if not failing:
+                return super().publish(publication, record=record)
+            lost: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(
+                lost.set_exception, BrokerUnavailable("no broker since a while")
+            )
+            return lost
+
+    def prepare(hub: Hub) -> None:
+        @hub.on("publish")
+        async def publish(socket: Socket) -> None:
+            await hub.emit("news", 1)
+
+    engine = Engine(MemoryBroker())
+    far.brokers = [Failing(engine), engine.node()]
+    await far.start(prepare, api_keys=["key-of-16-letters"])
+    one, _ = await two(far, new_client)
+    failing = True
+    with pytest.raises(BrokerUnavailable, match="no broker since a while"):
+        await far.here.emit("news", 1)
+    with pytest.raises(BrokerUnavailable):
+        await asyncio.to_thread(lambda: far.here.emit("news", 1).result(WAIT))
+    with pytest.raises(EventFailed, match="no broker since a while") as failure:
+        await one.call("publish")
+    assert failure.value.code == "unavailable"
+    async with httpx.AsyncClient(trust_env=False) as http:
+        response = await http.post(
+            f"{far.urls[0]}/api/broadcast",
+            json={"event": "news"},
+            headers={"Authorization": "Bearer key-of-16-letters"},
+        )
+    assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+    assert not [line for line in caplog.messages if "are not published" in line]
+    # Who does not wait is told in the log, once, and it is counted.
+    for _ in range(10):
+        far.here.emit("news", 1)
+    await until(lambda: far.here._core.traffic.lost == 10)
+    lines = [line for line in caplog.messages if "are not published" in line]
+    assert lines == [
+        "events emitted in namespace '/' are not published (1 so far): no broker since a while"
+    ]
+    failing = False
+    await far.here.emit("news", 2)
+    assert (await one.next_event("news")).data == 2
+
+
+@pytest.mark.parametrize("what", ["attach", "find", "take", "history"])
+async def test_clients_are_refused_while_the_broker_is_out_of_reach(
+    what: str, far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await far.start()
+    client, stream = new_client("websocket"), new_client("sse")
+    await stream.connect(far.urls[1])
+    await client.connect(far.urls[0], session="k" * 20)
+    await far.here.emit("news", 1)
+    await client.next_event("news")
+    await client.cut()
+    broker = far.brokers[0]
+    target: Any = broker.sessions if what in ("find", "take") else broker
+    if what == "attach":
+        broker.detach("/")
+
+    async def unavailable(*args: Any, **kwargs: Any) -> Any:
+        raise BrokerUnavailable("the broker is out of reach")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, what, unavailable)
+        for _ in range(2):
+            with pytest.raises(Refused, match="out of reach") as refusal:
+                await client.resume()
+            assert refusal.value.status == 503
+    # It lost nothing by it: neither its session nor its place.
+    await far.there.emit("news", 2)
+    await client.resume()
+    assert client.recovered
+    assert (await client.next_event("news")).data == 2
+
+
+async def test_live_clients_are_told_what_is_lost(nodes: Nodes, new_client: NewClient) -> None:
+    await nodes.start()
+    client, outside = new_client("websocket"), new_client("sse")
+    await client.connect(nodes.urls[0])
+    await outside.connect(nodes.urls[0])
+    cursor = await nodes.here.emit("news", 1)
+    for each in (client, outside):
+        await each.next_event("news")
+    nodes.here._core.directory.lost("/")
+    nodes.here._core.directory.lost("/nowhere")
+    for each in (client, outside):
+        assert await each.next_gap() == {"reason": "lost", "offset": cursor}
+    assert nodes.here.status()["gaps"]["lost"] == 2
+    await nodes.here.emit("news", 2)
+    assert (await client.next_event("news")).data == 2
+
+
+async def test_namespaces_of_a_pattern_are_detached_with_their_last_client(
+    far: Nodes, new_client: NewClient
+) -> None:
+    def prepare(hub: Hub) -> None:
+        hub.of(re.compile(r"/game-\d+"))
+
+    await far.start(prepare)
+    broker = far.brokers[0]
+    assert isinstance(broker, FarBroker)
+    client = new_client("websocket")
+    for number in range(5):
+        await client.connect(far.urls[0], f"/game-{number}")
+        assert f"/game-{number}" in broker._delivered
+        await client.close()
+        # Only that of `/`, if anything, is left.
+        await until(lambda: broker._delivered.keys() <= {"/"})
+    refused = new_client("websocket")
+    with pytest.raises(Refused):
+        await refused.connect(far.urls[0], "/nowhere")
+    assert broker._delivered.keys() <= {"/"}
+
+
+# What a node hears.
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode({"type": "shout"}),
+        msgspec.msgpack.encode({"type": "fetch"}),
+        msgspec.msgpack.encode({"type": "fetch", "choice": ["/", "all", []]}),
+        msgspec.msgpack.encode({"type": "join", "choice": ["/", [], []], "names": [7]}),
+        msgspec.msgpack.encode({"type": "revoked", "user": 7, "time": "now"}),
+        msgspec.msgpack.encode({"type": "gather", "choice": ["/", [], []], "event": "x"}),
+        b"\x91" * 10_000,
+    ],
+    ids=repr,
+)
+async def test_messages_that_do_not_fit_are_dropped(
+    nodes: Nodes, new_client: NewClient, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    await nodes.start()
+    one, other = await two(nodes, new_client)
+    caplog.clear()
+    answers = await nodes.brokers[0].bus.ask(body, timeout=WAIT)
+    assert answers.given == {}
+    assert len([line for line in caplog.messages if "dropped a message" in line]) == 1
+    assert len(await nodes.here.fetch_sockets()) == 2
+    await nodes.here.emit("news", 1)
+    for client in (one, other):
+        await client.next_event("news")
+
+
+async def test_names_that_no_client_has_reach_nobody(nodes: Nodes, new_client: NewClient) -> None:
+    await nodes.start()
+    one, _ = await two(nodes, new_client)
+    hub = nodes.there
+    hear = hub._core.cluster.hear
+    for body in (
+        {"type": "join", "choice": ["/nowhere", [], []], "names": ["x"]},
+        {"type": "join", "choice": ["/", [], []], "names": ["a\nb"]},
+        {"type": "disconnect", "choice": ["/nowhere", [], []]},
+        {"type": "hand", "namespace": "/nowhere", "key": "k", "take": 1},
+        {"type": "hand", "namespace": "/", "key": "k", "take": 1},
+        {"type": "count user", "user": "nobody", "namespace": "/nowhere"},
+        {
+            "type": "gather",
+            "choice": ["/nowhere", [], []],
+            "event": "x",
+            "timeout": 1,
+            "payload": {"json": b"[]", "attachments": []},
+        },
+    ):
+        answer = hear("somebody", msgspec.msgpack.encode(body))
+        if answer is not None and not isinstance(answer, bytes):
+            await asyncio.wait([answer])
+    assert len(await nodes.here.fetch_sockets()) == 2
+    assert await one.call("rooms") == ["both"]
+
+
+async def test_node_that_does_not_answer_is_left_out(
+    nodes: Nodes,
+    new_client: NewClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("crossband.hub.others.ask.__kwdefaults__", {"to": None, "timeout": 0.1})
+    await nodes.start()
+    one, _ = await two(nodes, new_client)
+    never: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    nodes.brokers[1].bus._hear = lambda sender, body: never
+    assert [socket.id for socket in await nodes.here.fetch_sockets()] == [one.sid]
+    silent = nodes.brokers[1].bus.node
+    assert f"no answer from {silent} to 'fetch'" in caplog.text
+
+
+# What is kept with a client.
+
+
+async def test_what_cannot_be_kept_is_told_where_it_is_set(
+    nodes: Nodes, new_client: NewClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    def prepare(hub: Hub) -> None:
+        @hub.on("set")
+        async def set_(socket: Socket) -> None:
+            ways: list[Callable[[], object]] = [
+                lambda: socket.data.__setitem__("lock", threading.Lock()),
+                lambda: socket.data.update(lock=threading.Lock()),
+                lambda: socket.data.setdefault("lock", {1, 2}),
+                lambda: socket.data.__setitem__(1, 2),  # type: ignore[index]
+            ]
+            for way in ways:
+                with pytest.raises((TypeError, ValueError)) as error:
+                    way()
+                told.append(str(error.value))
+            socket.data["good"] = 1
+            data = socket.data
+            data |= {"better": [2]}
+            socket.data.setdefault("good", 7)
+            socket.data["bad"] = object()
+
+    await nodes.start(prepare)
+    client = new_client("websocket")
+    await client.connect(nodes.urls[0])
+    with caplog.at_level(logging.CRITICAL), pytest.raises(EventFailed, match="Internal"):
+        await client.call("set")
+    assert told[0].startswith("socket.data['lock'] cannot be kept: _thread.lock is not plain data")
+    assert "Keep such objects in a dict of your own, by socket.id" in told[0]
+    assert told[3] == "the keys of socket.data are text, not 1"
+    (socket,) = nodes.here.sockets.values()
+    assert socket.data == {"good": 1, "better": [2]}

@@ -25,7 +25,7 @@ class Wire:
         # None while a message that was built as a frame has not been asked for.
         self._messages: tuple[str | bytes, ...] | None = messages
         # Bytes, or characters of a text, which is close enough to bound an outbox.
-        self.size = len(messages[0]) if len(messages) == 1 else sum(map(len, messages))
+        self.size: int = len(messages[0]) if len(messages) == 1 else sum(map(len, messages))
         # Each form is built once, when the first recipient needs it.
         self._polling: str | None = None
         self._frames: bytes | None = None
@@ -96,8 +96,9 @@ class Answer(Wire):
 
     def __init__(self, text: bytes) -> None:
         self._text = text
-        self.size = len(text)
-        self._messages = self._polling = self._frames = self._deflated = self.tag = None
+        self.size: int = len(text)
+        self._messages = self._polling = self._frames = self._deflated = None
+        self.tag: Tag | None = None
 
     @property
     def messages(self) -> tuple[str | bytes, ...]:

@@ -21,7 +21,7 @@ from crossband.policies import shed
 from crossband.rates import Meter
 from crossband.slots import Slot
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # A client that is not behind may have this many full outboxes queued within one tick.
 BURST = 4
@@ -43,7 +43,7 @@ class Ticker:
         self._loop = loop
         # An outbox went over its limit in this tick: publishers should let it be flushed before
         # they go on.
-        self.pressed = False
+        self.pressed: bool = False
         # Connections to flush. Call `schedule` before appending to it.
         self.dirty: list[Connection] = []
 
@@ -111,12 +111,12 @@ class Connection(ABC):
         # Messages waiting to be written, oldest first.
         self.queue: list[Wire] = []
         # Their size in bytes.
-        self.queued = 0
+        self.queued: int = 0
         # Bytes; past this the client is disconnected.
-        self.limit = limit
+        self.limit: int = limit
         # True while it is in the ticker's list.
-        self.dirty = False
-        self.closed = False
+        self.dirty: bool = False
+        self.closed: bool = False
         # Bytes of the largest message found in a queue over its limit: one message of any size
         # may wait in addition to `limit` bytes of others.
         self._largest = 0
@@ -130,7 +130,7 @@ class Connection(ABC):
         # Limits how fast the client sends; None means no limit.
         self.meter: Meter | None = None
         # Monotonic time until which nothing more is read from a client that was too fast.
-        self.resting_until = 0.0
+        self.resting_until: float = 0.0
         # Its slot among the connections that are counted; None before it has one.
         self.slot: Slot | None = None
         # None unless the server closed it.
@@ -337,7 +337,7 @@ class OpenConnections(Generic[T]):
 
     def __init__(self) -> None:
         self._members: set[T] = set()
-        self.emptied = asyncio.Event()
+        self.emptied: Final = asyncio.Event()
         self.emptied.set()
 
     def add(self, member: T) -> None:

@@ -125,10 +125,10 @@ class EventError(CrossbandError):
 
     def __init__(self, message: str = "", *, code: str = "refused", **details: Any) -> None:
         text, status = ERRORS.get(code, ("Refused", 403))
-        self.message = message or text
+        self.message: str = message or text
         self.code = code
-        self.status = status
-        self.details = details
+        self.status: int = status
+        self.details: dict[str, Any] = details
         super().__init__(self.message)
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class RateLimited(EventError):
 
     def __init__(self, wait: float) -> None:
         # Rounded up to a millisecond: after too short a wait, the client would be refused again.
-        self.retry_after = math.ceil(wait * 1_000) / 1_000
+        self.retry_after: float = math.ceil(wait * 1_000) / 1_000
         super().__init__(code="rate_limited", retryAfter=self.retry_after)
 
 
@@ -187,10 +187,10 @@ class ConnectionRefused(EventError):
         if not 400 <= status <= 599:
             raise ValueError(f"status must be one that refuses, 400 to 599, not {status!r}")
         super().__init__(message, code=code)
-        self.status = int(status)
+        self.status: int = int(status)
         self.data = data
         if data is not None:
-            self.details = {"data": data}
+            self.details: dict[str, Any] = {"data": data}
 
 
 class Unauthorized(ConnectionRefused):
@@ -203,8 +203,8 @@ class Unauthorized(ConnectionRefused):
     def __init__(self, message: str = "", *, reason: str = "refused") -> None:
         super().__init__(message, status=401, code="unauthorized")
         self.reason = reason
-        self.details = {"reason": reason}
-        self.data = self.to_dict()
+        self.details: dict[str, Any] = {"reason": reason}
+        self.data: Any = self.to_dict()
 
 
 class BrokerUnavailable(EventError):

@@ -10,14 +10,14 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from crossband.errors import StartError
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 
 class Lifespan:

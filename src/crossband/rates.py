@@ -106,7 +106,7 @@ class Meter:
         # Shared with the other connections of its user; None without a user or a limit.
         self.shared: TokenBucket | None = None
         # Messages refused since the last pause of `quiet` seconds.
-        self.refused = 0
+        self.refused: int = 0
         self._quiet = quiet
         self._quiet_at = float("-inf")
         # When it was first too fast since then.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable
+from typing import Any
 
 from crossband.errors import CloseCode, ConnectionRefused
 
@@ -18,7 +19,7 @@ class TooManyConnections(ConnectionRefused):
         # Too many of its own is the client's fault (429), a full server is not (503).
         super().__init__(code="too_many_connections", status=503 if scope == "server" else 429)
         self.scope = scope
-        self.details = {"scope": scope, "max": most}
+        self.details: dict[str, Any] = {"scope": scope, "max": most}
 
     @property
     def close_code(self) -> CloseCode:
@@ -36,7 +37,7 @@ class Slots:
         self._total = total
         self._per_address = per_address
         self._per_user = per_user
-        self.taken = 0
+        self.taken: int = 0
         # Only holders of at least one slot have an entry.
         self._addresses: Counter[Hashable] = Counter()
         self._users: Counter[Hashable] = Counter()

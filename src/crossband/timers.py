@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 T = TypeVar("T")
 

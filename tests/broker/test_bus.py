@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import msgspec
 import pytest
@@ -50,7 +50,7 @@ class Member:
         await self.bus.stop()
         await self.broker.stop()
 
-    def hear(self, sender: str, body: bytes) -> asyncio.Future[bytes | None] | bytes | None:
+    def hear(self, sender: str, body: bytes) -> Awaitable[bytes | None] | bytes | None:
         if body == b"fail":
             raise RuntimeError("as it was told")
         if body == b"wait":

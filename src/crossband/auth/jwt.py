@@ -106,8 +106,8 @@ class JWTAuth:
             raise ValueError("user_claim must be the name of a claim, such as 'sub', not ''")
         # Now rather than while the first client waits; and not for a hub without tokens.
         importlib.import_module("jwt")
-        self.audience = _names(audience, "audience")
-        self.issuer = _names(issuer, "issuer")
+        self.audience: Final = _names(audience, "audience")
+        self.issuer: Final = _names(issuer, "issuer")
         self.leeway = leeway
         self.require_exp = require_exp
         self.anonymous = anonymous

@@ -14,7 +14,7 @@ from math import inf
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Algorithms by kind of key, the default first (RFC 7518 §3.1, RFC 8037 §3.1).
 KINDS: Final[Mapping[str, tuple[str, ...]]] = {

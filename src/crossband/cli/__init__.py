@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from crossband.mounts import Mounted
     from crossband.server import ASGIApp, LogLevel
 
-app = typer.Typer(
+app: Final = typer.Typer(
     name="crossband",
     help="Realtime server: one hub for WebSocket, Socket.IO and Server-Sent Events.",
     no_args_is_help=True,

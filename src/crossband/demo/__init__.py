@@ -43,9 +43,9 @@ class Demo:
 
     def __init__(self, hub: Hub, directory: str | os.PathLike[str] = PAGES) -> None:
         self.hub = hub
-        self.chat = chat.install(hub.of("/chat"))
-        self.dashboard = Dashboard(hub)
-        self.traffic = Traffic(hub)
+        self.chat: Final = chat.install(hub.of("/chat"))
+        self.dashboard: Final = Dashboard(hub)
+        self.traffic: Final = Traffic(hub)
         own = [*self.dashboard.routes, Route("/api/demo", self._serve_about, methods=["GET"])]
         pages = Path(directory)
         self._pages = Starlette(

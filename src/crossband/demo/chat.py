@@ -175,8 +175,8 @@ class Allowance:
     __slots__ = ("_at", "_left", "burst", "rate")
 
     def __init__(self, burst: float, rate: float) -> None:
-        self.burst = burst
-        self.rate = rate
+        self.burst: Final = burst
+        self.rate: Final = rate
         self._left = burst
         # When `_left` was right; seconds of any steady clock.
         self._at = 0.0
@@ -214,7 +214,7 @@ class Room:
     __slots__ = ("_bytes", "history", "people", "topic")
 
     def __init__(self, topic: str) -> None:
-        self.topic = topic
+        self.topic: Final = topic
         # By id, in the order of joining.
         self.people: dict[str, User] = {}
         self.history: deque[Message] = deque()
@@ -246,7 +246,7 @@ class Chat:
         self._grace = grace
         self._burst = burst
         self._rate = rate
-        self.rooms = {name: Room(topic) for name, topic in rooms.items()}
+        self.rooms: Final = {name: Room(topic) for name, topic in rooms.items()}
         # By the user's id.
         self.people: dict[str, Person] = {}
         # Names in use, as `_alike` compares them.

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from crossband import EventError, Hub, InvalidMessage
 
-logger = logging.getLogger("crossband.demo")
+logger: Final = logging.getLogger("crossband.demo")
 
 # Seconds between two samples.
 INTERVAL: Final = 1.0
@@ -92,11 +92,11 @@ class Dashboard:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.namespace = hub.of("/dashboard")
+        self.namespace: Final = hub.of("/dashboard")
         self.samples: deque[Sample] = deque(maxlen=SAMPLES)
         # As they were published, each with its cursor as `offset`.
         self.notifications: deque[dict[str, Any]] = deque(maxlen=NOTIFICATIONS)
-        self.routes = [
+        self.routes: Final = [
             Route("/api/notify", self._serve_notify, methods=["POST"]),
             Route("/api/metrics", self._serve_metrics, methods=["GET"]),
         ]

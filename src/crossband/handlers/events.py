@@ -52,15 +52,15 @@ class EventSchema:
     )
 
     def __init__(self, name: str, handler: Handler) -> None:
-        self.name = name
-        self.handler = handler
+        self.name: Final = name
+        self.handler: Final = handler
         check_runs(handler, f"the handler of {name!r} must be a function, plain or async")
-        self.is_async = is_async(handler)
+        self.is_async: Final = is_async(handler)
         try:
             signature = _signature(handler).parameters.values()
         except (TypeError, ValueError) as error:
             raise TypeError(f"the handler of {name!r} has no signature to read: {error}") from error
-        self.doc = inspect.getdoc(underlying(handler))
+        self.doc: Final = inspect.getdoc(underlying(handler))
         positional: list[inspect.Parameter] = []
         for item in signature:
             if item.kind not in (item.KEYWORD_ONLY, item.VAR_KEYWORD):
@@ -104,7 +104,7 @@ class EventSchema:
                 required = item.default is item.empty
                 default = None if required else item.default
                 parameters.append(Parameter(item.name, kind, required, default))
-        self.parameters = tuple(parameters)
+        self.parameters: Final = tuple(parameters)
 
     def bind(
         self,

@@ -42,7 +42,7 @@ class Registry:
     def __init__(self) -> None:
         self.events: dict[str, EventSchema] = {}
         # The events that nothing stands before: all, or none of them.
-        self.direct = self.events
+        self.direct: dict[str, EventSchema] = self.events
         # The events that do not wait for those before them.
         self.concurrent: set[str] = {REFRESH}
         self.connect: list[Handler] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -73,7 +74,7 @@ class Cluster:
 
     # What others ask.
 
-    def hear(self, sender: str, body: bytes) -> asyncio.Future[bytes | None] | bytes | None:
+    def hear(self, sender: str, body: bytes) -> Awaitable[bytes | None] | bytes | None:
         """Take a message of another node, and return the answer."""
         try:
             message = messages.decode(body)

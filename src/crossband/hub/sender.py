@@ -30,6 +30,7 @@ class Channel(Protocol):
     @property
     def publishes_at_once(self) -> bool:
         """Whether what a handler emits is out when it ends."""
+        ...
 
     @property
     def reserved(self) -> Mapping[str, Handler]:

@@ -53,7 +53,7 @@ class KeptWindow(PerMessageDeflate):
         first = frame.rsv1 and frame.opcode in (Opcode.TEXT, Opcode.BINARY)
         inflates = first or (frame.opcode is Opcode.CONT and self.decode_cont_data)
         if first:
-            self.decoder = zlib.decompressobj(
+            self.decoder: zlib._Decompress = zlib.decompressobj(
                 wbits=-self.remote_max_window_bits, zdict=self._window
             )
         decoded = super().decode(frame, max_size=max_size)

@@ -22,7 +22,7 @@ class ServerProtocol(websockets.server.ServerProtocol):
     def recv_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:
             # Its fragments will not go on, and need not (RFC 6455 §5.4, §5.5.1).
-            self.current_size = None
+            self.current_size: int | None = None
         super().recv_frame(frame)
 
 
@@ -35,7 +35,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any]) -> None:
         super().__init__(config, server_state, app_state)
-        self.conn = ServerProtocol(
+        self.conn: websockets.server.ServerProtocol = ServerProtocol(
             extensions=self.conn.available_extensions,
             max_size=config.ws_max_size,
             logger=self.logger,
@@ -59,7 +59,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= self.fragments:
-            self.frames = []
+            self.frames: list[bytes] = []
             self.conn.fail(1009, "too many fragments")
             self.handle_parser_exception()
             return

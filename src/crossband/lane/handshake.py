@@ -26,7 +26,7 @@ from crossband.transports.lane import EXTENSION, FrameLane, FramePeer
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Bytes that are kept of what a client sends before it is accepted, at least; then no more is
 # read.

@@ -19,6 +19,7 @@ from crossband.transports.lane import EXTENSION, Peer
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class HTTPProtocol(HTTPManners):
@@ -104,9 +105,9 @@ class HTTPProtocol(HTTPManners):
     def _let_go(self) -> None:
         # Cycles of references, through the callbacks of the parser, the answer and the offer:
         # they would keep 5 KB for each connect until a full collection.
-        self.parser = None  # type: ignore[assignment]
+        self.parser: httptools.HttpRequestParser = None  # type: ignore[assignment]
         self._running = None
-        self.cycle = None  # type: ignore[assignment]
+        self.cycle: RequestResponseCycle = None  # type: ignore[assignment]
         # None before the first request; uvicorn's annotation knows nothing of that.
         scope: Any = self.scope
         if scope is not None:

@@ -182,7 +182,7 @@ class HTTPManners(HttpToolsProtocol):
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Go on with a request that offers another protocol (RFC 9110 §7.8)."""
-        self.parser = httptools.HttpRequestParser(Replay(self))
+        self.parser: httptools.HttpRequestParser = httptools.HttpRequestParser(Replay(self))
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._parse(head_without_offer(self.headers, keep_alive=self.cycle.keep_alive))
         if rest and not self.transport.is_closing():

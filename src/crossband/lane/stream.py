@@ -26,12 +26,12 @@ class StreamLane(asyncio.Protocol):
     def __init__(
         self, transport: asyncio.Transport, peer: Peer, connections: set[Any], *, paused: bool
     ) -> None:
-        self.transport = transport
+        self.transport: asyncio.Transport = transport
         # The transport's own: nothing of ours is between the hub and it.
         self.write: Write = transport.write
-        self.peer = peer
+        self.peer: Peer = peer
         self._connections = connections
-        self.paused = paused
+        self.paused: bool = paused
         # (when, bytes unsent) since when the client was seen to take nothing. None while it is
         # not behind.
         self._seen: tuple[float, int] | None = None

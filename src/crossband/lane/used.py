@@ -13,7 +13,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.protocol import Protocol
 
 # Of uvicorn 0.54 and websockets 17.
-USED: Final = {
+USED: Final[dict[type, tuple[str, ...]]] = {
     Protocol: ("current_size", "recv_frame"),
     WebSocketsSansIOProtocol: (
         "conn",

@@ -20,7 +20,7 @@ from crossband.protocol import websocket
 from crossband.protocol.websocket import FrameSplitter
 from crossband.transports.lane import FramePeer
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Seconds for the peer to answer our close frame.
 CLOSE_TIME: Final = 2.0
@@ -68,10 +68,10 @@ class WebSocketLane(asyncio.Protocol):
         extension: PerMessageDeflate | None,
         paused: bool,
     ) -> None:
-        self.transport = transport
+        self.transport: asyncio.Transport = transport
         # The transport's own: nothing of ours is between the hub and it.
         self.write: Write = transport.write
-        self.peer = peer
+        self.peer: FramePeer = peer
         # The server's, which waits for all of them at its end.
         self._connections = connections
         self._splitter = FrameSplitter(limit)
@@ -80,7 +80,7 @@ class WebSocketLane(asyncio.Protocol):
         # None without permessage-deflate. With it, what is written is compressed, too: no
         # context is taken over, and a frame is compressed once for all.
         self._extension = extension
-        self.paused = paused
+        self.paused: bool = paused
         # `websockets` for all that is not of the common case. None until something is.
         self._library: Protocol | None = None
         # The fragments so far of a message that comes in several.

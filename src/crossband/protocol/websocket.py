@@ -107,7 +107,7 @@ class FrameSplitter:
     __slots__ = ("_data", "_ended", "_fragmented", "_position", "_rest", "limit", "more")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self.limit: Final = limit
         # The bytes that may still hold a whole frame, from `_position` on.
         self._data = b""
         self._position = 0
@@ -118,7 +118,7 @@ class FrameSplitter:
         self._fragmented = False
         self._ended = False
         # There may be frames to split without being fed.
-        self.more = False
+        self.more: bool = False
 
     def whole_text(self, data: bytes) -> bytes | None:
         """Return the payload when the bytes are one text frame; None, and `feed` them, else.

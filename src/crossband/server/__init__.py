@@ -123,10 +123,10 @@ class Server:
         if forwarded_allow_ips is not None:
             _check_proxies(forwarded_allow_ips)
         self.app = app
-        self.host = host.removeprefix("[").removesuffix("]")
+        self.host: Final = host.removeprefix("[").removesuffix("]")
         # The port asked for until the server is bound, then the real one.
-        self.port = port
-        self.uds = None if uds is None else os.fspath(uds)
+        self.port: int = port
+        self.uds: Final = None if uds is None else os.fspath(uds)
         self._uds_mode = uds_mode
         self._log_level = log_level
         self._ssl_certfile = ssl_certfile

@@ -16,7 +16,7 @@ import uvicorn
 
 from crossband.errors import StartError
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # How long a client may take to answer our WebSocket close frame before it is cut.
 _CLOSE_REPLY_TIME: Final = 1.0
@@ -35,7 +35,7 @@ class OrderlyServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, hubs: Sequence[Stoppable]) -> None:
         super().__init__(config)
-        self.ready = asyncio.Event()
+        self.ready: Final = asyncio.Event()
         self._hubs = hubs
         self._wake = asyncio.Event()
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from crossband.hub.runner import places
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Seconds for what is left when all is closed: a handler in a thread cannot be cancelled, and
 # Python would wait for it, for ever.
@@ -32,7 +32,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.made = asyncio.Event()
+        self.made: Final = asyncio.Event()
         # By a thread, as the event loop may be blocked.
         self._told = _later(
             _QUICK_STOP, logger.info, "stopping; Ctrl-C or SIGTERM again ends it at once"

@@ -73,7 +73,7 @@ class ASGILane(ABC):
 
     def __init__(self, request: Request, peer: Peer) -> None:
         self._request = request
-        self.peer = peer
+        self.peer: Peer = peer
         # Taken from the outbox, for the writer: a batch at most, since what is left in the
         # outbox may still be dropped.
         self._taken: Sequence[Wire] = ()
@@ -193,7 +193,7 @@ class ASGIFrameLane(ASGILane):
 
     __slots__ = ("_held", "_limit")
 
-    peer: FramePeer
+    peer: FramePeer  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
     ends_written = False
     pings = True
 

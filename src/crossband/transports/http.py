@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -33,7 +33,7 @@ from crossband.transports.lane import Offer, offer_of
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 HeaderList = list[tuple[bytes, bytes]]
 

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import random
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
@@ -105,7 +105,7 @@ class StreamDoor:
     def __init__(self, hub: Core) -> None:
         self._hub = hub
         self._connections = OpenConnections[StreamConnection]()
-        self.emptied = self._connections.emptied
+        self.emptied: Final = self._connections.emptied
         # By socket id, for what clients post.
         self._by_id: dict[str, StreamConnection] = {}
         self._keepalive = Deadlines[StreamConnection](

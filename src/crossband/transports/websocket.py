@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -123,7 +123,7 @@ class WebSocketDoor:
     def __init__(self, hub: Core) -> None:
         self.hub = hub
         self._connections = OpenConnections[WebSocketConnection]()
-        self.emptied = self._connections.emptied
+        self.emptied: Final = self._connections.emptied
         # Of those that no server pings.
         loop = asyncio.get_running_loop()
         settings = hub.settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from crossband.codecs import Wire
 from crossband.errors import CloseCode, EventError
 from crossband.hub.core import Core
@@ -21,8 +23,8 @@ class EngineDoor:
 
     def __init__(self, hub: Core) -> None:
         self.hub = hub
-        self.registry = Registry(hub)
-        self.emptied = self.registry.emptied
+        self.registry: Final = Registry(hub)
+        self.emptied: Final = self.registry.emptied
 
     def close(self, code: CloseCode, reason: str) -> None:
         """End all sessions."""

@@ -31,7 +31,7 @@ from crossband.protocol import engineio, socketio
 from crossband.protocol.socketio import PacketType
 from crossband.transports.engineio.session import EngineConnection, Keeper
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # CONNECTs to one namespace that may wait for the one before them.
 WAITING_CONNECTS: Final = 16
@@ -318,4 +318,4 @@ class Joining:
 
     def __init__(self, again: list[dict[str, Any]]) -> None:
         # The `auth` of each CONNECT that is not answered yet.
-        self.again = again
+        self.again: Final = again

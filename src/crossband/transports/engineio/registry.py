@@ -27,9 +27,9 @@ class Registry(Keeper):
         self._connections: dict[str, EngineConnection] = {}
         # Those whose WebSocket is not closed yet, and those that linger.
         self._open = OpenConnections[EngineConnection]()
-        self.emptied = self._open.emptied
+        self.emptied: Final = self._open.emptied
         # All sessions were told to end; a new one is ended at once.
-        self.emptying = False
+        self.emptying: bool = False
         loop = asyncio.get_running_loop()
         settings = hub.settings
         # One timer each, whatever the number of connections.

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from abc import abstractmethod
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from crossband.codecs import Wire
 from crossband.errors import CloseCode, ProtocolError
@@ -105,21 +105,21 @@ class EngineConnection(FramedConnection):
     def __init__(self, hub: Core, keeper: Keeper, handshake: Handshake) -> None:
         super().__init__(hub, limit=hub.settings.limits.outbox)
         self._keeper = keeper
-        self.sid = secrets.token_urlsafe(15)
-        self.handshake = handshake
+        self.sid: Final = secrets.token_urlsafe(15)
+        self.handshake: Final = handshake
         # "polling" or "websocket". A WebSocket, once it carries the session, does so to the end.
         self._transport = handshake.transport
-        self.state = State.OPEN
+        self.state: State = State.OPEN
         # None once a WebSocket carries the session.
         self.polling: Poller | None = None
         # None unless a WebSocket asks to take over from polling; one at a time.
         self.upgrade: Candidate | None = None
         # The client takes no binary frames (`b64`): they are sent as base64 in text frames.
-        self.text_only = False
+        self.text_only: bool = False
         # The client sent a close packet, and gets none.
-        self.client_closed = False
+        self.client_closed: bool = False
         # The session has ended, and its client is told at its next poll.
-        self.lingers = False
+        self.lingers: bool = False
 
     @property
     def limits(self) -> Limits:
@@ -153,7 +153,7 @@ class EngineConnection(FramedConnection):
                 text = Wire(*wire.polling.split(engineio.SEPARATOR))
                 text.tag = wire.tag
                 self.queue[index] = text
-                self.queued += text.size - wire.size
+                self.queued: int = self.queued + text.size - wire.size
 
     # What the packets mean.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 
 import engineio.packet
@@ -190,6 +191,20 @@ def test_any_body_decodes_or_is_refused(body: str, limit: int) -> None:
     except ProtocolError:
         return
     assert 1 <= len(decoded) <= limit
+
+
+@given(any_text | hostile_text | st.lists(any_text | hostile_text, max_size=4).map(SEPARATOR.join))
+def test_packets_are_those_of_a_body_that_is_split_ahead(body: str) -> None:
+    packets = decode_payload(body) if body else iter(())
+    for part in body.split(SEPARATOR) if body else ():
+        try:
+            expected = decode_packet(part)
+        except ProtocolError as error:
+            with pytest.raises(ProtocolError, match=f"^{re.escape(str(error))}$"):
+                next(packets)
+            return
+        assert next(packets) == expected
+    assert next(packets, None) is None
 
 
 @given(st.lists(packets, min_size=1, max_size=16))

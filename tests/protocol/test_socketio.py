@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import socketio.packet
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crossband.errors import (
@@ -743,3 +743,28 @@ def test_any_data_splits_or_is_refused(data: bytes) -> None:
     joined = b"[" + b",".join([msgspec.json.encode(name), *map(bytes, arguments)]) + b"]"
     assert split_event(event(joined)) is not None
     joined.decode()
+
+
+# The common case, and what is nearly that.
+event_data = (
+    hostile_text
+    | st.lists(json_values, max_size=3).map(lambda args: json.dumps(["a", *args]))
+    | st.integers(63, 66).map(lambda depth: '["a",' + "[" * depth + "]" * depth + "]")
+    | st.sampled_from(['[ "a" , 1e999 ] ', '["\\ud800"]', '["a","\\ud800"]', "[7]", "[]", '["a",]'])
+)
+
+
+@given(
+    st.sampled_from(["", "/a,", "/]]],", '/",', "/[[,", "/é,", "/a?b=c,", "/a", "/,", "/" * 300]),
+    st.sampled_from(["", "0", "017", "9" * 15, "9" * 16, "9" * 17, "²", "-1", "1 "]),
+    event_data,
+)
+@example("/]]],", "", '["a",' + "[" * 65 + "]" * 65 + "]")
+def test_common_event_is_read_as_a_decoder_reads_it(namespace: str, id: str, data: str) -> None:
+    text = f"2{namespace}{id}{data}"
+    common = read_event(text, 1)
+    if common is None:
+        return
+    packet = decode(text)
+    name, raws = split_event(packet)
+    assert common == (packet.namespace, name, packet.id, raws)

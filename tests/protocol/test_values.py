@@ -17,6 +17,7 @@ import types
 import uuid
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
+from unittest import mock
 
 import attrs
 import msgspec
@@ -28,7 +29,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from crossband import EncodeError
 from crossband.protocol import payload
-from tests.protocol.strategies import json_values
+from crossband.protocol.payload import Payload
+from tests.protocol.strategies import any_text, json_values
 
 
 class Markup(str):
@@ -257,6 +259,46 @@ def json_of(value: Any) -> Any:
 )
 def test_what_json_dumps_takes_is_written_as_it_writes_it(value: Any) -> None:
     assert json_of(value) == json.loads(json.dumps(value))
+
+
+def encoded(args: list[Any]) -> Payload | str:
+    try:
+        return payload.encode(args)
+    except EncodeError as error:
+        return str(error)
+
+
+def deep(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+almost_plain = st.recursive(
+    st.none()
+    | any_text
+    | st.integers()
+    | st.floats()
+    | st.binary(max_size=3)
+    | st.builds(Whole)
+    | st.sampled_from(
+        [2**64, -(2**63), -(2**64), 10**400, (), {}, deep(127), deep(128), deep(129)]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=2).map(tuple)
+        | st.dictionaries(any_text | st.integers() | st.none(), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.lists(almost_plain, max_size=3))
+def test_what_is_plain_is_encoded_as_if_it_were_not(args: list[Any]) -> None:
+    with mock.patch.object(payload, "_is_plain", return_value=False):
+        expected = encoded(args)
+    assert encoded(args) == expected
 
 
 @given(json_values)

@@ -14,10 +14,10 @@ MAX_DEPTH_SENT: Final = 128
 # With what is around the arguments: their array, or an envelope.
 MESSAGE_DEPTH: Final = MAX_DEPTH + 1
 MESSAGE_DEPTH_SENT: Final = MAX_DEPTH_SENT + 1
-# Characters. Nothing shorter is deeper: each takes one to open and one to close. The hot paths
-# look at this first, which spares most messages the call.
-FLAT: Final = 2 * MESSAGE_DEPTH
-FLAT_SENT: Final = 2 * MESSAGE_DEPTH_SENT
+# Characters. No JSON of so many is deeper: each level takes one to open and one to close. The
+# hot paths look at this first, which spares most messages the call.
+FLAT: Final = 2 * MAX_DEPTH
+FLAT_SENT: Final = 2 * MAX_DEPTH_SENT
 
 _STRING: Final = re.compile(rb'"[^"]*"')
 # One up for what opens, one down for what closes.

@@ -263,10 +263,12 @@ def read_event(text: str, at: int) -> tuple[str, str, int | None, list[msgspec.R
         if bracket < 0 or not (digits.isascii() and digits.isdigit()):
             return None
         id = int(digits)
-    if len(text) > FLAT and is_deeper(text, MESSAGE_DEPTH):
+    # A namespace may have brackets and quotes in its name: they are not the data's.
+    data = text[bracket:]
+    if len(data) > FLAT and is_deeper(data, MESSAGE_DEPTH):
         return None
     try:
-        items = _decode_items(text[bracket:])
+        items = _decode_items(data)
         name = _decode_name(items[0])
     except (ValueError, IndexError, RecursionError):
         return None

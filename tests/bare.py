@@ -39,8 +39,6 @@ class BareHub(PublicHub):
         self.node = core.node
         self.root = core.root
         self.admit = core.admit
-        self.open = core.open
-        self.withdraw = core.withdraw
         self.leave = core.leave
         self.find = core.find
         self.run_to_end = core.run_to_end

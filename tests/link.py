@@ -81,5 +81,5 @@ async def join(
     admission = await core.admit(
         connection, namespace, handshake(), codec, resume=resume or Resume()
     )
-    core.open(admission)
+    admission.open()
     return admission.socket

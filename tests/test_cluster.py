@@ -282,6 +282,45 @@ async def test_node_that_starts_later_knows_who_was_revoked(serve: Serve) -> Non
     assert "ada" in hub._core.access._revoked
 
 
+async def test_node_that_was_out_of_reach_hears_of_a_revocation_later(
+    far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.cluster.HEARTBEAT", 0.02)
+    await far.start(authenticate=by_query)
+    one, other = await two(far, new_client, auth={"token": "ada"})
+    away = far.brokers[1]
+    assert isinstance(away, FarBroker)
+    away.cut(0.5)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        response = await http.get(f"{far.urls[1]}/readyz")
+        assert (response.status_code, response.json()) == (
+            503,
+            {"status": "unavailable", "reason": "the connection to the broker is down"},
+        )
+    # It does not hear, and so does not answer.
+    monkeypatch.setattr("crossband.hub.others.ask.__kwdefaults__", {"to": None, "timeout": 0.1})
+    assert await far.here.revoke("ada") == 1
+    assert not other.gone.is_set()
+    async with asyncio.timeout(WAIT):
+        await one.gone.wait()
+        await other.gone.wait()
+    assert "4403" in other.farewell
+    # Who comes anew stays: each revocation is applied once.
+    again = new_client("websocket")
+    await again.connect(far.urls[1], auth={"token": "ada"})
+    beats = 0
+    renew = away.sessions.renew
+
+    def count(owner: str) -> None:
+        nonlocal beats
+        beats += 1
+        renew(owner)
+
+    monkeypatch.setattr(away.sessions, "renew", count)
+    await until(lambda: beats > 3)
+    assert not again.gone.is_set()
+
+
 async def test_connections_per_user_are_counted_over_all_nodes(
     nodes: Nodes, new_client: NewClient
 ) -> None:

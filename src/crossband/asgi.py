@@ -117,9 +117,12 @@ class Routes:
         if request.path == "/healthz":
             await request.respond_json(200, {"status": "ok"})
             return
-        ready = self._core.started and not self._core.stopping
-        status = "ready" if ready else "stopping"
-        await request.respond_json(200 if ready else 503, {"status": status})
+        answer = {"status": "ready"}
+        if not self._core.started or self._core.stopping:
+            answer = {"status": "stopping"}
+        elif (problem := self._core.node.broker.problem) is not None:
+            answer = {"status": "unavailable", "reason": problem}
+        await request.respond_json(200 if answer["status"] == "ready" else 503, answer)
 
     def _door_at(self, path: str) -> tuple[str | None, str]:
         """Return the setting of the door at a path, and the rest of the path.

@@ -13,7 +13,7 @@ from crossband.broker import Page
 from crossband.broker.memory import MemoryBroker
 from crossband.codecs import ENVELOPE
 from crossband.errors import CloseCode, ConnectionRefused, EventError
-from crossband.hub.attempt import Resume
+from crossband.hub.attempt import Admission, Resume
 from crossband.hub.namespace import Socket
 from tests.bare import BareHub
 from tests.link import Link, handshake, join
@@ -70,7 +70,7 @@ async def test_namespace_that_empties_during_an_admission_stays_the_same(hub: Ba
     other = link(hub)
     await join(hub, other, "/game-1")
     gate.set()
-    hub.open(await admitting)
+    (await admitting).open()
     hub.of("/game-1").emit("move", 1)
     for one in (slow, other):
         assert (await one.messages(2))[1]["type"] == "move"
@@ -94,7 +94,7 @@ async def test_event_published_during_an_admission_is_not_missed(hub: BareHub) -
     # Nobody is connected there.
     hub.of("/game-1").emit("move", 2)
     gate.set()
-    hub.open(await admitting)
+    (await admitting).open()
     assert [message.get("data") for message in await slow.messages(2)] == [None, 2]
 
 
@@ -149,7 +149,7 @@ async def test_withdrawn_admission_leaves_the_session_to_who_took_it_since(
     )
     second = await join(hub, link(hub), resume=Resume(KEY))
     assert not first.connected
-    hub.withdraw(pending)
+    pending.withdraw()
     kept = await broker.sessions.find("/", KEY)
     assert kept is not None
     assert kept.sid == second.id
@@ -161,7 +161,7 @@ async def test_withdrawn_admission_puts_the_session_back(
     first = await join(hub, link(hub), resume=Resume(KEY))
     hub.leave(first, "transport close")
     cursor = broker.head("/")
-    hub.withdraw(await hub.admit(link(hub), "/", handshake(), ENVELOPE, resume=Resume(KEY, cursor)))
+    (await hub.admit(link(hub), "/", handshake(), ENVELOPE, resume=Resume(KEY, cursor))).withdraw()
     assert hub.catching_up == 0
     again = await join(hub, link(hub), resume=Resume(KEY, cursor))
     assert again.recovered
@@ -201,7 +201,7 @@ async def test_rooms_joined_and_left_during_a_takeover_count(
     )
     await first.leave("left")
     await first.join("late")
-    hub.open(pending)
+    pending.open()
     assert pending.socket.recovered
     assert pending.socket.rooms == {first.id, "kept", "late", "middleware"}
     assert set(hub.rooms) == pending.socket.rooms
@@ -217,7 +217,7 @@ async def test_session_that_was_replaced_is_forgotten(hub: BareHub, broker: Memo
         link(hub), "/", handshake(), ENVELOPE, resume=Resume(KEY, cursor, returning=True)
     )
     await first.join("late")
-    hub.open(pending)
+    pending.open()
     assert not first.connected
     assert pending.gap == "expired"
     assert pending.socket.session != KEY
@@ -246,7 +246,7 @@ async def test_client_opened_while_the_hub_stops_is_closed(hub: BareHub) -> None
     late = link(hub)
     admission = await hub.admit(late, "/", handshake(), ENVELOPE, resume=Resume())
     await hub.stop()
-    hub.open(admission)
+    admission.open()
     assert late.code is CloseCode.GOING_AWAY
     hub.leave(admission.socket, "server shutting down")
 
@@ -381,3 +381,22 @@ async def test_gap_is_told_again_to_who_was_cut_before_it() -> None:
     (welcome,) = await connection.messages(1)
     assert welcome["recovered"]
     await hub.stop()
+
+
+async def test_admission_ends_once(hub: BareHub) -> None:
+    async def admitted() -> Admission:
+        return await hub.admit(link(hub), "/", handshake(), ENVELOPE, resume=Resume())
+
+    with await admitted() as opened:
+        opened.open()
+    assert opened.socket.connected
+    with await admitted() as left:
+        pass
+    assert not left.socket.connected
+    with pytest.raises(ZeroDivisionError), await admitted() as failed:
+        1 / 0  # noqa: B018
+    for ended in (opened, left, failed):
+        for end in (ended.open, ended.withdraw):
+            with pytest.raises(RuntimeError, match="has ended"):
+                end()
+    assert list(hub.sockets) == [opened.socket.id]

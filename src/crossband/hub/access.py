@@ -94,6 +94,10 @@ class Access:
         if identity.issued is not None and identity.issued <= when:
             raise revoked()
 
+    def is_revoked(self, user: str, when: float) -> bool:
+        """Return whether a user's tokens of up to this time are refused already."""
+        return self._revoked.get(user, _NEVER)[0] >= when
+
     def revoked_since(self, user: str | None, revocations: int) -> bool:
         """Return whether a user was revoked after revocation number `revocations`."""
         if user is None or revocations == self.revocations:

@@ -80,8 +80,8 @@ class Admissions:
         """Let a client into a namespace, or raise ConnectionRefused.
 
         Finds out who it is and runs the connect middlewares. Nothing is sent yet: the
-        transport answers the client and calls `open`, or `withdraw` when the client is gone
-        by then.
+        transport answers the client and opens the admission, or withdraws it when the client
+        is gone by then.
         """
         try:
             return await self._admit(connection, name, handshake, codec, resume=resume, rooms=rooms)
@@ -129,7 +129,15 @@ class Admissions:
             if identity is not None:
                 await self._quotas.count_elsewhere(connection, identity.user, name, resume.key)
             admission = await self._resumptions.resume(
-                namespace, connection, handshake, codec, resume, identity, revocations, attempt
+                namespace,
+                connection,
+                handshake,
+                codec,
+                resume,
+                identity,
+                revocations,
+                attempt,
+                self,
             )
         except BaseException as error:
             self._directory.settled(namespace)
@@ -154,7 +162,7 @@ class Admissions:
             await self._resumptions.take(admission)
             socket.stage = State.ADMITTED
         except BaseException as error:
-            self.withdraw(admission)
+            admission.withdraw()
             if isinstance(error, ConnectionRefused):
                 raise
             # Cancelled is also a middleware that awaited something that was.
@@ -198,8 +206,8 @@ class Admissions:
             )
             raise ConnectionRefused(code="handshake_timeout", status=503) from None
 
-    def withdraw(self, admission: Admission) -> None:
-        """Undo an admission: the client was refused, or left before its welcome."""
+    def undo(self, admission: Admission) -> None:
+        """Leave everything as if the client had not come."""
         socket = admission.socket
         self._node.traffic.cut(socket)
         socket.stage = State.GONE
@@ -208,8 +216,8 @@ class Admissions:
         self._resumptions.give_back(admission)
         self._directory.settled(socket.namespace)
 
-    def open(self, admission: Admission) -> None:
-        """Welcome an admitted client: from here on it receives, in order, all it should."""
+    def welcome(self, admission: Admission) -> None:
+        """Let the client receive, from here on and in order, all it should."""
         socket = admission.socket
         namespace = socket.namespace
         session = admission.session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from crossband.broker import Session
 from crossband.hub.catchup import CatchUp
@@ -24,10 +25,26 @@ class Resume:
     unreceived: bool = False
 
 
+class Endings(Protocol):
+    """What becomes of admissions: `Admissions`, which makes them."""
+
+    def welcome(self, admission: Admission) -> None:
+        """Let the client receive, from here on and in order, all it should."""
+
+    def undo(self, admission: Admission) -> None:
+        """Leave everything as if the client had not come."""
+
+
 @dataclass(slots=True, eq=False)
 class Admission:
-    """A client that was let in and is not welcomed yet: exactly one of `open`, `withdraw`."""
+    """A client that was let in and is not welcomed yet.
 
+    It ends once, by `open` or by `withdraw`; as a context manager it is withdrawn at the end of
+    the block unless it was opened. A second ending raises RuntimeError.
+    """
+
+    # None once it has ended.
+    endings: Endings | None
     socket: Socket
     # Where it continues; None when it starts anew.
     cursor: str | None
@@ -43,3 +60,24 @@ class Admission:
     revocations: int
     # The session was taken from the broker, to be put back if the client goes away.
     taken: bool = False
+
+    def open(self) -> None:
+        """Welcome the client, once its transport has answered it."""
+        self._end().welcome(self)
+
+    def withdraw(self) -> None:
+        """Undo the admission: the client was refused, or left before its welcome."""
+        self._end().undo(self)
+
+    def _end(self) -> Endings:
+        endings, self.endings = self.endings, None
+        if endings is None:
+            raise RuntimeError("the admission has ended already")
+        return endings
+
+    def __enter__(self) -> Admission:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.endings is not None:
+            self.withdraw()

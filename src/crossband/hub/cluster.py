@@ -10,8 +10,10 @@ from typing import Any
 
 import msgspec
 
-from crossband.errors import CloseCode, EventError
+from crossband.broker.bus import HEARTBEAT
+from crossband.errors import BrokerUnavailable, CloseCode, EventError
 from crossband.hub import messages
+from crossband.hub.access import Access
 from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
 from crossband.hub.expiry import Expiry, check_user
@@ -35,6 +37,7 @@ class Cluster:
         self,
         node: Node,
         directory: Directory,
+        access: Access,
         expiry: Expiry,
         quotas: Quotas,
         resumptions: Resumptions,
@@ -42,23 +45,49 @@ class Cluster:
     ) -> None:
         self._node = node
         self._directory = directory
+        self._access = access
         self._expiry = expiry
         self._quotas = quotas
         self._resumptions = resumptions
         self._departures = departures
         # The last revocation of all nodes that this one knows.
         self._revocation = 0
+        # None until started.
+        self._beating: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Learn what was decided before this node began."""
+        """Learn what was decided before this node began, and show from now on that it lives."""
         self._revocation = 0
-        await self.keep_up()
+        await self._catch_up()
+        # What is in this process lives and hears as long as it does.
+        if not self._node.publishes_at_once:
+            self._beating = asyncio.ensure_future(self._beat())
 
-    async def keep_up(self) -> None:
-        """Apply the revocations that this node has not heard of."""
+    async def stop(self) -> None:
+        """Give no sign of life any more."""
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait([self._beating])
+            self._beating = None
+
+    async def _beat(self) -> None:
+        while True:
+            self._node.sessions.renew(self._node.id)
+            await asyncio.sleep(HEARTBEAT)
+            try:
+                await self._catch_up()
+            except BrokerUnavailable:
+                # It will be back, and what was missed is asked for again.
+                continue
+            except Exception:
+                logger.exception("the revocations of other nodes cannot be read")
+
+    async def _catch_up(self) -> None:
+        """Apply the revocations that this node did not hear of, as it was out of reach."""
         for revocation in await self._node.sessions.revocations(self._revocation):
             self._revocation = revocation.number
-            self._expiry.revoke(revocation.user, revocation.time)
+            if not self._access.is_revoked(revocation.user, revocation.time):
+                self._expiry.revoke(revocation.user, revocation.time, late=True)
 
     async def revoke(self, user: str) -> int:
         """End all connections of a user on all nodes; return how many there were."""

@@ -71,7 +71,13 @@ class Core:
             self.departures,
         )
         self.cluster = Cluster(
-            node, self.directory, self.expiry, self.quotas, resumptions, self.departures
+            node,
+            self.directory,
+            self.access,
+            self.expiry,
+            self.quotas,
+            resumptions,
+            self.departures,
         )
         self.root = self.directory.of("/")
         self.life = Life()
@@ -83,8 +89,6 @@ class Core:
         # What the doors call.
         self.find = self.directory.find
         self.admit = self.admissions.admit
-        self.open = self.admissions.open
-        self.withdraw = self.admissions.withdraw
         self.leave = self.departures.leave
         self.dismiss = self.departures.dismiss
         self.take_slot = self.quotas.take_slot
@@ -177,6 +181,7 @@ class Core:
             await self.life.end_tasks()
         finally:
             unwatch(loop)
+            await self.cluster.stop()
             self.expiry.stop()
             try:
                 await self.node.end()

@@ -148,15 +148,25 @@ class Expiry:
             answer["left"] = denied
         return answer
 
-    def revoke(self, user: str, when: float) -> int:
-        """End all connections of a user on this node; return how many there were."""
+    def revoke(self, user: str, when: float, *, late: bool = False) -> int:
+        """End all connections of a user on this node; return how many there were.
+
+        Where this node hears of it `late`, those are left that came since with a newer token.
+        """
         self._access.revoke(user, when)
         sockets = self.sockets_of(user)
+        if late:
+            sockets = [socket for socket in sockets if not _is_newer(socket, when)]
         # A Socket.IO connection in several namespaces is one.
         connections = {id(socket.connection) for socket in sockets}
         for socket in sockets:
             self._dismiss(socket, REVOKED, CloseCode.REVOKED, revoked())
         return len(connections)
+
+
+def _is_newer(socket: Socket, when: float) -> bool:
+    issued = None if socket.identity is None else socket.identity.issued
+    return socket.handshake.time > when and (issued is None or issued > when)
 
 
 def check_user(user: object) -> None:

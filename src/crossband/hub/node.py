@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from crossband.broker import Broker, Bus, Publication, Receiver, SessionStore
-from crossband.broker.bus import HEARTBEAT, Hear
+from crossband.broker.bus import Hear
 from crossband.broker.memory import MemoryBroker
 from crossband.connection import Ticker
 from crossband.hub.catchup import Turns
@@ -82,7 +82,6 @@ class Node:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
         self._ticker: Ticker | None = None
-        self._heartbeat: asyncio.TimerHandle | None = None
         self._started_at = 0.0
         # Somebody stops it; and it takes too long: what is still being handled is cancelled.
         self.stopping = False
@@ -153,19 +152,9 @@ class Node:
         self.turns = Turns(loop)
         self._started_at = time.monotonic()
         self.stopping = self.out_of_time = False
-        self._beat()
-
-    def _beat(self) -> None:
-        """Show that this node is alive, for as long as it is."""
-        assert self.loop is not None
-        self.sessions.renew(self.id)
-        self._heartbeat = self.loop.call_later(HEARTBEAT, self._beat)
 
     async def end(self) -> None:
         """Let go of the event loop and the broker."""
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
-            self._heartbeat = None
         try:
             try:
                 await self.bus.stop()

@@ -14,7 +14,7 @@ from crossband.connection import Connection
 from crossband.errors import Gap
 from crossband.handshake import Handshake
 from crossband.hub.access import Access
-from crossband.hub.attempt import Admission, Resume
+from crossband.hub.attempt import Admission, Endings, Resume
 from crossband.hub.catchup import CatchUp
 from crossband.hub.data import SocketData, merged
 from crossband.hub.messages import Hand, Handed
@@ -112,6 +112,7 @@ class Resumptions:
         identity: Identity | None,
         revocations: int,
         attempt: int,
+        endings: Endings,
     ) -> Admission:
         user = None if identity is None else identity.user
         session: Session | None = None
@@ -183,7 +184,7 @@ class Resumptions:
         if catch_up is not None:
             # Its middlewares know its id from here on.
             catch_up.buffer.ids = socket.rooms
-        return Admission(socket, cursor, gap, catch_up, session, rooms, revocations)
+        return Admission(endings, socket, cursor, gap, catch_up, session, rooms, revocations)
 
     def _new_session(self, namespace: Namespace, key: str | None, user: str | None) -> Session:
         key = key if key is not None else secrets.token_urlsafe(24)

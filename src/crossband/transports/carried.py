@@ -44,21 +44,18 @@ class CarriedConnection(Connection, Generic[L]):
         if self.closed:
             lane.close(CloseCode.NORMAL, "", self)
 
-    async def open(self, lane: L, hub: Core, admission: Admission) -> None:
+    async def open(self, lane: L, admission: Admission) -> None:
         """Answer and welcome an admitted client over its lane, which carries it from then on."""
-        try:
+        with admission:
             await lane.start()
-        except BaseException:
-            hub.withdraw(admission)
-            raise
-        self.attach(lane)
-        try:
-            hub.open(admission)
-        except BaseException:
-            self.close(CloseCode.INTERNAL_ERROR, "Internal server error")
-            raise
-        finally:
-            await lane.run()
+            self.attach(lane)
+            try:
+                admission.open()
+            except BaseException:
+                self.close(CloseCode.INTERNAL_ERROR, "Internal server error")
+                raise
+            finally:
+                await lane.run()
 
     # As the lane's peer.
 

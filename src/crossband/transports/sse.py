@@ -182,7 +182,7 @@ class StreamDoor:
                     rooms=request.query.get("room", ()),
                 )
             connection.socket = admission.socket
-            await connection.open(take_body(request, connection, headers), hub, admission)
+            await connection.open(take_body(request, connection, headers), admission)
         except ConnectionRefused as error:
             if error.code != "shutting_down":
                 raise

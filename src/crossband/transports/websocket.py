@@ -170,7 +170,7 @@ class WebSocketDoor:
         connection.socket = admission.socket
         connection.read = self._read_plain if codec is PLAIN else self._read_envelope
         lane = take_frames(request, connection, limit=limits.message_size)
-        await connection.open(lane, hub, admission)
+        await connection.open(lane, admission)
 
     def _read_envelope(
         self, connection: WebSocketConnection, socket: Socket, frame: str | bytes

@@ -279,11 +279,11 @@ class SocketIOConnection(EngineConnection):
             self._refuse(name, EventError(code="internal_error"))
             return
         if self.closed:
-            hub.withdraw(admission)
+            admission.withdraw()
             return
         self._sockets[name] = admission.socket
         self._keeper.joined(self)
-        hub.open(admission)
+        admission.open()
 
     def _refuse(self, name: str, error: EventError) -> None:
         data = error.data if isinstance(error, ConnectionRefused) else None

@@ -744,7 +744,7 @@ async def test_names_that_no_client_has_reach_nobody(nodes: Nodes, new_client: N
     ):
         answer = hear("somebody", msgspec.msgpack.encode(body))
         if answer is not None and not isinstance(answer, bytes):
-            await asyncio.wait([answer])
+            await asyncio.wait([asyncio.ensure_future(answer)])
     assert len(await nodes.here.fetch_sockets()) == 2
     assert await one.call("rooms") == ["both"]
 

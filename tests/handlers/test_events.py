@@ -10,6 +10,7 @@ import decimal
 import enum
 import functools
 import inspect
+import json
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import (
@@ -30,6 +31,8 @@ import fastapi
 import msgspec
 import pydantic
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from crossband import (
@@ -43,6 +46,7 @@ from crossband import (
 )
 from tests.clients import EventFailed, NewClient, PythonSocketIOClient, Refused, WebSocketClient
 from tests.conftest import Serve
+from tests.protocol.strategies import json_values
 
 if TYPE_CHECKING:
     # Known to type checkers only, as linters ask for.
@@ -497,6 +501,104 @@ def test_attachments_that_do_not_fit_are_refused(kind: Any, value: Any, path: st
 def test_placeholder_without_attachments_is_an_ordinary_object() -> None:
     assert bind(taking(Any), FIRST) == [FIRST]
     assert refusal(taking(bytes), FIRST) == ("$", "Expected `bytes`, got `object`")
+
+
+class Reminder(pydantic.BaseModel, strict=True):
+    at: dt.date
+    to: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Reminder, {"at": "2026-11-28", "to": [1]}),
+        (decimal.Decimal, msgspec.Raw(b"0.1000000000000000000001")),
+        (msgspec.Raw, [1.0]),
+    ],
+)
+def test_argument_beside_an_attachment_is_decoded_as_any_other(kind: Any, value: Any) -> None:
+    (alone,) = bind(taking(kind), value)
+    assert bind(taking(kind, bytes), value, FIRST, attachments=[b"one"]) == [alone, b"one"]
+
+
+# One message in several forms: by the quick way and the general one, as arguments and as an
+# array of them, alone and beside a binary value.
+
+KINDS: list[Any] = [
+    *(Any, int, float, str, bool, bytes, str | bytes, int | None, str | int, list[int], list[Any]),
+    *(dict[str, int], dict[int, str], tuple[int, str], set[int], Literal["a", 1]),
+    *(dt.datetime, dt.date, dt.timedelta, uuid.UUID, decimal.Decimal),
+    *(Annotated[str, msgspec.Meta(min_length=1)], Annotated[int, pydantic.Field(gt=0)]),
+    *(Point, Shape, Shape | Circle, Person, Options, Pair, Colour, Upload),
+    *(Address, Order, Tree, Names, Range, Shipment, Reminder),
+]
+VALUES = [
+    *("null", "true", "0", "1", "-0", "1.0", "1.5", "1e2", "9" * 20, '""', '"a"', '"1"', '"red"'),
+    *('"2026-11-28"', '"2026-11-28T01:02:03Z"', '"UUID"', '"PT1S"', '"1.5"', '"YQ=="'),
+    *("[]", "[1]", "[1,2]", '["a"]', '[1,"a"]', "{}", '{"a":1}', '{"1":"a"}', '{"x":1,"x":2}'),
+    *('{"x":1}', '{"x":1.0,"y":"2"}', '{"x":1,"z":[[[]]]}', '{"type":"nope"}'),
+    *('{"type":"shape","points":[{"x":1}]}', '{"type":"circle","radius":1}'),
+    *('{"name":"a","born":"2026-11-28"}', '{"name":"a","born":3}', '{"size":1,"colour":"x"}'),
+    *('{"left":1,"right":"a"}', '{"street":"a","number":0}', '{"street":"a","number":"1"}'),
+    *('{"id":"UUID","to":[{"street":1}]}', '{"id":"UUID"}', '{"name":"a","parts":[]}'),
+    *('{"children":[{"children":[]}]}', '{"low":2,"high":1}', '{"low":1,"high":2}'),
+    *('{"order":{"id":"UUID"},"others":{"a":[{"street":"x"}]}}', '{"order":{"id":7}}'),
+    *('{"at":"2026-11-28"}', '{"at":"2026-11-28","to":[1]}', "[" * 60 + "]" * 60),
+]  # fmt: skip
+kinds = st.integers(0, len(KINDS) - 1)
+texts = st.sampled_from(VALUES).map(lambda text: text.replace("UUID", str(UUID))) | json_values.map(
+    json.dumps
+)
+agreeing = settings(max_examples=100, deadline=None, database=None)
+
+
+@functools.cache
+def schema_taking(kind: int, *others: Any) -> EventSchema:
+    return schema_of(taking(KINDS[kind], *others))
+
+
+def raws_of(texts: Sequence[str]) -> list[msgspec.Raw]:
+    return [msgspec.Raw(text.encode()) for text in texts]
+
+
+def outcome(bind: Callable[[], list[Any]]) -> Any:
+    """Return what a message binds to, or what its client is told."""
+    try:
+        return bind()
+    except InvalidMessage as error:
+        return error.to_dict()
+
+
+@agreeing
+@given(kinds, texts)
+def test_quick_way_of_one_argument_is_the_general_one(kind: int, text: str) -> None:
+    schema, raws = schema_taking(kind), raws_of([text])
+    general = outcome(lambda: schema._bind(raws, (), indexed=False))
+    assert outcome(lambda: schema.bind(raws, ())) == general
+    assert outcome(lambda: schema.bind(raws, (), single=True)) == general
+
+
+@agreeing
+@given(kinds, st.lists(texts, max_size=3))
+def test_array_of_arguments_binds_as_they_do(kind: int, args: list[str]) -> None:
+    schema = schema_taking(kind, int)
+    if len(args) > 1:
+        args[1] = "1"
+    expected = outcome(lambda: schema.bind(raws_of(args), ()))
+    array = raws_of([f"[{','.join(args)}]"])
+    assert outcome(lambda: schema.bind(array, (), single=True)) == expected
+
+
+@agreeing
+@given(kinds, texts)
+def test_argument_binds_the_same_beside_an_attachment(kind: int, text: str) -> None:
+    alone = outcome(lambda: schema_taking(kind, int).bind(raws_of([text, "1"]), ()))
+    raws = raws_of([text, json.dumps(FIRST)])
+    beside = outcome(lambda: schema_taking(kind, bytes).bind(raws, [b"one"]))
+    if isinstance(alone, list):
+        assert beside == [alone[0], b"one"]
+    else:
+        assert beside == alone
 
 
 # Where annotations are looked up. This file has `from __future__ import annotations`.

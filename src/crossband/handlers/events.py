@@ -160,11 +160,11 @@ class EventSchema:
             # What is over is for `*args`.
             shape = shapes[index] if index < len(shapes) else shapes[-1]
             try:
-                if attachments:
-                    value = payload.place(msgspec.json.decode(raw), left)
-                    bound.append(shape.convert(value))
-                else:
-                    bound.append(shape.decode(raw))
+                before = len(left)
+                value = payload.place(msgspec.json.decode(raw), left) if attachments else None
+                # What holds no binary value is decoded as it is in any other event: the text of
+                # a number or a date says more than the value that JSON's own types have for it.
+                bound.append(shape.convert(value) if len(left) < before else shape.decode(raw))
             except RecursionError:
                 reason, path = "Nested too deeply", "$"
             except (msgspec.MsgspecError, ValueError) as error:

@@ -303,9 +303,9 @@ def test_small_rsa_key_is_refused() -> None:
 
 
 def test_key_and_url_are_one_of_the_two() -> None:
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="either a key or a jwks_url"):
         JWTAuth()
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="either a key or a jwks_url"):
         JWTAuth(SECRET, jwks_url="https://example.com/keys")
 
 
@@ -526,12 +526,12 @@ async def test_user_that_is_nothing_of_the_kind_is_told_so(claim: Any, found: st
         await JWTAuth(SECRET, user_claim="user_id").verify(shown)
     assert refusal.value.reason == "claim"
     assert refusal.value.message.endswith(
-        f": `user_id` must say who it is, a string or a whole number; {found}"
+        f": `user_id` must name the user, by a string or a whole number; {found}"
     )
 
 
 async def test_user_that_is_missing_is_told_so() -> None:
-    with pytest.raises(Unauthorized, match=r"`user_id` must say who it is, .*; there is none$"):
+    with pytest.raises(Unauthorized, match=r"`user_id` must name the user, .*; it is missing$"):
         await JWTAuth(SECRET, user_claim="user_id").verify(token())
 
 

@@ -93,7 +93,7 @@ async def test_handler_that_asks_for_it_is_cancelled_when_its_client_leaves(
 def test_only_async_handlers_can_be_cancelled() -> None:
     with pytest.raises(TypeError, match="'x' is not async: it cannot be cancelled"):
         Hub().on("x", lambda socket: None, cancel_on_disconnect=True)
-    with pytest.raises(ValueError, match="'connect' is no event of a client"):
+    with pytest.raises(ValueError, match="'connect' is not sent by clients"):
         Hub().on("connect", cancel_on_disconnect=True)(lambda socket: None)
 
 

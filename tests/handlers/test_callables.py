@@ -225,7 +225,7 @@ async def test_generator_behind_a_function_lets_nobody_in(
     server = await serve(hub)
     with pytest.raises(Refused, match="Internal server error"):
         await new_client("websocket").connect(server.url)
-    assert "returned a generator: nothing of it has run" in caplog.text
+    assert "returned a generator: none of its code has run" in caplog.text
 
 
 @pytest.mark.parametrize("middleware", [returns_generator, returns_async_generator])
@@ -242,7 +242,7 @@ async def test_generator_behind_a_function_lets_no_event_pass(
     with pytest.raises(EventFailed, match="Internal server error"):
         await client.call("x")
     assert not handled
-    assert "returned a generator: nothing of it has run" in caplog.text
+    assert "returned a generator: none of its code has run" in caplog.text
 
 
 def only(role: Any, *_: Any) -> Any:
@@ -267,7 +267,7 @@ mistaken_middlewares = pytest.mark.parametrize(
     [
         (says_no, "says_no returned False: a middleware refuses by raising"),
         (says_no_later, "says_no_later returned False: a middleware refuses by raising"),
-        (only, "only returned check, which nobody called"),
+        (only, "only returned check, which was never called"),
     ],
 )
 

@@ -845,8 +845,8 @@ def depending(kind: Any, default: Any = inspect.Parameter.empty) -> Callable[...
     ("kind", "default", "message"),
     [
         (User, fastapi.Depends(current_user), (
-            r"`user` cannot be Depends\(…\): what a handler takes, its client sends. Look it up "
-            "in the handler, from `socket.identity`"
+            r"`user` cannot be Depends\(…\): a handler's arguments come from its client. Look it "
+            "up in the handler, from `socket.identity`"
         )),
         (Any, fastapi.Depends(current_user), r"cannot be Depends\(…\)"),
         (User | None, fastapi.Security(current_user), r"cannot be Security\(…\)"),
@@ -856,7 +856,7 @@ def depending(kind: Any, default: Any = inspect.Parameter.empty) -> Callable[...
         (User, fastapi.Body(), r"cannot be Body\(…\)"),
         (User, Injected(current_user), (
             r"the default of `user` must be None, a plain value or an instance of its "
-            r"annotation, not Injected\(…\): what a handler takes"
+            r"annotation, not Injected\(…\): a handler's arguments"
         )),
         (Any, Injected(), r"not Injected\(…\)"),
         (Any, object(), r"not object\(…\)"),
@@ -874,9 +874,9 @@ def depending(kind: Any, default: Any = inspect.Parameter.empty) -> Callable[...
         (Annotated[str, fastapi.Query(min_length=1)], ..., r"cannot be Query\(…\)"),
         (Annotated[User | None, fastapi.Depends(current_user)], None, r"cannot be Depends\(…\)"),
         (list[Annotated[User, fastapi.Depends(current_user)]], ..., r"cannot be Depends\(…\)"),
-        (Annotated[User, Injected(current_user)], ..., r"`user` cannot be Injected\(…\): what a"),
-        (Annotated[User, Injected], ..., "`user` cannot be Injected: what a"),
-        (Annotated[User, current_user], ..., "`user` cannot be current_user: what a"),
+        (Annotated[User, Injected(current_user)], ..., r"`user` cannot be Injected\(…\): a han"),
+        (Annotated[User, Injected], ..., "`user` cannot be Injected: a handler's"),
+        (Annotated[User, current_user], ..., "`user` cannot be current_user: a handler's"),
     ],
 )  # fmt: skip
 def test_parameter_that_a_framework_would_fill_is_refused(

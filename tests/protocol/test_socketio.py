@@ -411,7 +411,7 @@ def test_other_names_are_no_numbers(name: str) -> None:
     "first", ["null", "true", "false", "{}", "[]", '["a"]', '{"a":1}', "1e400"]
 )
 def test_event_name_that_is_no_string_or_number_is_refused(first: str) -> None:
-    with pytest.raises(ProtocolError, match="event name is no string or number"):
+    with pytest.raises(ProtocolError, match="event name is not a string or number"):
         split_event(event(f"[{first},1]"))
 
 
@@ -491,7 +491,7 @@ def test_data_nested_too_deeply_is_a_message_that_does_not_fit(arguments: bytes)
 
 def test_data_nested_too_deeply_without_a_name_is_refused() -> None:
     for data in (b"[" * 100_000, b"[true," + b"[" * 100_000, b'["\\ud800",' + b"[" * 100_000):
-        with pytest.raises(ProtocolError, match="no string or number"):
+        with pytest.raises(ProtocolError, match="not a string or number"):
             split_event(event(data))
 
 
@@ -510,7 +510,7 @@ def test_auth_has_a_size() -> None:
 
 
 def test_a_megabyte_of_digits_is_no_name() -> None:
-    with pytest.raises(ProtocolError, match="no string or number"):
+    with pytest.raises(ProtocolError, match="not a string or number"):
         split_event(event("[" + "9" * 1_000_000 + "]"))
 
 

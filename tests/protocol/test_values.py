@@ -448,7 +448,7 @@ def test_binary_values_are_numbered_in_their_order() -> None:
     assert picture == {"name": "c", "data": b"c", "secret": "**********"}
 
 
-# What has no form is refused in words that help.
+# Values without a JSON form are refused with a helpful error.
 
 
 def endless() -> Any:
@@ -480,7 +480,7 @@ async def nobody_awaits() -> None: ...
         (object(), "object is not JSON serialisable"),
         (1j, "complex is not JSON serialisable"),
         (fractions.Fraction(1, 2), "Fraction is not JSON serialisable"),
-        (Person, "the class Person is not JSON serialisable: was it to be called?"),
+        (Person, "the class Person is not JSON serialisable: did you mean to call it?"),
         (len, "builtin_function_or_method is not JSON serialisable"),
         (msgspec.UNSET, "UnsetType is not JSON serialisable"),
         ({(1, 2): 1}, "a key must be a string or a number, not tuple"),
@@ -492,10 +492,10 @@ async def nobody_awaits() -> None: ...
         (Person("a", {"b": ["\ud800"]}), r"holds '\ud800', half"),
         ([10**5_000], "Exceeds the limit"),
         ([Whole(10**5_000)], "Exceeds the limit"),
-        (within_itself("list"), "nested too deeply, or within itself"),
-        (within_itself("tuple"), "nested too deeply, or within itself"),
-        (within_itself("model"), "nested too deeply, or within itself"),
-        (endless(), "nested too deeply, or within itself"),
+        (within_itself("list"), "nested too deeply, or inside itself"),
+        (within_itself("tuple"), "nested too deeply, or inside itself"),
+        (within_itself("model"), "nested too deeply, or inside itself"),
+        (endless(), "nested too deeply, or inside itself"),
     ],
 )
 def test_value_without_a_form_is_refused(value: Any, complaint: str) -> None:
@@ -506,7 +506,9 @@ def test_value_without_a_form_is_refused(value: Any, complaint: str) -> None:
 
 def test_coroutine_is_refused_with_a_hint() -> None:
     coroutine = nobody_awaits()
-    with pytest.raises(EncodeError, match=r"coroutine is not JSON .*: was it to be awaited\?"):
+    with pytest.raises(
+        EncodeError, match=r"coroutine is not JSON .*: did you forget to await it\?"
+    ):
         payload.encode([coroutine])
     coroutine.close()
 

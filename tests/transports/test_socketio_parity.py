@@ -385,7 +385,7 @@ async def test_placeholder_without_its_attachment_ends_the_session(
 async def test_refused_post_names_its_cause(serve: Serve, http: httpx.AsyncClient) -> None:
     server = await serve(echo_hub())
     for body, reason in (
-        (b"42[true]", "event name is no string or number (Socket.IO 5, EVENT)"),
+        (b"42[true]", "event name is not a string or number (Socket.IO 5, EVENT)"),
         (b"b!!!!", "binary packet is not base64 (Engine.IO 4, packet encoding)"),
         (b"\xff", "not UTF-8"),
         (b"", "empty payload (Engine.IO 4, HTTP long-polling)"),

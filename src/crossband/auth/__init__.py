@@ -1,7 +1,7 @@
-"""Who a client is and what it may do: identities, rights, and where clients show a token.
+"""Who a client is and what it may do: identities, rights, and where clients put a token.
 
-Knows handshakes and no clients. `jwt` verifies tokens, `keys` has
-what they are verified with, `redaction` keeps them out of logs.
+Knows handshakes but no clients. `jwt` verifies tokens, `keys` loads the keys for that,
+`redaction` keeps tokens out of logs.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import msgspec
 
 from crossband.handshake import Handshake
 
-# Names stand in log lines, and are keys elsewhere.
+# Not allowed in user names, which are logged, and are keys elsewhere.
 _CONTROL: Final = frozenset(map(chr, [*range(32), 127]))
 
 Action = Literal["subscribe", "publish"]
 
-# Characters of a token. Cookies end at 4 KiB, header lines at 8 KiB with most proxies.
+# Characters of a token. Cookies are limited to 4 KiB, header lines mostly to 8 KiB by proxies.
 MAX_TOKEN: Final = 8_192
-# Characters of a user's name; as event and room names.
+# Characters of a user's name, as for event and room names.
 MAX_USER: Final = 256
-# WebSocket subprotocols, for browsers, which can set no header: what is answered, and what
-# the token follows. A token's characters are those of a subprotocol (RFC 6455 §4.1).
+# WebSocket subprotocols, for browsers, which cannot set headers: the one we answer with, and
+# the prefix of the token. Subprotocols allow all characters of a token (RFC 6455 §4.1).
 SUBPROTOCOL: Final = "crossband"
 BEARER_PROTOCOL: Final = "bearer."
 
 
 def bearer_token(handshake: Handshake, *, cookie: str | None = None) -> str | None:
-    """Return the token a client shows, from the first place that has one; else None.
+    """Return a client's token from the first place that has one, else None.
 
-    In this order: Socket.IO's `auth.token` (also what `token:refresh` brings), the header
+    Looks, in this order, at Socket.IO's `auth.token` (also set by `token:refresh`), the header
     `Authorization: Bearer`, the WebSocket subprotocol `bearer.<token>`, `?token=`, and the
-    cookie of that name where one is given.
+    cookie named `cookie`, if given.
     """
     token = handshake.auth.get("token")
     if isinstance(token, str) and token:
@@ -52,7 +52,7 @@ def bearer_token(handshake: Handshake, *, cookie: str | None = None) -> str | No
         if token:
             return token
     if cookie is not None:
-        # Several header lines were joined by commas, which no cookie has (RFC 6265 §4.1.1).
+        # Repeated headers were joined by commas, which cookies cannot have (RFC 6265 §4.1.1).
         for pair in re.split("[;,]", headers.get("cookie", "")):
             name, _, value = pair.strip().partition("=")
             if name == cookie and (value := value.strip('"')):
@@ -61,11 +61,11 @@ def bearer_token(handshake: Handshake, *, cookie: str | None = None) -> str | No
 
 
 class Rights(msgspec.Struct, frozen=True):
-    """Rooms a client may hear and publish to, as patterns.
+    """Rooms that a client may subscribe and publish to, as patterns.
 
-    In a pattern `*` stands for any characters, none included; nothing else is special. To
-    publish to a whole namespace takes the pattern `*`. Lists and sets are taken too; raises
-    TypeError for one string, and for anything else.
+    In a pattern `*` matches any number of characters; nothing else is special. Publishing to a
+    whole namespace requires the pattern `*`. Lists and sets are accepted too; anything else
+    raises TypeError, a single string included.
     """
 
     subscribe: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class Rights(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         for name in ("subscribe", "publish"):
             patterns = getattr(self, name)
-            # A string is letters, and one of them may be `*`.
+            # A string would be read as a list of letters, and one of them could be `*`.
             if not isinstance(patterns, (tuple, list, set, frozenset)) or not all(
                 isinstance(pattern, str) for pattern in patterns
             ):
@@ -87,7 +87,8 @@ class Rights(msgspec.Struct, frozen=True):
     def from_claim(cls, claim: object) -> Rights:
         """Read a token's `rooms` claim; without one there are no rights.
 
-        A list of patterns is for both; `{"subscribe": […], "publish": […]}` sets them apart.
+        A list of patterns is for both actions; `{"subscribe": […], "publish": […]}` has a list
+        for each.
         Raises ValueError for anything else.
         """
         if claim is None:
@@ -100,7 +101,7 @@ class Rights(msgspec.Struct, frozen=True):
         return cls(patterns, patterns)
 
     def allow(self, action: Action, room: str | None) -> bool:
-        """Tell whether an action on a room is allowed; None is the whole namespace."""
+        """Return whether an action on a room, or None, the whole namespace, is allowed."""
         patterns = self.subscribe if action == "subscribe" else self.publish
         if room is None:
             return "*" in patterns
@@ -121,7 +122,7 @@ def _patterns(value: object) -> tuple[str, ...]:
 
 
 def kind_of(value: object) -> str:
-    """Return what JSON calls a value, for those who read of a claim."""
+    """Return the JSON type of a value in words, for errors about claims."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     for kinds, name in (
@@ -137,7 +138,7 @@ def kind_of(value: object) -> str:
 
 
 def matches(pattern: str, room: str) -> bool:
-    """Tell whether a room matches a pattern. Linear in their lengths, as no regex would be."""
+    """Return whether a room matches a pattern. Linear time, unlike a regex."""
     first, *rest = pattern.split("*")
     if not rest:
         return room == pattern
@@ -156,20 +157,20 @@ def matches(pattern: str, room: str) -> bool:
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who a client is, as `authenticate` found; on `socket.identity`.
+    """Who a client is, as returned by `authenticate`; see `socket.identity`.
 
     `expires` and `issued` are in seconds since 1970. At `expires` the client is disconnected,
-    unless it shows a new token before; None is never. Raises ValueError for a user's name that
-    is empty, over 256 characters, or has control characters, TypeError for `rights` or `claims`
-    of another type.
+    unless it has sent a new token by then; None means never. Raises ValueError for a user name
+    that is empty, over 256 characters, or has control characters, TypeError for `rights` or
+    `claims` of another type.
     """
 
     user: str
     expires: float | None = None
-    # When its token was made; `hub.revoke` refuses what is older. None when not known.
+    # When its token was issued; `hub.revoke` refuses older ones. None if unknown.
     issued: float | None = None
     rights: Rights = Rights()
-    # The token's claims, or whatever else the application wants to know.
+    # The token's claims, or anything else that the application needs.
     claims: Mapping[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -202,7 +203,7 @@ class Identity(msgspec.Struct, frozen=True):
 def rooms_claim(identity: Identity | None, action: Action, room: str | None) -> bool:
     """Allow what the token's `rooms` claim grants: `Hub(authorize=rooms_claim)`.
 
-    Without a token, or without the claim, nothing.
+    Without a token or the claim, nothing is allowed.
     """
     return identity is not None and identity.rights.allow(action, room)
 

@@ -28,7 +28,7 @@ from crossband.handshake import Handshake
 if TYPE_CHECKING:
     from jwt.types import Options
 
-# What is wrong with a token: the word for programs, and the sentence for people.
+# What can be wrong with a token: the word for programs, and the sentence for people.
 REASONS: Final[Mapping[str, str]] = {
     "missing": "No token was shown",
     "malformed": "The token cannot be read",
@@ -43,7 +43,7 @@ REASONS: Final[Mapping[str, str]] = {
     "claim": "A claim of the token is missing or wrong",
 }
 
-# RFC 6265 §4.1.1: a token of RFC 2616 §2.2.
+# RFC 6265 §4.1.1: a `token` as in RFC 2616 §2.2.
 _COOKIE_NAME: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 
@@ -55,17 +55,16 @@ class JWTAuth:
     """Authenticate clients by JSON Web Tokens (RFC 7519).
 
     `key` is a secret (str or bytes, at least 32 bytes), a PEM public key, a JWK or a JWK
-    set; `jwks_url` instead is where a set is fetched from. Each key is pinned to algorithms
-    of its kind: those of `algorithms` that fit, a JWK's own `alg`, or the usual one (HS256,
-    RS256, ES256/384/512, EdDSA). An algorithm that no key is for is refused here, with
-    ValueError.
+    set; alternatively, a set is fetched from `jwks_url`. Each key is pinned to algorithms of
+    its kind: those of `algorithms` that fit, a JWK's own `alg`, or the usual one (HS256, RS256,
+    ES256/384/512, EdDSA). Raises ValueError for an algorithm that fits none of the keys.
 
-    `audience` and `issuer` are what a token must say (one of a list will do); a token for an
-    audience is refused where none is set. `leeway` is how many seconds clocks may differ.
-    `require_exp=False` lets in tokens without `exp`, which are good for ever.
-    `anonymous=True` lets in clients without a token, with no identity. `cookie` names the
-    cookie that may hold it; `user_claim` the claim that says who it is: a string, or a whole
-    number, of which the digits are the user's name (`sub` is a string, RFC 7519 §4.1.2).
+    A token must name `audience` and `issuer`, or one of each if they are lists; without
+    `audience`, tokens that name any are refused. `leeway` is how many seconds clocks may differ.
+    `require_exp=False` accepts tokens without `exp`, which never expire. `anonymous=True` admits
+    clients without a token, with no identity. `cookie` names a cookie that may hold the token,
+    `user_claim` the claim that identifies the user: a string, or a whole number, whose digits
+    become the user's name (`sub` must be a string, RFC 7519 §4.1.2).
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class JWTAuth:
         jwks_cooldown: float = 10.0,
     ) -> None:
         if (key is None) == (jwks_url is None):
-            raise ValueError("give JWTAuth a key or a jwks_url, one of the two")
+            raise ValueError("give JWTAuth either a key or a jwks_url")
         if not isinstance(jwks_url, str | None):
             raise TypeError(f"jwks_url must be a URL, not {jwks_url!r}")
         check_algorithms(algorithms)
@@ -104,7 +103,7 @@ class JWTAuth:
             raise TypeError(f"user_claim must be the name of a claim, not {user_claim!r}")
         if not user_claim:
             raise ValueError("user_claim must be the name of a claim, such as 'sub', not ''")
-        # Now rather than while the first client waits; and not for a hub without tokens.
+        # Imported now, not while the first client waits, and only for hubs with tokens.
         importlib.import_module("jwt")
         self.audience: Final = _names(audience, "audience")
         self.issuer: Final = _names(issuer, "issuer")
@@ -127,7 +126,7 @@ class JWTAuth:
             self._keys = StaticKeys(load_keys(key, algorithms))
 
     async def __call__(self, handshake: Handshake) -> Identity | None:
-        """Return the identity of the token a client shows. Raises Unauthorized."""
+        """Return the identity in a client's token. Raises Unauthorized."""
         token = bearer_token(handshake, cookie=self.cookie)
         if token is None:
             if self.anonymous:
@@ -136,9 +135,9 @@ class JWTAuth:
         return await self.verify(token)
 
     async def verify(self, token: str) -> Identity:
-        """Return the identity a token proves.
+        """Return the identity that a token proves.
 
-        Raises Unauthorized with its `reason`; ConnectionRefused (503) when the keys cannot be
+        Raises Unauthorized with its `reason`, or ConnectionRefused (503) if the keys cannot be
         fetched.
         """
         import jwt
@@ -176,7 +175,7 @@ class JWTAuth:
             try:
                 claims = decode(options=options)
             except (jwt.DecodeError, jwt.InvalidIssuedAtError):
-                # To PyJWT a date that is none is as a token that is none.
+                # PyJWT raises the same error for an invalid date as for an unreadable token.
                 undated: Options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
                 claims = decode(options={**options, **undated})
                 for name in ("exp", "nbf", "iat"):
@@ -196,7 +195,7 @@ class JWTAuth:
         try:
             return Identity(
                 user,
-                # Until when it is accepted.
+                # The time until which it is accepted.
                 expires=None if expires is None else int(expires) + self.leeway,
                 issued=_seconds(claims, "iat"),
                 rights=rights,
@@ -215,7 +214,7 @@ def sign_token(
 ) -> str:
     """Return a token, signed with a secret, a private PEM key or a private JWK.
 
-    For trying things out; whoever logs users in makes the real ones. Raises ValueError.
+    For trying things out: real tokens come from whatever logs users in. Raises ValueError.
     """
     import jwt
 
@@ -230,7 +229,7 @@ def sign_token(
 
 
 def _header(token: str) -> dict[str, Any]:
-    """Return a token's header, of which nothing is verified yet."""
+    """Return a token's header, which is not verified yet."""
     head = token.partition(".")[0]
     try:
         text = base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))
@@ -240,9 +239,9 @@ def _header(token: str) -> dict[str, Any]:
 
 
 def _user(claims: Mapping[str, Any], name: str) -> str:
-    """Return the claim that says who it is; a whole number, as a database's, by its digits.
+    """Return the claim that identifies the user; a whole number as its digits.
 
-    In `sub` a number was refused before: RFC 7519 §4.1.2.
+    In `sub` a number was already refused: RFC 7519 §4.1.2.
     """
     user = claims.get(name)
     if type(user) is int and abs(user) < 10**MAX_USER:
@@ -251,16 +250,16 @@ def _user(claims: Mapping[str, Any], name: str) -> str:
         return user
     found = "it is empty" if user == "" else f"it is {kind_of(user)}"
     if name not in claims:
-        found = "there is none"
-    raise _refused("claim", f"`{name}` must say who it is, a string or a whole number; {found}")
+        found = "it is missing"
+    raise _refused("claim", f"`{name}` must name the user, by a string or a whole number; {found}")
 
 
 def _seconds(claims: Mapping[str, Any], name: str) -> float | None:
-    """Return a claim that is a date (RFC 7519 §2), or None where there is none."""
+    """Return a claim that is a date (RFC 7519 §2), or None if it is missing."""
     if name not in claims:
         return None
     try:
-        int(claims[name])  # As PyJWT reads it; 10**400 is one, but no float.
+        int(claims[name])  # As PyJWT reads it; 10**400 passes here, but float() fails.
         return float(claims[name])
     except (ValueError, TypeError, OverflowError):
         raise _refused("claim", f"`{name}` must be a number of seconds since 1970") from None
@@ -272,7 +271,7 @@ def _names(value: str | Sequence[str] | None, what: str) -> list[str]:
     if not isinstance(value, (str, list, tuple, set, frozenset)):
         raise TypeError(f"{what} must be a name, or a list of names, not {value!r}")
     names = [value] if isinstance(value, str) else list(value)
-    # An empty list is none that will do, and reads as if any did.
+    # An empty list would accept no name, but looks as if it accepted any.
     if not names or not all(type(name) is str and name for name in names):
         raise ValueError(f"{what} must be a name, a list of names, or None, not {value!r}")
     return names
@@ -310,7 +309,7 @@ def _refusal(error: Exception) -> Unauthorized:
     for kind, reason in table:
         if isinstance(error, kind):
             return _refused(reason)
-    # A signature can be verified, and what was signed be of the wrong type.
+    # The signature is valid, but a signed claim has the wrong type.
     for kind, claim in ((InvalidSubjectError, "sub"), (InvalidJTIError, "jti")):
         if isinstance(error, kind):
             return _refused("claim", f"`{claim}` must be a string")

@@ -1,4 +1,4 @@
-"""What signatures are verified with: secrets, PEM, JWK, and key sets behind a fixed URL."""
+"""Keys to verify signatures with: secrets, PEM, JWK, and key sets behind a fixed URL."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _CURVES: Final = {
     "secp384r1": "a P-384 key",
     "secp521r1": "a P-521 key",
 }
-# Bytes of a secret, by algorithm (RFC 7518 §3.2).
+# Least bytes of a secret, by algorithm (RFC 7518 §3.2).
 _SECRET_SIZE: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 _RSA_BITS: Final = 2_048
 
-# Of a key set behind a URL. Real ones have 2 to 10 keys and 10 KB.
+# Bounds, in keys and bytes, on a key set behind a URL. Real ones have 2 to 10 keys and 10 KB.
 MAX_KEYS: Final = 100
 MAX_KEY_SET: Final = 262_144
 FETCH_TIME: Final = 5.0
 
-# What a secret is not, and what to do with it.
+# Things that are not secrets but were given as one, and what to do instead.
 _NO_SECRETS: Final = (
     (re.compile(rb"https?://\S*"), "the secret looks like a URL: keys behind one are jwks_url=…"),
     (
@@ -67,12 +67,12 @@ class Key:
     # A secret's bytes, or a public key of `cryptography`.
     material: Any
     algorithms: tuple[str, ...]
-    # None where it has no name.
+    # None if it has no name.
     kid: str | None = None
 
 
 class KeysUnavailable(Exception):
-    """The key set could not be fetched, and none is known."""
+    """The key set could not be fetched, and there is no earlier one."""
 
 
 def check_algorithms(algorithms: Sequence[str] | None) -> None:
@@ -91,7 +91,7 @@ def check_algorithms(algorithms: Sequence[str] | None) -> None:
 def load_keys(source: KeySource, algorithms: Sequence[str] | None) -> list[Key]:
     """Read a secret, a PEM key, a JWK or a JWK set.
 
-    Raises ValueError, and TypeError for a path or what else is no key.
+    Raises ValueError, or TypeError for a path or anything else that cannot be a key.
     """
     check_algorithms(algorithms)
     if isinstance(source, Mapping):
@@ -106,7 +106,7 @@ def load_keys(source: KeySource, algorithms: Sequence[str] | None) -> list[Key]:
         keys = [_pin(read_pem(text) if pem else text, algorithms)]
     else:
         raise TypeError(_no_key(source))
-    # Each algorithm asked for must be one that some key has.
+    # Each requested algorithm must fit some key.
     pinned = {name for key in keys for name in key.algorithms}
     for name in algorithms or ():
         if name not in pinned:
@@ -125,14 +125,14 @@ def _no_key(source: object) -> str:
 
 
 def _check_secret(text: bytes) -> None:
-    """Raise ValueError for what is given in place of a secret, and is none.
+    """Raise ValueError for a text that was mistaken for a secret.
 
-    Others know it, or can guess, and could make tokens.
+    Others know it or can guess it, and could make tokens.
     """
     for pattern, complaint in _NO_SECRETS:
         if pattern.fullmatch(text):
             raise ValueError(complaint)
-    # ASN.1's SEQUENCE; one secret in 200 begins so too.
+    # ASN.1's SEQUENCE; one random secret in 200 also starts this way.
     if text.startswith(b"0") and _is_der(text):
         raise ValueError("the key is in DER form: convert it to PEM, openssl pkey -pubin -in …")
 
@@ -149,7 +149,7 @@ def _is_der(text: bytes) -> bool:
 
 
 def read_pem(text: bytes) -> Any:
-    """Return the public key of a PEM text; of a private key, its public half."""
+    """Return the public key in a PEM text; for a private key, its public half."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
@@ -166,7 +166,7 @@ def read_pem(text: bytes) -> Any:
 
 
 def signing_key(source: KeySource, algorithm: str | None) -> tuple[Any, str, str | None]:
-    """Return what signs tokens, its algorithm, and its name where it has one.
+    """Return the key to sign tokens with, its algorithm, and its name or None.
 
     Raises ValueError for a public key, and for an algorithm that does not fit.
     """
@@ -194,9 +194,9 @@ def read_set(
 ) -> Iterable[Key]:
     """Yield the keys of a JWK set, or of one JWK (RFC 7517).
 
-    `strict`, for what an operator wrote: raises ValueError for a key that cannot be used.
-    Else it is left out, as a set may have keys for others; and so is a secret, which is no
-    secret behind a URL.
+    With `strict`, for keys that an operator wrote, raises ValueError for an unusable key.
+    Otherwise skips it, as a set may have keys for other purposes; also skips secrets, which are
+    not secret behind a URL.
     """
     items = source.get("keys") if "keys" in source else [source]
     if not isinstance(items, list):
@@ -223,7 +223,7 @@ def _read_jwk(item: object, algorithms: Sequence[str] | None) -> Key | None:
     if isinstance(operations, list) and not {"verify", "sign"} & set(map(str, operations)):
         return None
     try:
-        # Without `alg`: which algorithms it is for, we decide.
+        # Without `alg`, because we decide which algorithms it is for.
         material = jwt.PyJWK({k: v for k, v in item.items() if k != "alg"}).key
     except KeyError as error:
         raise ValueError(f"the JWK cannot be read: it has no `{error.args[0]}`") from None
@@ -247,11 +247,11 @@ def _kind(material: Any) -> str:
             return kind
     elif isinstance(material, (ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)):
         return "an Ed25519 or Ed448 key"
-    raise ValueError(f"a key of type {type(material).__name__} verifies no tokens")
+    raise ValueError(f"a key of type {type(material).__name__} cannot verify tokens")
 
 
 def _pin(material: Any, algorithms: Sequence[str] | None, own: object = None) -> Key:
-    """Pin a key to algorithms of its kind: its own, those asked for, or the kind's default."""
+    """Pin a key to algorithms of its kind: its own, the requested, or the default."""
     if hasattr(material, "public_key"):
         material = material.public_key()
     kind = _kind(material)
@@ -279,7 +279,7 @@ def _pin(material: Any, algorithms: Sequence[str] | None, own: object = None) ->
 
 
 class StaticKeys:
-    """Keys that are known from the start."""
+    """Keys known from the start."""
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self._keys = keys
@@ -294,30 +294,30 @@ class StaticKeys:
 
 
 def choose(keys: Iterable[Key], kid: str | None, algorithm: str) -> Key | None:
-    """Return the key of a token: by its name, else the only one of its algorithm."""
+    """Return a token's key: the one with its name, else the only one that fits."""
     fitting = [key for key in keys if algorithm in key.algorithms]
     if kid is not None:
         named = [key for key in fitting if key.kid == kid]
         if named:
             return named[0]
-        # A key without a name is meant by any.
+        # Keys without a name fit any name.
         fitting = [key for key in fitting if key.kid is None]
     return fitting[0] if len(fitting) == 1 else None
 
 
-# Not deflated: a kilobyte may inflate to a megabyte before it can be counted.
+# Uncompressed: a kilobyte could inflate to a megabyte before it can be counted.
 _ACCEPT: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 class RemoteKeys:
     """A JWK set behind one URL, fetched when needed and kept.
 
-    The URL is the operator's, never a token's: a stranger's token can at most cause one
-    fetch per `cooldown`. Keys that are older than `lifetime` are fetched anew, and go on
-    counting for a day while that fails. Times are in seconds.
+    The URL is the operator's, never a token's: a stranger's tokens can cause at most one fetch
+    per `cooldown`. Keys older than `lifetime` are fetched again, and stay valid for a day while
+    that fails. Times are in seconds.
     """
 
-    # Seconds that old keys count while the URL cannot be reached.
+    # Seconds that old keys stay valid while the URL cannot be reached.
     STALE_TIME: Final = 86_400.0
 
     def __init__(
@@ -337,19 +337,19 @@ class RemoteKeys:
         self.url = url
         self._algorithms = algorithms
         public = {name for name in ALGORITHMS if not name.startswith("HS")}
-        # What a token may name at all: anything else is not worth a fetch.
+        # The algorithms a token may name: for any other, no fetch is worth it.
         self._possible = public if algorithms is None else public & set(algorithms)
         self._issuer = issuer
         self._lifetime = lifetime
         self._cooldown = cooldown
         self._clock = clock
-        # By issuer and kid, never by the two joined: "a" + "bc" is not "ab" + "c". At most
-        # MAX_KEYS; those without a kid are numbered.
+        # By (issuer, kid), never the two joined: "a" + "bc" would equal "ab" + "c". At most
+        # MAX_KEYS; keys without a kid are numbered.
         self._keys: dict[tuple[str, str | int], Key] = {}
-        # When they were fetched, and when that was last tried. None before the first time.
+        # When they were last fetched, and last tried to be. None before the first time.
         self._fetched: float | None = None
         self._tried: float | None = None
-        # Shared by all who wait for it.
+        # Shared by all clients that wait for it.
         self._fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str | None, algorithm: str) -> Key | None:
@@ -361,9 +361,9 @@ class RemoteKeys:
         key = self._known(kid, algorithm)
         if key is None or age > self._lifetime:
             fetching = self._refresh(now)
-            # Nobody waits for what is known anyway, unless it is old indeed.
+            # A known key is used without waiting, unless it is very old.
             if fetching is not None and (key is None or age > 2 * self._lifetime):
-                # One who gives up does not end it for the others.
+                # One client that gives up must not cancel it for the others.
                 await asyncio.shield(fetching)
                 key = self._known(kid, algorithm)
         if self._fetched is None or now - self._fetched > self.STALE_TIME:
@@ -382,7 +382,7 @@ class RemoteKeys:
         return choose(self._keys.values(), kid, algorithm)
 
     def _refresh(self, now: float) -> asyncio.Task[None] | None:
-        """Start to fetch, unless that was tried just now; None when it was."""
+        """Start a fetch and return it; None if one was tried within `cooldown`."""
         loop = asyncio.get_running_loop()
         if self._fetching is None or self._fetching.get_loop() is not loop:
             if self._tried is not None and now - self._tried < self._cooldown:
@@ -399,7 +399,7 @@ class RemoteKeys:
             found = await self._download()
             keys = list(read_set(found, self._algorithms, strict=False))
             if not keys:
-                raise ValueError("no key in it verifies signatures")
+                raise ValueError("it has no key to verify signatures with")
         except (
             httpx.HTTPError,
             msgspec.MsgspecError,
@@ -426,8 +426,8 @@ class RemoteKeys:
         body = b""
         async with (
             asyncio.timeout(FETCH_TIME),
-            # A redirect would be another's choice of URL. Without TLS, the machine's certificates
-            # need not be read, which holds up the loop for 30 ms.
+            # No redirects: somebody else would choose the URL. Without TLS, skip reading the
+            # machine's certificates, which blocks the loop for 30 ms.
             httpx.AsyncClient(
                 timeout=FETCH_TIME,
                 follow_redirects=False,
@@ -458,7 +458,7 @@ def _check_url(url: str) -> None:
         raise ValueError(expected)
     if parts.scheme == "http" and not _is_loopback(host):
         logger.warning(
-            "%s is fetched without TLS: who is in between chooses the keys that tokens are "
+            "%s is fetched without TLS: anybody in between can choose the keys that tokens are "
             "verified with",
             url,
         )

@@ -7,27 +7,27 @@ import re
 from typing import Any, Final
 
 _NAMES: Final = ("access_token", "token", "session", "pid", "sid", "api-key", "api_key")
-# A query may have any letter of a name by its number.
+# A query may percent-encode any letter of a name.
 _ANY_NAME: Final = "|".join(
     "".join(f"(?:{letter}|%{ord(letter):02x})" for letter in name) for name in _NAMES
 )
-# In queries, bodies and headers.
+# Secrets in queries, bodies and headers.
 _SECRETS: Final = re.compile(
     rf"(?P<field>(?<!\w)(?:{_ANY_NAME})\b[\"']?\s*[=:]\s*[\"']?)"
     r"(?!Bearer\b)[^&\s\"'#;,<>)}\]]+"
     r"|(?P<scheme>\bbearer[ .])[\w~+/.=-]{8,}",
     re.IGNORECASE,
 )
-# Headers that carry what only the client and we may know.
+# Headers that carry secrets between the client and us.
 _SECRET_HEADERS: Final = frozenset(
     {"authorization", "cookie", "sec-websocket-protocol", "x-api-key", "x-crossband-session"}
 )
-# What looks like a JWT, wherever it stands: in a run of its letters, `{"` in base64 and a dot
-# somewhere behind it. One pattern for that would take seconds over a client's long line.
+# Anything that looks like a JWT: within a run of its characters, `{"` in base64 and a dot
+# somewhere after it. A single pattern would take seconds on a client's long line.
 _RUN: Final = re.compile(r"[\w.-]+")
 _START: Final = re.compile(r"\beyJ")
 _formatter: Final = logging.Formatter()
-# Loggers of ours, and of the servers that print addresses.
+# Our loggers, and those of servers that log addresses.
 LOGGERS: Final = (
     "crossband",
     "uvicorn.access",
@@ -57,21 +57,21 @@ def _replace(match: re.Match[str]) -> str:
 
 
 def redacting(record: logging.LogRecord) -> bool:
-    """Redact a log record: a filter for loggers, which lets every record pass."""
+    """Redact a log record: a filter for loggers that lets every record pass."""
     if isinstance(record.args, tuple):
-        # One by one first: the formatter of an access log wants them apart.
+        # Each argument first: the formatters of access logs read them one by one.
         record.args = tuple(_redact_argument(value) for value in record.args)
     try:
         message = record.getMessage()
     except (TypeError, ValueError, KeyError):
-        # The handlers tell of a format that does not fit, with its arguments as they are now.
+        # The handlers report a format that does not fit, with the arguments as they are now.
         return True
     if (redacted := redact(message)) != message:
         record.msg, record.args = redacted, ()
     if record.exc_info and not record.exc_text:
         error = record.exc_info
         if isinstance(error, tuple):
-            # Formatters print this text where it is set.
+            # If this text is set, formatters print it.
             record.exc_text = redact(_formatter.formatException(error))
     return True
 
@@ -81,12 +81,12 @@ def _redact_argument(value: Any) -> Any:
         return value
     text = str(value)
     redacted = redact(text)
-    # What has no secret stays what it is: a format may want more than its text.
+    # Without a secret it keeps its type, which the format may need.
     return value if redacted == text else redacted
 
 
 def without_credentials(record: logging.LogRecord) -> bool:
-    """Drop query strings and credentials from uvicorn's and websockets' log lines: a filter."""
+    """Drop queries and credentials from log lines of uvicorn and websockets: a filter."""
     if isinstance(record.args, tuple):
         args = [
             arg.partition("?")[0] if isinstance(arg, str) and arg.startswith("/") else arg
@@ -100,7 +100,7 @@ def without_credentials(record: logging.LogRecord) -> bool:
 
 
 def install() -> None:
-    """Redact what the loggers of `LOGGERS` print. Does nothing the second time."""
+    """Redact what `LOGGERS` print. Does nothing the second time."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         if redacting not in logger.filters:

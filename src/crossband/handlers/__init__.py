@@ -1,1 +1,1 @@
-"""What applications write: handlers, checked where they are registered, typed and run."""
+"""What applications write: handlers, which are typed and checked at registration."""

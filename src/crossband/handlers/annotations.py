@@ -1,6 +1,6 @@
-"""Annotations of handlers: resolved where they stand, and what decodes JSON into them.
+"""Annotations of handlers: resolves them, and decodes JSON into their types.
 
-msgspec does it; where an annotation is pydantic's, pydantic does.
+msgspec does the decoding, or pydantic where an annotation is one of its types.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ SUPPORTED = "builtins, a msgspec.Struct, a dataclass, a TypedDict or a pydantic 
 
 
 def resolve(handler: Callable[..., Any], names: Collection[str]) -> dict[str, Any]:
-    """Return the annotations of some parameters of a handler, and of "return".
+    """Return the annotations of the named parameters of a handler, and of "return".
 
     Others are left alone: the socket's type is often imported for type checkers only.
-    Raises TypeError when a parameter's cannot be resolved; "return" is left out then.
+    Raises TypeError when a parameter's annotation cannot be resolved; if that of "return"
+    cannot, it is left out.
     """
     function = underlying(handler)
     annotations = _annotations_of(function)
@@ -52,7 +53,7 @@ def resolve(handler: Callable[..., Any], names: Collection[str]) -> dict[str, An
 
 
 def underlying(handler: Any) -> Any:
-    """Return the function behind a method, a partial, a decorator or a callable object."""
+    """Return the function behind a method, partial, decorator or callable object."""
     while True:
         if isinstance(handler, functools.partial):
             handler = handler.func
@@ -70,7 +71,7 @@ def underlying(handler: Any) -> Any:
 
 def _annotations_of(function: Any) -> dict[str, Any]:
     if sys.version_info >= (3, 14):
-        # Names that only type checkers know must not be an error yet.
+        # Names that only type checkers know are not an error yet.
         lib = importlib.import_module("annotationlib")
         found: dict[str, Any] = lib.get_annotations(function, format=lib.Format.FORWARDREF)
         return found
@@ -78,9 +79,9 @@ def _annotations_of(function: Any) -> dict[str, Any]:
 
 
 def _enclosing(function: Any) -> dict[str, Any]:
-    # With `from __future__ import annotations` an annotation is a string, and a type of the
-    # function around the handler is in no globals: it is looked up in that function's frame,
-    # which is still running when the handler is registered there.
+    # With `from __future__ import annotations` an annotation is a string, and a type defined in
+    # the function around the handler is not a global: it is looked up in the frame of that
+    # function, which is still running when the handler is registered there.
     if not isinstance(function, types.FunctionType):
         return {}
     parts = function.__qualname__.split(".")
@@ -90,7 +91,7 @@ def _enclosing(function: Any) -> dict[str, Any]:
     while frame is not None:
         code = frame.f_code
         if frame.f_globals is function.__globals__ and code.co_qualname in around:
-            # Of a function that called itself, only the innermost.
+            # Only the innermost call of a recursive function counts.
             around.discard(code.co_qualname)
             frames.append(frame)
         frame = frame.f_back
@@ -107,13 +108,13 @@ def _enclosing(function: Any) -> dict[str, Any]:
 
 
 class Shape(Protocol):
-    """What decodes one argument; errors are for `explain`."""
+    """Decodes one argument; `explain` takes the errors it raises."""
 
     def decode(self, raw: msgspec.Raw, /) -> Any:
         """Decode JSON text."""
 
     def convert(self, value: Any) -> Any:
-        """Take builtins, with binary values among them."""
+        """Convert decoded builtins, which may contain binary values."""
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema (2020-12)."""
@@ -121,20 +122,20 @@ class Shape(Protocol):
 
 
 def shape_of(kind: Any) -> Shape:
-    """Return what decodes into a type. Raises TypeError for one that nothing decodes into."""
+    """Return a decoder into a type. Raises TypeError if nothing can decode into it."""
     if kind is object:
         kind = Any
     return _PydanticShape(kind) if _is_pydantic(kind) else _MsgspecShape(kind)
 
 
 def explain(error: Exception) -> tuple[str, str]:
-    """Return why a value does not fit, and the path to where, `$` being the value."""
+    """Return why a value does not fit and the path to the mismatch; `$` is the value."""
     if _is_pydantic(error):
         return _explain_model(error)
     text = str(error)
     if not isinstance(error, msgspec.ValidationError):
         return text, "$"
-    # "Expected `str`, got `int` - at `$.content`"; of a key: "… - at `key` in `$.counts`".
+    # "Expected `str`, got `int` - at `$.content`"; for a key: "… - at `key` in `$.counts`".
     reason, found, path = text.rpartition(" - at `")
     if not found:
         reason, path = text, "$"
@@ -150,8 +151,8 @@ def explain(error: Exception) -> tuple[str, str]:
 
 class _MsgspecShape:
     def __init__(self, kind: Any) -> None:
-        # JSON has no bytes, and msgspec will not tell them from a string. In `str | bytes`
-        # (what a plain namespace carries) they come as attachments, and pass as they are.
+        # JSON has no bytes, and msgspec refuses `str | bytes` because it could not tell the two
+        # apart. With that type (plain namespaces) bytes come as attachments and pass unchanged.
         self._kind = _without_bytes(kind)
         self._bytes_pass = self._kind is not kind
         try:
@@ -174,10 +175,10 @@ class _MsgspecShape:
         def describe(custom: type) -> dict[str, Any]:
             model = _model(custom)
             if model is None:
-                # `object`. msgspec takes an empty schema for none.
+                # It is `object`. msgspec would take an empty schema for a missing one.
                 return {"$comment": "anything"}
             schema = model.model_json_schema()
-            # They are referred to from the root, wherever the model stands.
+            # References to them start at the root, wherever the model is.
             definitions.update(schema.pop("$defs", {}))
             return schema
 
@@ -210,8 +211,8 @@ class _PydanticShape:
 
 
 def _is_pydantic(item: Any) -> bool:
-    # pydantic is optional: it is known by name, not by an import. Constraints such as
-    # `Field(min_length=1)` count, which msgspec would leave unchecked.
+    # pydantic is optional, so its types are recognized by name, without an import. That includes
+    # constraints such as `Field(min_length=1)`, which msgspec would not check.
     kind = item if isinstance(item, type) else type(item)
     if get_origin(item) is None and (
         kind.__module__.partition(".")[0] in ("pydantic", "pydantic_core", "annotated_types")
@@ -230,7 +231,7 @@ def _model(kind: type) -> type[BaseModel] | None:
 
 def _decode_custom(kind: type, value: Any) -> Any:
     model = _model(kind)
-    # Else it is `object`, which takes anything.
+    # If it is not a model it is `object`, which takes anything.
     return value if model is None else model.model_validate(value)
 
 
@@ -250,7 +251,7 @@ def _without_bytes(kind: Any) -> Any:
 
 
 def _custom_types(node: Any, seen: set[int]) -> Iterator[type]:
-    """Yield the classes msgspec does not know, anywhere in a type."""
+    """Yield the classes anywhere in a type that msgspec does not know."""
     if isinstance(node, msgspec.inspect.CustomType):
         yield node.cls
     elif isinstance(node, tuple):

@@ -1,4 +1,4 @@
-"""What may be given as a handler or a guard: checked where it is registered."""
+"""Checks handlers and guards at registration, and calls them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from crossband.handlers.parameters import check_first, check_injected
 
 
 def check_callable(function: Any, what: str, *arguments: str, plain: bool = False) -> None:
-    """Raise TypeError unless `function(*arguments)` would run; `what` says where it was given.
+    """Raise TypeError unless `function(*arguments)` would run; `what` is its role.
 
-    Plain and async functions, or only `plain` ones, methods, partials and callable objects
-    pass, and what has no signature to read.
+    Accepts plain and async functions (with `plain`, no async ones), methods, partials and
+    callable objects, also if they have no readable signature.
     """
     kinds = "which is not async" if plain else "plain or async"
     takes = f"{what} takes a function ({', '.join(arguments)}), {kinds}"
@@ -22,7 +22,7 @@ def check_callable(function: Any, what: str, *arguments: str, plain: bool = Fals
     if plain and is_async(function):
         raise TypeError(f"{takes}; {name_of(function)} is async")
     try:
-        # What is called is the outermost wrapper, whatever it wraps.
+        # The call goes to the outermost wrapper, whatever it wraps.
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return
@@ -39,10 +39,10 @@ def check_callable(function: Any, what: str, *arguments: str, plain: bool = Fals
 
 
 def check_runs(function: Any, takes: str) -> None:
-    """Raise TypeError for what, when called, would run nothing of what it is there for.
+    """Raise TypeError if a call would not run the code it is meant to run.
 
-    These are, besides what cannot be called, generator functions, and classes whose instances
-    are to be called. `takes` says what was expected.
+    That is so for anything not callable, for generator functions, and for classes whose
+    instances are meant to be called. `takes` says what was expected.
     """
     if not callable(function):
         raise TypeError(f"{takes}, not {type(function).__name__}")
@@ -57,27 +57,27 @@ def check_runs(function: Any, takes: str) -> None:
         if _is_generator_function(candidate):
             raise TypeError(
                 f"{takes}; {name} is a generator function, by its `yield`: a call would run "
-                "nothing of it"
+                "none of its code"
             )
 
 
 def check_outcome(middleware: Any, outcome: object) -> None:
-    """Raise TypeError where what a middleware returned shows that it meant to refuse.
+    """Raise TypeError if a middleware's result shows that it meant to refuse.
 
-    That is False, or a function that was never called, such as that of `use(only("admin"))`
-    where `use(only)` was written.
+    That is False, or a function that was never called: with `use(only)` instead of
+    `use(only("admin"))`, the middleware returns the real one.
     """
     if outcome is False:
         raise TypeError(f"{name_of(middleware)} returned False: a middleware refuses by raising")
     if inspect.isroutine(outcome):
         raise TypeError(
-            f"{name_of(middleware)} returned {name_of(outcome)}, which nobody called: is it to be "
-            "called where it is registered?"
+            f"{name_of(middleware)} returned {name_of(outcome)}, which was never called: should "
+            f"{name_of(middleware)} be called where it is registered?"
         )
 
 
 def is_async(function: Any) -> bool:
-    """Tell whether calling this gives a coroutine; also for callable objects."""
+    """Return whether calling this returns a coroutine; also for callable objects."""
     if inspect.iscoroutinefunction(function):
         return True
     call = getattr(function, "__call__", None)  # noqa: B004 - the method itself is wanted
@@ -89,29 +89,29 @@ def _is_generator_function(function: Any) -> bool:
         return True
     if not inspect.isgeneratorfunction(function):
         return False
-    # Those of `types.coroutine` can be awaited.
+    # Those decorated with `types.coroutine` can be awaited.
     code = getattr(function, "__code__", None)
     return code is None or not code.co_flags & inspect.CO_ITERABLE_COROUTINE
 
 
 def name_of(function: Any) -> str:
-    """Return what a function is called in its module, through partials."""
+    """Return a function's name in its module; looks through partials."""
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    # Of a function in a function, only what stands at its `def`.
+    # For a nested function, only the name in its `def`.
     return str(name).rpartition("<locals>.")[2]
 
 
 async def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a plain or async function. Raises TypeError where nothing of it would run."""
+    """Call a plain or async function. Raises TypeError if none of its code ran."""
     result = function(*args)
-    # What plain ones return, as a rule: `isawaitable` costs more than the call.
+    # Plain functions mostly return None, and `isawaitable` costs more than the call.
     if result is None:
         return None
     if inspect.isawaitable(result):
         result = await result
-    # Of a function that `check_callable` cannot see into, such as a lambda around it.
+    # `check_callable` does not see a generator function inside another function, such as a lambda.
     if result is not None and (inspect.isgenerator(result) or inspect.isasyncgen(result)):
-        raise TypeError(f"{function!r} returned a generator: nothing of it has run")
+        raise TypeError(f"{function!r} returned a generator: none of its code has run")
     return result

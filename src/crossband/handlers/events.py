@@ -1,4 +1,4 @@
-"""Typed events: a handler's annotations are the event's schema, and payloads decode into it."""
+"""Typed events: a handler's annotations are the schema that payloads are decoded by."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EventSchema:
     """What an event takes and returns, read from its handler's signature.
 
     `parameters` are the payload arguments, without the socket; `variadic` is the type of
-    `*args` when the handler has them, else None.
+    `*args`, or None if the handler has no `*args`.
     """
 
     __slots__ = (
@@ -83,10 +83,10 @@ class EventSchema:
             raise TypeError(f"the handler of {name!r}: {error}") from error
         self.returns: Any = hints.get("return", Any)
         self.variadic: Any = None
-        # The name of `*args`, if there are.
+        # The name of `*args`, or "".
         self._rest = ""
         parameters: list[Parameter] = []
-        # Of each parameter; that of `*args`, if any, comes last.
+        # One for each parameter; that of `*args`, if any, is last.
         self._shapes: list[Shape] = []
         for item in positional:
             kind = hints.get(item.name, Any)
@@ -115,18 +115,18 @@ class EventSchema:
     ) -> list[Any]:
         """Decode a message's arguments into the handler's types.
 
-        With `single`, the message carries one value. For a handler that takes several, or any
-        number, it is the first; an array is all of them.
+        With `single`, the message carries one value. For a handler that takes several
+        arguments, or any number, the value is the first, or all of them if it is an array.
 
         Raises InvalidMessage with the path and the reason. A handler without payload
-        parameters takes any message.
+        parameters accepts any message.
         """
         shapes = self._shapes
         if not shapes:
             return []
         several = len(shapes) != 1 or self.variadic is not None
         if not several and len(raws) == 1 and not attachments:
-            # Hot: most handlers take one argument. What does not fit is explained below.
+            # Hot: most handlers take one argument. Errors are explained below.
             try:
                 return [shapes[0].decode(raws[0])]
             except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -140,7 +140,7 @@ class EventSchema:
         try:
             return self._bind(items, attachments, indexed=True)
         except InvalidMessage:
-            # Not the arguments: the array may be the first of them.
+            # The array does not hold the arguments; it may be the first one.
             with contextlib.suppress(InvalidMessage):
                 return self._bind(raws, attachments, indexed=False)
             raise
@@ -148,7 +148,7 @@ class EventSchema:
     def _bind(
         self, raws: Sequence[msgspec.Raw], attachments: Sequence[bytes], *, indexed: bool
     ) -> list[Any]:
-        """Decode these arguments; where they are `indexed`, a path names which."""
+        """Decode these arguments; if `indexed`, error paths include their index."""
         parameters = self.parameters
         shapes = self._shapes
         count = len(raws)
@@ -157,7 +157,7 @@ class EventSchema:
         bound: list[Any] = []
         left = dict(enumerate(attachments))
         for index, raw in enumerate(raws):
-            # What is over is for `*args`.
+            # Any extra arguments are for `*args`.
             shape = shapes[index] if index < len(shapes) else shapes[-1]
             try:
                 before = len(left)
@@ -185,7 +185,7 @@ class EventSchema:
 
     @property
     def signature(self) -> str:
-        """What a client sends, such as `(room: str, content: str, silent: bool = …)`."""
+        """What clients send, for example `(room: str, content: str, silent: bool = …)`."""
         items = [
             _spell(item.name, item.type) + ("" if item.required else " = …")
             for item in self.parameters
@@ -195,10 +195,11 @@ class EventSchema:
         return f"({', '.join(items)})"
 
     def json_schema(self) -> dict[str, Any]:
-        """Return JSON Schemas: `parameters` (an array of name, required, schema) and `returns`.
+        """Return JSON Schemas: `parameters` (a list) and `returns`.
 
-        `variadic` is there when the handler takes any number of arguments more. A return type
-        that JSON cannot describe is `{}`: anything.
+        Each parameter has `name`, `required` and `schema`. `variadic` is present if the handler
+        takes any number of further arguments. A return type that JSON Schema cannot describe is
+        `{}`, anything.
         """
         parameters = [
             {"name": item.name, "required": item.required, "schema": shape.json_schema()}
@@ -221,8 +222,8 @@ def _signature(handler: Handler) -> inspect.Signature:
     try:
         return inspect.signature(handler)
     except TypeError:
-        # Some mocks pass for functions whose parameters cannot be read, to Python 3.11.2. What
-        # is called is their `__call__`.
+        # Up to Python 3.11.2 some mocks look like functions with unreadable parameters. A call
+        # goes to their `__call__`.
         return inspect.signature(types.MethodType(type(handler).__call__, handler))
 
 

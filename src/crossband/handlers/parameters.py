@@ -1,7 +1,7 @@
-"""What the parameters of a handler may be, checked where it is registered.
+"""Checks the parameters of a handler at registration.
 
-What a handler takes, its client sends. A parameter that somebody else was to fill, as FastAPI
-fills `Depends`, must not become the client's: it could say who it is.
+Clients fill a handler's parameters. One that a framework was to fill, as FastAPI fills `Depends`,
+must not be left to the client, which could then claim to be any user.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import msgspec
 
 from crossband.handlers.annotations import resolve, underlying
 
-# Packages whose marks say that another value than the client's is wanted.
+# Packages whose markers say that the value is not to come from the client.
 _INJECTORS: Final = frozenset(
     ("fastapi", "fast_depends", "faststream", "litestar", "dishka", "dependency_injector")
 )
-# Packages whose marks in `Annotated` describe a value.
+# Packages whose markers in `Annotated` describe a value.
 _SCHEMAS: Final = frozenset(
     (
         *("msgspec", "pydantic", "pydantic_core", "pydantic_extra_types", "annotated_types"),
@@ -35,19 +35,19 @@ _PLAIN: Final = (
     *(dt.date, dt.time, dt.timedelta, decimal.Decimal, uuid.UUID),
 )
 _CLIENTS: Final = (
-    "what a handler takes, its client sends. Look it up in the handler, from `socket.identity`, "
-    "`socket.handshake` or `socket.data`"
+    "a handler's arguments come from its client. Look it up in the handler, from "
+    "`socket.identity`, `socket.handshake` or `socket.data`"
 )
 
 
 def check_first(handler: Any, what: str) -> None:
     """Raise TypeError unless the first parameter can take the client's Socket.
 
-    It may have no annotation, one that cannot be resolved (the type is often imported for type
-    checkers only), `Any`, `object`, a protocol, Socket or a subclass. `what` names the handler.
+    Its annotation may be missing, unresolvable (the type is often imported for type checkers
+    only), `Any`, `object`, a protocol, Socket or a subclass. `what` names the handler.
     """
     try:
-        # What is called is the outermost wrapper.
+        # The call goes to the outermost wrapper.
         parameters = inspect.signature(handler, follow_wrapped=False).parameters
     except (TypeError, ValueError):
         return
@@ -70,12 +70,12 @@ def check_first(handler: Any, what: str) -> None:
 
 
 def check_injected(handler: Any, parameters: Iterable[inspect.Parameter]) -> None:
-    """Raise TypeError for a parameter that a framework was to fill: here none does."""
+    """Raise TypeError for a parameter that expects a framework to fill it."""
     for item in parameters:
         try:
             kind = resolve(handler, [item.name]).get(item.name, Any)
         except TypeError:
-            # Of a type that is imported for type checkers only, nothing is known.
+            # Nothing is known about a type that is imported for type checkers only.
             kind = Any
         for mark in (item.default, *_marks(kind)):
             if _package(mark) in _INJECTORS:
@@ -83,7 +83,7 @@ def check_injected(handler: Any, parameters: Iterable[inspect.Parameter]) -> Non
 
 
 def check_payload(item: inspect.Parameter, kind: Any) -> None:
-    """Raise TypeError for a payload parameter that is neither a schema nor a plain default."""
+    """Raise TypeError for a payload parameter with an unusable marker or default."""
     for mark in _marks(kind):
         if not _describes(mark):
             raise TypeError(f"`{item.name}` cannot be {_called(mark)}: {_CLIENTS}")
@@ -101,7 +101,7 @@ def check_payload(item: inspect.Parameter, kind: Any) -> None:
 
 
 def spell(kind: Any) -> str:
-    """Return a type as it is written, without the modules it is in."""
+    """Return a type as it is written, without module names."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return spell(inner[0])
@@ -129,7 +129,7 @@ def _takes_socket(kind: Any) -> bool:
         return True
     if kind in (Any, object) or getattr(kind, "_is_protocol", False):
         return True
-    # By name: the module of Socket is above this one.
+    # By name, because the module of Socket is above this one.
     return any(
         base.__name__ == "Socket" and base.__module__.startswith("crossband.")
         for base in kind.__mro__
@@ -137,7 +137,7 @@ def _takes_socket(kind: Any) -> bool:
 
 
 def _marks(kind: Any) -> Iterator[Any]:
-    """Yield what stands beside a type in `Annotated`, anywhere in an annotation."""
+    """Yield the metadata of every `Annotated` in an annotation."""
     kind = getattr(kind, "__value__", kind)  # of `type Alias = …` (Python 3.12)
     if get_origin(kind) is Annotated:
         yield from kind.__metadata__
@@ -147,7 +147,7 @@ def _marks(kind: Any) -> Iterator[Any]:
 
 
 def _describes(mark: Any) -> bool:
-    """Tell whether what stands in `Annotated` describes the value, as a constraint does."""
+    """Return whether metadata of `Annotated` describes the value, as constraints do."""
     if mark is None or isinstance(mark, (str, int, float)):
         return True
     if _package(mark) in _INJECTORS:
@@ -159,7 +159,7 @@ def _describes(mark: Any) -> bool:
 
 
 def _is_plain(value: Any, kind: Any) -> bool:
-    """Tell whether a default is a value that a client might have sent."""
+    """Return whether a default is a value that a client could have sent."""
     if isinstance(value, _PLAIN):
         return True
     if isinstance(value, dict):
@@ -170,7 +170,7 @@ def _is_plain(value: Any, kind: Any) -> bool:
 
 
 def _classes(kind: Any) -> Iterator[type]:
-    """Yield the classes of the application's own that an annotation names."""
+    """Yield the application's own classes that an annotation names."""
     if isinstance(kind, type) and kind not in (Any, object) and get_origin(kind) is None:
         yield kind
     for inner in get_args(kind):

@@ -13,8 +13,8 @@ from crossband.names import REFRESH, RESERVED, check_event, check_name
 from crossband.policies import KeyFunction, Policy
 
 EventHandler = TypeVar("EventHandler", bound=Callable[Concatenate[Any, ...], Any])
-# Called with the socket, which handlers may annotate as they like, a subclass for example.
-# Middlewares refuse by raising, so they must not seem to return an answer.
+# Handlers are called with the socket, whose annotation is theirs to choose, such as a subclass.
+# Middlewares refuse by raising, so their types must not suggest that a returned value counts.
 ConnectHandler = TypeVar("ConnectHandler", bound=Callable[[Any], object])
 DisconnectHandler = TypeVar("DisconnectHandler", bound=Callable[[Any, str], object])
 Listener = TypeVar("Listener", bound=Callable[[Any, str, list[Any]], object])
@@ -25,7 +25,7 @@ EventMiddleware = TypeVar(
 
 
 class Registry:
-    """The handlers of a namespace, or of all that one pattern matches."""
+    """The handlers of one namespace, or of all namespaces that match a pattern."""
 
     __slots__ = (
         "any",
@@ -41,16 +41,16 @@ class Registry:
 
     def __init__(self) -> None:
         self.events: dict[str, EventSchema] = {}
-        # The events that nothing stands before: all, or none of them.
+        # The events without middlewares or listeners in front: either all of them or none.
         self.direct: dict[str, EventSchema] = self.events
-        # The events that do not wait for those before them.
+        # The events that do not wait for earlier ones.
         self.concurrent: set[str] = {REFRESH}
         self.connect: list[Handler] = []
         self.disconnect: list[Handler] = []
         self.any: list[Handler] = []
         self.uses: list[Handler] = []
         self.event_uses: list[Handler] = []
-        # By event; those of all others are disconnected for.
+        # By event. For all other events, slow clients are disconnected.
         self.policies: dict[str, Policy] = {}
 
 
@@ -94,17 +94,17 @@ class Handlers:
     ) -> Any:
         """Handle an event: `handler(socket, *payload)`, plain or async.
 
-        The annotations of the payload arguments are the event's schema; what the handler
-        returns is the acknowledgement. `connect` handlers get the socket, once its client has
-        been welcomed, and may raise ConnectionRefused to end it; `disconnect` handlers get the
-        socket and the reason, at once when it leaves. Plain functions run on the event loop and
-        must not block.
+        The annotations of the payload arguments are the event's schema; the return value is the
+        acknowledgement. `connect` handlers get the socket once its client has been welcomed,
+        and may raise ConnectionRefused to disconnect it; `disconnect` handlers get the socket
+        and the reason as soon as it leaves. Plain functions run on the event loop and must not
+        block.
 
-        A client's events are handled one after another; while a handler waits for an
-        acknowledgement of its own client, the next begins. A `concurrent` event waits for no
-        other, and none waits for it. With `cancel_on_disconnect` an async handler is cancelled
-        when its client leaves. Raises ValueError when the event has a handler, TypeError for
-        what cannot be called so.
+        A client's events are handled one after another, but while a handler waits for an
+        acknowledgement from its own client, the next event begins. A `concurrent` event neither
+        waits for other events nor holds them up. With `cancel_on_disconnect` an async handler
+        is cancelled when its client leaves. Raises ValueError if the event has a handler,
+        TypeError for a handler that cannot be called this way.
         """
         if not isinstance(event, str):
             raise TypeError('on() takes the event\'s name first: @hub.on("chat:message")')
@@ -116,7 +116,7 @@ class Handlers:
                 cancel_on_disconnect=cancel_on_disconnect,
             )
         if event in ("connect", "disconnect") and (concurrent or cancel_on_disconnect):
-            raise ValueError(f"{event!r} is no event of a client: it takes a handler only")
+            raise ValueError(f"{event!r} is not sent by clients: it takes only a handler")
         if event == "connect":
             check_callable(handler, 'on("connect")', "socket")
             self._registry.connect.append(handler)
@@ -141,9 +141,9 @@ class Handlers:
         return handler
 
     def on_any(self, handler: Listener) -> Listener:
-        """Hear every event before its handler: `handler(socket, event, args)`.
+        """Listen to every event before its handler: `handler(socket, event, args)`.
 
-        Raises TypeError for what cannot be called so.
+        Raises TypeError for a listener that cannot be called this way.
         """
         check_callable(handler, "on_any()", "socket", "event", "args")
         self._registry.any.append(handler)
@@ -157,12 +157,12 @@ class Handlers:
         *,
         key: KeyFunction | None = None,
     ) -> None:
-        """Choose what becomes of an event for clients that are behind.
+        """Choose what happens to an event for clients that are behind.
 
-        `disconnect`, the default: one whose outbox is full is disconnected, and resumes from
-        its cursor. `drop_oldest`: the oldest that wait are dropped. `latest`: only the newest
-        is kept, or with `key(*payload)` the newest for each key, a string or an integer. An
-        event with a policy that drops is not recorded and carries no cursor.
+        `disconnect`, the default: a client whose outbox is full is disconnected, and resumes
+        from its cursor. `drop_oldest`: the oldest queued events are dropped. `latest`: only the
+        newest is kept, or with `key(*payload)` the newest for each key, a string or an integer.
+        An event whose policy drops is not recorded and carries no cursor.
         Raises ValueError, TypeError, or EncodeError for an unusable name.
         """
         event = check_event(event)
@@ -171,21 +171,21 @@ class Handlers:
         self._registry.policies[event] = Policy(event, policy, key)
 
     def use(self, middleware: Middleware) -> Middleware:
-        """Examine every client before it is let in: `middleware(socket)`.
+        """Check every client before it is admitted: `middleware(socket)`.
 
-        Raise ConnectionRefused to refuse it; one that returns False is a mistake, and lets
-        nobody in. Raises TypeError for what cannot be called so, or would not run: a
-        generator function, a class.
+        It raises ConnectionRefused to refuse the client; returning False is a mistake, and
+        admits nobody. Raises TypeError for a middleware that cannot be called this way or would
+        not run, such as a generator function or a class.
         """
         check_callable(middleware, "use()", "socket")
         self._registry.uses.append(middleware)
         return middleware
 
     def use_event(self, middleware: EventMiddleware) -> EventMiddleware:
-        """Examine every event before its handler: `middleware(socket, event, args)`.
+        """Check every event before its handler: `middleware(socket, event, args)`.
 
-        Raise EventError to refuse it; the sender is answered with it. Raises TypeError, as
-        `use` does.
+        It raises EventError to refuse the event, and the sender gets that error. Raises
+        TypeError, as `use` does.
         """
         check_callable(middleware, "use_event()", "socket", "event", "args")
         self._registry.event_uses.append(middleware)

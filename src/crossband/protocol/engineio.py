@@ -1,6 +1,6 @@
 """Engine.IO 4 packets and polling payloads, both ways.
 
-Pure: knows nothing of sessions, heartbeats or transports.
+Pure: knows nothing about sessions, heartbeats or transports.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Packet(NamedTuple):
 # `EIO` in the query of every request.
 VERSION: Final = "4"
 
-# The types on the wire. All but MESSAGE are whole packets when nothing follows.
+# The types on the wire. All but MESSAGE are complete packets when nothing follows.
 CLOSE: Final = "1"
 PING: Final = "2"
 PONG: Final = "3"
@@ -48,17 +48,17 @@ UPGRADE: Final = "5"
 NOOP: Final = "6"
 MESSAGE_BYTES: Final = MESSAGE.encode()
 
-# What a WebSocket that is to carry on a polling session sends first, and its answer.
+# The first packet on a WebSocket that takes over a polling session, and the answer to it.
 PROBE: Final = PING + "probe"
 PROBE_ANSWER: Final = PONG + "probe"
 
-# Before the base64 of a binary message.
+# Precedes the base64 of a binary message.
 _BINARY: Final = "b"
 
 # ASCII "record separator": cannot occur raw inside JSON, which is why the protocol chose it.
 SEPARATOR: Final = "\x1e"
 
-# Of ASCII, for str.translate: taken out of base64.
+# White space of ASCII, for str.translate: removed from base64.
 _WHITE_SPACE: Final = dict.fromkeys(map(ord, " \t\n\v\f\r"))
 _TYPES: Final = {str(int(kind)): kind for kind in PacketType}
 
@@ -66,10 +66,10 @@ _TYPES: Final = {str(int(kind)): kind for kind in PacketType}
 def decode_packet(text: str) -> Packet:
     """Decode one packet: a WebSocket text message, or a part of a polling body.
 
-    `b…`, a MESSAGE of bytes in base64, is what clients without binary WebSockets send there
-    too (`forceBase64`). Binary WebSocket messages are bare data and never come here.
+    Clients without binary WebSockets (`forceBase64`) send `b…`, a MESSAGE of bytes in base64,
+    over WebSocket too. Binary WebSocket messages are bare data and never come here.
 
-    Raises ProtocolError when it is empty, its type is not 0 to 6, or it is not base64.
+    Raises ProtocolError if it is empty, its type is not 0 to 6, or its base64 is invalid.
     """
     kind = _TYPES.get(text[:1])
     if kind is None:
@@ -84,11 +84,11 @@ def decode_packet(text: str) -> Packet:
 def decode_payload(body: str, *, max_packets: int = 0) -> Iterator[Packet]:
     """Decode a polling body, one packet at a time.
 
-    Nothing is split ahead: a body of separators costs the one packet that is refused. The
-    body's own size is for the transport to bound; with `max_packets` they are bounded too.
+    Nothing is split ahead, so a body of separators costs only the first packet, which is
+    refused. The transport bounds the size of the body; `max_packets` bounds their number.
 
-    Raises ProtocolError at once when the body is empty or holds more than `max_packets`, and
-    at its turn for a packet that does not decode.
+    Raises ProtocolError at once if the body is empty or holds more than `max_packets` packets,
+    and when its turn comes for a packet that cannot be decoded.
     """
     if not body:
         raise ProtocolError("empty payload (Engine.IO 4, HTTP long-polling)")
@@ -111,7 +111,7 @@ def _decode_binary(part: str) -> Packet:
     try:
         # The Java client ends its base64 with a newline, and others break long lines.
         data = part[1:].translate(_WHITE_SPACE)
-        # Strict: Python otherwise skips what is not base64 and stops at the first padding.
+        # Strict: otherwise Python skips other characters and stops at the first padding.
         return Packet(PacketType.MESSAGE, a2b_base64(data, strict_mode=True))
     except ValueError:  # binascii.Error, or characters outside ASCII
         raise ProtocolError("binary packet is not base64 (Engine.IO 4, packet encoding)") from None
@@ -157,10 +157,10 @@ def encode_open(
 ) -> str:
     """Encode the handshake packet, `0{…}`.
 
-    Times are in seconds here and in whole milliseconds on the wire, at least 1: a client
-    takes 0 for "no heartbeat". `max_payload` is in bytes.
+    Times are in seconds here and in whole milliseconds on the wire, at least 1: to a client,
+    0 means "no heartbeat". `max_payload` is in bytes.
 
-    Raises EncodeError when a value cannot be written, such as an infinite interval.
+    Raises EncodeError if a value cannot be written, such as an infinite interval.
     """
     try:
         handshake = msgspec.json.encode(

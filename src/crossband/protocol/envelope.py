@@ -1,6 +1,6 @@
-"""The JSON envelope of raw WebSocket and of the event stream's way back.
+"""The JSON envelope of raw WebSocket and of the event stream's back-channel.
 
-Pure: turns text into messages and messages into text, and knows no sockets.
+Pure: turns text into messages and messages into text; knows no sockets.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from crossband.errors import EncodeError, InvalidMessage
 from crossband.protocol import payload
 from crossband.protocol.depth import FLAT, MESSAGE_DEPTH, is_deeper
 
-# Types with a meaning of their own. An event of such a name has the type "event" and its name
-# beside it.
+# Types with a meaning of their own. An event with such a name has the type "event", and its name
+# in `event`.
 CONTROL: Final = frozenset({"welcome", "ack", "gap", "error"})
-# Those that clients never send.
+# Types that clients never send.
 _SERVERS: Final = CONTROL - {"ack"}
-# Those of which the name is not simply the event's.
+# Types that are not simply the event's name.
 _SPECIAL: Final = CONTROL | {"event"}
-# 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
+# 2^53 - 1: JavaScript numbers are exact up to here.
 MAX_ID: Final = 2**53 - 1
 
 
 class Message(msgspec.Struct):
     """One message from a client: `{"type", "data"?, "id"?}`.
 
-    Or `{"type": "event", "event": …}`; `type` is the event's name then.
+    Or `{"type": "event", "event": …}`; then `type` becomes the event's name.
     """
 
     type: Annotated[str, msgspec.Meta(min_length=1)]
     # Raw JSON; UNSET when the key is absent.
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    # What the answer carries back; None when the client wants no answer.
+    # Repeated in the answer; None when the client wants no answer.
     id: Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)] | None = None
     # Unset unless the type is "event".
     event: Any = msgspec.UNSET
 
     @property
     def is_ack(self) -> bool:
-        """Whether it is an acknowledgement, not an event of that name."""
+        """Whether this is an acknowledgement, not an event of that name."""
         return self.type == "ack" and self.event is msgspec.UNSET
 
 
@@ -52,19 +52,19 @@ class _Reply(msgspec.Struct):
 _decode: Final = msgspec.json.Decoder(Message).decode
 _decode_reply: Final = msgspec.json.Decoder(_Reply).decode
 _encode: Final = msgspec.json.Encoder().encode
-# msgspec writes "<reason> - at `<path>`", and no path for the root or for syntax errors.
+# msgspec writes "<reason> - at `<path>`", without a path for the root and for syntax errors.
 _PATH: Final = re.compile(r"(.*) - at `([^`]*)`", re.DOTALL)
 
 
 def decode(text: str | bytes) -> Message:
     """Decode one message; keys it does not know are ignored.
 
-    Raises InvalidMessage, with the path and the reason, for anything else. When the message
-    could be read far enough to find a valid `id`, the error carries it too.
+    Raises InvalidMessage, with the path and the reason, for anything else. If the message could
+    be read far enough to find a valid `id`, the error carries it too.
     """
     try:
         if not isinstance(text, str):
-            text = text.decode()  # msgspec skips over strings without a look at their UTF-8
+            text = text.decode()  # msgspec skips strings without checking their UTF-8
         if len(text) <= FLAT or not is_deeper(text, MESSAGE_DEPTH):
             message = _decode(text)
             if message.type in _SPECIAL:
@@ -86,7 +86,7 @@ def decode(text: str | bytes) -> Message:
 
 
 def _read_name(message: Message) -> None:
-    """Take the event's name from where it stands. Raises ValueError for none of a client's."""
+    """Set `type` to the event's name. Raises ValueError if clients may not send it."""
     if message.type != "event":
         message.event = msgspec.UNSET
         if message.type in _SERVERS:
@@ -107,7 +107,7 @@ def _reply_id(text: str | bytes) -> int | None:
 def encode_event(
     event: str, data: bytes, *, offset: str | None = None, id: int | None = None
 ) -> str:
-    """Encode an event; `data` is JSON text, `id` asks the client to acknowledge."""
+    """Encode an event; `data` is JSON text, `id` asks for an acknowledgement."""
     # Hot: once per publication. `data` is copied, never parsed.
     head = b'{"type":"event","event":' if event in CONTROL else b'{"type":'
     wire = head + _json(event) + b',"data":' + data
@@ -124,14 +124,14 @@ def encode_ack(id: int, data: bytes) -> str:
 
 
 def ack_bytes(id: int, data: bytes) -> bytes:
-    """Encode an acknowledgement to UTF-8, which `data` is known to be. Hot."""
+    """Encode an acknowledgement; `data` is known to be UTF-8. Hot."""
     return b'{"type":"ack","id":%d,"data":%b}' % (id, data)
 
 
 def encode_error(error: dict[str, Any], id: int | None = None) -> str:
-    """Encode an error: `code`, `error` and details; `id` is the message it answers.
+    """Encode an error: `code`, `error` and details; `id` is that of the message.
 
-    Raises EncodeError when a detail has no JSON form.
+    Raises EncodeError if a detail has no JSON form.
     """
     wire = {"type": "error"} | {key: error[key] for key in error if key != "type"}
     if id is not None:
@@ -155,7 +155,7 @@ def encode_welcome(*, sid: str, session: str | None, recovered: bool, offset: st
 
 
 def encode_gap(reason: str, offset: str | None) -> str:
-    """Encode what a client is told when its cursor cannot be caught up from."""
+    """Encode the notice that a client cannot resume from its cursor."""
     return _text(_json({"type": "gap", "reason": reason, "offset": offset}))
 
 

@@ -1,7 +1,7 @@
 """An event's arguments as they are recorded and carried: JSON text and binary parts.
 
 The form is Socket.IO's: each binary value is replaced by a numbered placeholder. Encoding
-happens once, at emit, so nothing the caller does to its objects afterwards is seen by anyone.
+happens once, at emit, so what the caller does to its objects afterwards changes nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from crossband.protocol.depth import FLAT_SENT, MAX_DEPTH_SENT, MESSAGE_DEPTH_SE
 from crossband.protocol.values import SCALARS, plain
 
 
-# Bytes and strings refer to nothing: a history of 100,000 is not walked by the garbage collector,
-# which stopped the loop for 0.2 s.
+# gc=False, as bytes and strings refer to nothing. Walking a history of 100,000, the garbage
+# collector stopped the loop for 0.2 s.
 class Payload(msgspec.Struct, frozen=True, gc=False):
     """The arguments of one event; `json` is the text of a JSON array."""
 
@@ -28,22 +28,22 @@ class Payload(msgspec.Struct, frozen=True, gc=False):
 
 EMPTY: Final = Payload(b"[]")
 
-# The official clients' parser refuses a packet with more, and closes the connection.
+# The parser of the official clients closes the connection on a packet with more.
 MAX_ATTACHMENTS: Final = 10
 
 _CONTAINERS: Final = frozenset({dict, list, tuple})
-# As it is encoded. Nothing else can be these bytes: in a string the quotes are escaped.
+# The encoded form. Nothing else encodes to these bytes: inside a string, quotes are escaped.
 _PLACEHOLDER: Final = b'{"_placeholder":true,"num":%d}'
-_TOO_DEEP: Final = "cannot encode the event's data: nested too deeply, or within itself"
+_TOO_DEEP: Final = "cannot encode the event's data: nested too deeply, or inside itself"
 _raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def encode(args: Sequence[Any]) -> Payload:
-    """Encode arguments to JSON with the binary values set apart.
+    """Encode arguments to JSON, with the binary values apart.
 
     Takes what `json.dumps`, msgspec and pydantic take, subclasses of builtins included; NaN
     and the infinities become null. Raises EncodeError for anything else, for more than 10
-    binary values, and for more than 128 arrays and objects within each other.
+    binary values, and for more than 128 levels of arrays and objects.
     """
     attachments: list[bytes] = []
     try:
@@ -76,7 +76,7 @@ def encode(args: Sequence[Any]) -> Payload:
 
 
 def encode_value(value: Any) -> bytes | None:
-    """Encode one value of builtins to JSON; None for any other, which `encode` may take.
+    """Encode a value of builtins to JSON; None for others, which `encode` may take.
 
     Hot: once per acknowledgement.
     """
@@ -94,7 +94,7 @@ def encode_value(value: Any) -> bytes | None:
 def encode_answer(result: Any) -> Payload:
     """Encode what a handler returned: nothing, one value, or a tuple of several.
 
-    A named tuple is one value, an array.
+    A named tuple is one value, encoded as an array.
     """
     if result is None:
         return EMPTY
@@ -102,12 +102,12 @@ def encode_answer(result: Any) -> Payload:
 
 
 def to_json(value: Any) -> bytes:
-    """Encode one value to JSON, as `encode` does, with binary values as base64 text."""
+    """Encode one value to JSON as `encode` does, but binary values as base64 text."""
     return to_data(encode((value,)))
 
 
 def decode(payload: Payload) -> list[Any]:
-    """Decode arguments to builtins, binary values back in their places."""
+    """Decode arguments to builtins, with the binary values back in their places."""
     args: list[Any] = msgspec.json.decode(payload.json)
     if payload.attachments:
         reconstruct(args, payload.attachments)
@@ -117,7 +117,7 @@ def decode(payload: Payload) -> list[Any]:
 def to_data(payload: Payload) -> bytes:
     """Return the arguments as one JSON value, for doors that carry a single `data`.
 
-    No argument is null, several are an array; binary becomes base64 text.
+    No arguments become null, several an array; binary values become base64 text.
     """
     text = payload.json
     for number, data in enumerate(payload.attachments):
@@ -129,18 +129,18 @@ def to_data(payload: Payload) -> bytes:
 
 
 def reconstruct(value: Any, attachments: Sequence[bytes]) -> Any:
-    """Put binary values back where their placeholders stand, into what was decoded.
+    """Put binary values back in place of their placeholders in decoded data.
 
-    Raises ProtocolError for a placeholder that names no attachment, or one that has its place.
+    Raises ProtocolError for a placeholder whose attachment does not exist or was already used.
     """
     return place(value, dict(enumerate(attachments)))
 
 
 def place(value: Any, attachments: dict[int, bytes]) -> Any:
-    """Put binary values into one of several arguments, as `reconstruct`.
+    """Put binary values into one of several arguments, like `reconstruct`.
 
-    `attachments` are by number, and those that are placed are taken out. Each has one place:
-    named by ten placeholders it would be sent on ten times.
+    `attachments` are by number; those that are placed are removed. Each has one place: with ten
+    placeholders, it would be sent on ten times.
     """
     kind = type(value)
     if kind is dict:
@@ -158,14 +158,14 @@ def place(value: Any, attachments: dict[int, bytes]) -> Any:
     else:
         return value
     for key, item in items:
-        # What is empty holds none. Keys stay, so that a dict may be changed on the way.
+        # Empty containers hold no placeholder. Only values change, so iterating a dict is safe.
         if item and type(item) in _CONTAINERS:
             value[key] = place(item, attachments)
     return value
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether a value is of JSON's own types throughout. Hot: once per event sent."""
+    """Return whether a value has only JSON's own types. Hot: once per event sent."""
     kind = type(value)
     if kind is dict:
         for key in value:
@@ -175,7 +175,7 @@ def _is_plain(value: Any) -> bool:
     elif kind is not list and kind is not tuple:
         return kind in SCALARS
     for item in value:
-        # Without a call for what holds nothing: most values, and in a flood all.
+        # No call for scalars: they are most values, and in a flood all of them.
         kind = type(item)
         if kind in SCALARS:
             continue

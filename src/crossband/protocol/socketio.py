@@ -1,7 +1,7 @@
 """Socket.IO 5 packets, both ways, with their binary attachments.
 
-Payloads stay raw JSON: the hub decodes them straight into a handler's types, and sends them
-on without encoding them again. Strings here do not include Engine.IO's leading `4`.
+Payloads stay raw JSON: the hub decodes them straight into a handler's types, and sends its own
+without encoding them again. Strings here do not include Engine.IO's leading `4`.
 """
 
 from __future__ import annotations
@@ -45,29 +45,29 @@ class PacketType(IntEnum):
 class Packet(msgspec.Struct, frozen=True, gc=False):
     """One packet, its attachments included."""
 
-    # A Struct, because one is made per message received: 0.1 µs, a frozen dataclass takes 0.5.
+    # A Struct, because one is made per message received: 0.1 µs; a frozen dataclass takes 0.5.
 
     type: PacketType
     namespace: str = "/"
-    # What the other side wants acknowledged, or acknowledges.
+    # Of the event that the sender wants acknowledged, or acknowledges.
     id: int | None = None
-    # JSON text as received, not checked yet; empty when there was none.
+    # JSON text as received, not yet checked; empty if absent.
     data: bytes = b""
-    # In the order of their placeholders' `num`.
+    # In the order of `num` in their placeholders.
     attachments: tuple[bytes, ...] = ()
 
 
-# 2^53 - 1: past it a JavaScript number no longer tells neighbours apart.
+# 2^53 - 1: JavaScript numbers are exact up to here.
 MAX_ID: Final = 2**53 - 1
 
-# The escape of half a surrogate pair, or of a whole one.
+# The escape of a surrogate, lone or one of a pair.
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _TYPES: Final = {str(int(kind)): kind for kind in PacketType}
 _BINARY: Final = frozenset({PacketType.BINARY_EVENT, PacketType.BINARY_ACK})
 _ACKS: Final = frozenset({PacketType.ACK, PacketType.BINARY_ACK})
 _MAY_HAVE_ID: Final = frozenset({PacketType.EVENT, PacketType.BINARY_EVENT}) | _ACKS
-# What the data of each type may begin with; "" where it may be absent.
+# What the data of each type may start with; "" if it may be absent.
 _DATA_STARTS: Final = {
     PacketType.CONNECT: ("{", ""),
     PacketType.DISCONNECT: ("",),
@@ -77,12 +77,12 @@ _DATA_STARTS: Final = {
     PacketType.BINARY_EVENT: ("[",),
     PacketType.BINARY_ACK: ("[",),
 }
-# What a client may say of itself, in bytes. A token has 8,192 characters at most; and it is
-# read before anybody was asked who this is, and kept as long as the client stays.
+# Bytes of a client's auth payload. A token has at most 8,192 characters. The payload is read
+# before the client is authenticated, and kept as long as the client stays.
 MAX_AUTH: Final = 16_384
 # 16 digits hold 2^53; bounded so that int() is never given a megabyte of them.
 _MAX_DIGITS: Final = 16
-# What an event's array begins with.
+# The start of an event's array.
 _NAME: Final = re.compile(rb'\[\s*("(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*)')
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
 # ASCII only: str.isdigit() also takes "²" and "٣".
@@ -96,34 +96,34 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Decoder:
-    """Put packets together from one connection's messages.
+    """Assembles packets from one connection's messages.
 
-    `max_bytes` bounds one message: a packet's data, or one attachment. `max_total` bounds the
-    packet, all of them together; it is never less. After a ProtocolError nothing of the packet
-    is kept.
+    `max_bytes` bounds one message: a packet's data, or one attachment. `max_total` bounds all
+    messages of a packet together; it is never less. After a ProtocolError the decoder keeps
+    nothing of the packet.
     """
 
     def __init__(self, *, max_attachments: int, max_bytes: int, max_total: int = 0) -> None:
         self._max_attachments = max_attachments
         self._max_bytes = max_bytes
         self._max_total = max(max_total, max_bytes)
-        # The packet whose attachments are awaited. None between packets.
+        # The packet that still lacks attachments. None between packets.
         self._packet: Packet | None = None
-        # Attachments still to come for it; 0 between packets.
+        # How many it lacks; 0 between packets.
         self._awaited = 0
-        # Bytes it may still take.
+        # How many bytes they may have.
         self._room = 0
         self._attachments: list[bytes] = []
 
     @property
     def pending(self) -> bool:
-        """Tell whether a packet still waits for attachments."""
+        """Whether a packet still lacks attachments."""
         return self._packet is not None
 
     def feed(self, message: str | bytes) -> Packet | None:
         """Take one message; return the packet it completes.
 
-        None means that attachments are awaited. The JSON of `data` is not checked here, see
+        Returns None while attachments are missing. The JSON of `data` is not checked here; see
         `split_event`, `split_ack` and `connect_auth`.
 
         Raises ProtocolError for anything the protocol does not allow at this point.
@@ -205,7 +205,7 @@ def _parse(text: str, max_attachments: int) -> tuple[Packet, int]:
     if text.startswith("/", at):
         comma = text.find(",", at)
         end = len(text) if comma < 0 else comma
-        # A client puts its query here when it connects to a URL with one.
+        # A client that connects to a URL with a query puts it here.
         namespace = text[at:end].partition("?")[0]
         at = end + 1
     id: int | None = None
@@ -241,14 +241,14 @@ def _bad_data(kind: PacketType) -> ProtocolError:
 
 
 def read_event(text: str, at: int) -> tuple[str, str, int | None, list[msgspec.Raw]] | None:
-    """Read namespace, name, id and arguments of a common EVENT, from behind its type.
+    """Read namespace, name, id and arguments of a common EVENT, after its type.
 
-    None for what is not of the common case: let a Decoder read it, or say what is wrong. Hot:
-    it takes a third of the time that a Decoder and `split_event` take.
+    Returns None for anything else: let a Decoder read that, or say what is wrong. Hot: it takes
+    a third of the time that a Decoder and `split_event` take.
     """
     namespace = "/"
     if text.startswith("/", at):
-        # 256 characters: a longer name is of no namespace.
+        # 256 characters: no namespace has a longer name.
         comma = text.find(",", at, at + 258)
         if comma < 0:
             return None
@@ -280,13 +280,13 @@ def split_event(packet: Packet) -> tuple[str, list[msgspec.Raw]]:
     """Return an EVENT's name and its arguments as raw JSON.
 
     The arguments are views into `packet.data`. They are well-formed JSON, but numbers out of
-    range only show when they are decoded further.
+    range raise an error only when they are decoded further.
 
-    A name may be a number (since Socket.IO 3.1): it is read as JavaScript spells it, 7 as "7".
+    A name may be a number (since Socket.IO 3.1): it is read as JavaScript writes it, 7 as "7".
 
-    Raises ProtocolError when the data is not a JSON array that begins with either, and
-    InvalidMessage when it is nested too deeply, or holds half a surrogate pair: JavaScript
-    has strings that are no Unicode, such as half an emoji, and sends them escaped.
+    Raises ProtocolError if the data is not a JSON array that starts with a string or number,
+    and InvalidMessage if it is nested too deeply or contains half a surrogate pair: JavaScript
+    strings can be invalid Unicode, such as half an emoji, and are then sent escaped.
     """
     items = _split(packet)
     if not items:
@@ -297,7 +297,7 @@ def split_event(packet: Packet) -> tuple[str, list[msgspec.Raw]]:
 
 
 def split_ack(packet: Packet) -> list[msgspec.Raw]:
-    """Return an ACK's arguments as raw JSON; raises as `split_event`."""
+    """Return an ACK's arguments as raw JSON; raises like `split_event`."""
     return _split(packet)
 
 
@@ -305,7 +305,7 @@ def _split(packet: Packet) -> list[msgspec.Raw]:
     data = packet.data
     try:
         if not data.isascii():
-            data.decode()  # msgspec skips over strings without a look at their UTF-8
+            data.decode()  # msgspec skips strings without checking their UTF-8
         if not is_deeper(data, MESSAGE_DEPTH):
             return _decode_items(data)
     except ValueError as error:  # msgspec.DecodeError, UnicodeDecodeError
@@ -315,7 +315,7 @@ def _split(packet: Packet) -> list[msgspec.Raw]:
 
 
 def _name_of(packet: Packet) -> str:
-    """Return the name of an event whose arguments are not read; of an answer, ""."""
+    """Return the name of an event whose arguments are not read; "" for an ACK."""
     if packet.type in _ACKS:
         return ""
     found = _NAME.match(packet.data)
@@ -328,7 +328,7 @@ def _read_name(raw: bytes) -> str:
             return _spell(_decode_number(raw))
         return _decode_name(raw)
     except ValueError:
-        raise ProtocolError("event name is no string or number (Socket.IO 5, EVENT)") from None
+        raise ProtocolError("event name is not a string or number (Socket.IO 5, EVENT)") from None
 
 
 def _spell(number: float) -> str:
@@ -343,17 +343,17 @@ def _spell(number: float) -> str:
 
 
 def is_number(event: str) -> bool:
-    """Return whether an event's name is one that numbers are given."""
+    """Return whether an event's name is how JavaScript writes some number."""
     return _NUMBER.fullmatch(event) is not None
 
 
 def _check_surrogates(data: bytes) -> None:
-    """Raise InvalidMessage when nothing but a lone surrogate is wrong with an array."""
+    """Raise InvalidMessage if a lone surrogate is all that is wrong with an array."""
     if _SURROGATE.search(data) is None:
         return
     items: Any = None
     try:
-        # The standard library takes them for characters.
+        # The standard library decodes them like characters.
         items = loads(data)
         dumps(items, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -362,16 +362,16 @@ def _check_surrogates(data: bytes) -> None:
             if isinstance(name, (int, float)) and not isinstance(name, bool):
                 name = _spell(float(name))
             event = name.encode(errors="replace").decode() if isinstance(name, str) else ""
-            raise InvalidMessage("Half a surrogate pair is no character", event=event) from None
+            raise InvalidMessage("Half a surrogate pair is not a character", event=event) from None
     except (ValueError, RecursionError):
         return
 
 
 def connect_auth(packet: Packet) -> dict[str, Any]:
-    """Return the auth object of a CONNECT; {} when it has none.
+    """Return the auth object of a CONNECT; {} if it has none.
 
-    Raises MessageTooLarge past 16 KiB, InvalidMessage when it is nested too deeply, and
-    ProtocolError when it is anything but a JSON object.
+    Raises MessageTooLarge past 16 KiB, InvalidMessage if it is nested too deeply, and
+    ProtocolError if it is not a JSON object.
     """
     data = packet.data
     if not data:
@@ -394,9 +394,9 @@ def encode_event(
     id: int | None = None,
     offset: str | None = None,
 ) -> str:
-    """Encode an event; its attachments are sent after it, each as a message of its own.
+    """Encode an event; its attachments are sent after it, as separate messages.
 
-    `offset` becomes the last argument, as connection state recovery wants it.
+    `offset` becomes the last argument, as connection state recovery requires.
 
     Raises EncodeError when a name is not valid on the wire.
     """
@@ -420,20 +420,20 @@ def encode_ack(namespace: str, id: int, payload: Payload) -> str:
 
 
 def ack_bytes(namespace: str, id: int, data: bytes) -> bytes:
-    """Encode an acknowledgement of one value to UTF-8, which `data` is known to be. Hot."""
+    """Encode an acknowledgement of one value; `data` is known to be UTF-8. Hot."""
     return b"3%b%d[%b]" % (_namespace(namespace), id, data)
 
 
 def encode_connect(namespace: str, sid: str, pid: str | None) -> str:
-    """Encode the answer to a CONNECT; `pid` is None where recovery is off."""
+    """Encode the answer to a CONNECT; `pid` is None if recovery is off."""
     answer = {"sid": sid} if pid is None else {"sid": sid, "pid": pid}
     return _text(b"0" + _namespace(namespace) + _json(answer, "answer"))
 
 
 def encode_connect_error(namespace: str, message: str, data: Any = None) -> str:
-    """Encode a refusal; `data` is left out when None.
+    """Encode a refusal; `data` is left out if None.
 
-    Raises EncodeError when `data` has no JSON form.
+    Raises EncodeError if `data` has no JSON form.
     """
     refusal: dict[str, Any] = {"message": message}
     if data is not None:

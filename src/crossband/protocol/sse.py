@@ -1,6 +1,6 @@
-"""Server-Sent Events, server to client, as the HTML standard §9.2 reads them.
+"""Server-Sent Events, server to client, as defined by the HTML standard §9.2.
 
-Pure. Whatever is published, no string can start a field or end an event.
+Pure. No published string can start a field or end an event.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import Final
 
 from crossband.errors import EncodeError
 
-# CR, LF and NUL break the stream, the other control characters never belong in a name, and
-# surrogates have no UTF-8. C1 passes, as it does in the hub's names: it means nothing here.
+# CR, LF and NUL break the stream, other control characters do not belong in names, and
+# surrogates have no UTF-8. C1 is allowed, as in the hub's names: it has no meaning here.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 # 2^31 - 1 ms, about 25 days: the longest timer a browser can set.
 MAX_RETRY: Final = 2**31 - 1
 
 
 def check_name(value: str, what: str) -> None:
-    """Refuse a name that holds a control character or a lone surrogate.
+    """Refuse a name that contains a control character or a lone surrogate.
 
     Nothing is stripped: a cleaned id would no longer match the history, and a client ignores
-    an id with NUL, which loses its place in the stream. `what` names the value in the error.
+    an id with NUL and so loses its place in the stream. `what` names the value in the error.
 
     Raises EncodeError.
     """
@@ -58,7 +58,7 @@ def encode_event(
     if retry is not None:
         text = f"retry: {_milliseconds(retry)}\n{text}"
     if id is not None:
-        # Last, so that a decoder that takes an id before the event's end still has the event.
+        # Last, because some decoders apply an id before the event ends: then they have its data.
         check_name(id, "id")
         text = f"{text}\nid: {id}"
     try:
@@ -70,7 +70,7 @@ def encode_event(
 def encode_comment(text: str = "") -> bytes:
     """Encode a comment, which clients skip: it keeps an idle stream open.
 
-    No blank line follows: some decoders would take one for an event.
+    No blank line follows, because some decoders would read it as an event.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     try:
@@ -82,9 +82,9 @@ def encode_comment(text: str = "") -> bytes:
 def encode_retry(ms: int) -> bytes:
     """Encode how many milliseconds a client waits before it reconnects.
 
-    It counts at once, without a blank line, see `encode_comment`.
+    It takes effect without a blank line; see `encode_comment`.
 
-    Raises EncodeError below 0 or past MAX_RETRY.
+    Raises EncodeError below 0 or above MAX_RETRY.
     """
     return b"retry: %d\n" % _milliseconds(ms)
 

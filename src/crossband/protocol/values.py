@@ -1,7 +1,7 @@
-"""Python's values as JSON's own types: what `json.dumps`, msgspec and pydantic take.
+"""Converts what `json.dumps`, msgspec and pydantic take to JSON's own types.
 
-Off the hot path: a value of JSON's own types throughout never comes here. pydantic, attrs, numpy
-and datetime are known by what their objects have, not by an import.
+Off the hot path: values that have only JSON's own types never come here. Objects of pydantic,
+attrs, numpy and datetime are recognized by their attributes, without an import.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ import msgspec
 SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _BINARY: Final = (bytes, bytearray, memoryview)
 _PYDANTIC: Final = ("pydantic", "pydantic_core", "pydantic_extra_types")
-# As json.dumps spells the keys of a dict.
+# As json.dumps writes the keys of a dict.
 _KEYS: Final = {True: "true", False: "false", None: "null"}
 
 
 def plain(value: Any, attach: Callable[[bytes], Any]) -> Any:
     """Return a value as dicts with string keys, lists and scalars.
 
-    `attach` is given each binary value, and returns what stands in its place. Raises TypeError
-    for what has no JSON form, ValueError for a model that cannot be dumped, and RecursionError
-    for a value that contains itself.
+    `attach` gets each binary value and returns its replacement. Raises TypeError for a value
+    without a JSON form, ValueError for a model that cannot be dumped, and RecursionError for a
+    value that contains itself.
     """
     kind = type(value)
     if kind in SCALARS:
@@ -54,7 +54,7 @@ def plain(value: Any, attach: Callable[[bytes], Any]) -> Any:
 
 
 def _key(key: Any) -> str:
-    """Return the key of an object, as json.dumps spells it."""
+    """Return the key of an object, as json.dumps writes it."""
     if isinstance(key, _BINARY):
         raise TypeError("a key must be a string or a number, not bytes")
     kind = type(key)
@@ -73,7 +73,7 @@ def _key(key: Any) -> str:
 
 @functools.singledispatch
 def _simpler(value: Any) -> Any:
-    """Return a value in a form that is closer to JSON's own; what it holds is left as it is."""
+    """Return a value in a form closer to JSON's; its contents are left as they are."""
     kind = type(value)
     if hasattr(kind, "__pydantic_serializer__") or hasattr(kind, "model_dump"):
         return _dump(value)
@@ -85,33 +85,33 @@ def _simpler(value: Any) -> Any:
     if hasattr(kind, "__attrs_attrs__"):
         return _built(value)
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
-        # A scalar or an array of numpy's, or of a library that follows it.
+        # A scalar or array of numpy, or of a library with the same interface.
         return value.tolist()
     for base in kind.__mro__:
         module = base.__module__.partition(".")[0]
         if module == "datetime":
             return _time(value, base)
         if module in _PYDANTIC:
-            # A secret, a URL: pydantic knows what they look like.
+            # A secret or a URL, for example: pydantic knows their JSON form.
             return sys.modules["pydantic_core"].to_jsonable_python(value)
     if inspect.isawaitable(value):
-        raise TypeError(f"{kind.__name__} is not JSON serialisable: was it to be awaited?")
+        raise TypeError(f"{kind.__name__} is not JSON serialisable: did you forget to await it?")
     if isinstance(value, type):
         raise TypeError(
-            f"the class {value.__name__} is not JSON serialisable: was it to be called?"
+            f"the class {value.__name__} is not JSON serialisable: did you mean to call it?"
         )
     raise TypeError(f"{kind.__name__} is not JSON serialisable")
 
 
 def _dump(model: Any) -> Any:
-    """Return what pydantic makes of a model, or of a dataclass of its own."""
+    """Return pydantic's dump of a model or of a pydantic dataclass."""
     dump = getattr(model, "model_dump", None)
     if dump is None:
         dump = functools.partial(type(model).__pydantic_serializer__.to_python, model)
     dumped = dump(mode="python")
-    # For JSON, pydantic makes text of bytes, which are to stay what they are.
+    # In JSON mode pydantic turns bytes into text, but they must stay bytes.
     if not _holds_binary(dumped):
-        # PydanticSerializationError: a field's type that pydantic does not know, and we may.
+        # PydanticSerializationError: pydantic does not know a field's type, but we may.
         with suppress(ValueError):
             return dump(mode="json")
     return dumped
@@ -130,9 +130,10 @@ def _built(value: Any) -> Any:
 
 
 def _time(value: Any, kind: Any) -> Any:
-    """Return the text of what is, or derives from, one of the types of `datetime`.
+    """Return the text of a value of one of `datetime`'s types, or of a subclass.
 
-    msgspec writes these exactly, no subclass such as pandas.Timestamp: of one, the base is made.
+    msgspec encodes exactly these types, so a subclass such as pandas.Timestamp is first converted
+    to its base.
     """
     if type(value) is not kind and kind.__name__ == "timedelta":
         value = kind(value.days, value.seconds, value.microseconds)
@@ -145,9 +146,9 @@ def _member(value: enum.Enum) -> Any:
     return value.value
 
 
-# By class; a subclass goes with the first of its bases that stands here.
+# By class; a subclass uses the first of its bases that is listed here.
 _FORMS: Final[Mapping[type, Callable[[Any], Any]]] = {
-    # The value itself, whatever a subclass says in `__str__` or `__int__`: as in json.dumps.
+    # As in json.dumps: the value itself, whatever a subclass returns from `__str__` or `__int__`.
     str: str.__str__,
     int: int.__int__,
     float: float.__float__,

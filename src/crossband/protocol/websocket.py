@@ -1,7 +1,7 @@
-"""WebSocket frames of the common case: built whole, and split off what arrives (RFC 6455 §5).
+"""WebSocket frames of the common case: builds them, and splits incoming bytes (RFC 6455 §5).
 
 Everything rare is left, as whole frames, to the `websockets` library: fragments, compressed
-frames, and whatever breaks the protocol.
+frames, and anything that breaks the protocol.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Final
 try:
     # In C; the library's own fallback is in Python.
     from websockets.speedups import apply_mask
-except ImportError:  # pragma: no cover - only where no wheel of the library is
+except ImportError:  # pragma: no cover - only where the library has no wheel
     from websockets.utils import apply_mask
 
-# What `FrameSplitter.split` yields beside the opcodes of §5.2: a whole frame as it came, which
-# is not of the common case; a data frame whose header announces too much; bytes that can be
-# no frame of a client.
+# What `FrameSplitter.split` returns besides the opcodes of §5.2: RAW, an uncommon frame as it
+# came; TOO_LARGE, a data frame whose header announces too much; BROKEN, bytes that cannot be a
+# client's frame.
 RAW: Final = -1
 TOO_LARGE: Final = -2
 BROKEN: Final = -3
@@ -30,21 +30,21 @@ PONG: Final = 0xA
 
 PING_FRAME: Final = b"\x89\x00"
 
-# The headers of unmasked text frames up to 125 bytes.
+# The headers of unmasked text frames of up to 125 bytes.
 _SHORT_TEXT: Final = tuple(bytes((0x80 | TEXT, length)) for length in range(126))
-# FIN and an opcode, no reserved bit: what is handled here.
+# First bytes of the frames that are handled here: FIN and an opcode, no reserved bits.
 _COMMON: Final = frozenset(0x80 | opcode for opcode in (TEXT, BINARY, CLOSE, PING, PONG))
 
-# permessage-deflate (RFC 7692) as the server speaks it: no context is taken over from message
-# to message, so that a compressed frame is the same for every recipient. The window bounds
-# what each side needs to inflate.
+# permessage-deflate (RFC 7692) as the server uses it: without context takeover, so that a
+# compressed frame is the same for every recipient. The window bounds the memory that each side
+# needs to inflate.
 WINDOW_BITS: Final = 12
-# Less than this gains nothing: the tail and the tables cost more. As Node's `ws`: 1,024.
+# Compressing less gains nothing: the tail and the tables cost more. Node's `ws` has 1,024.
 MIN_DEFLATED: Final = 256
 
 
 def encode_frame(message: str | bytes) -> bytes:
-    """Build an unmasked frame: text of a string, binary of bytes."""
+    """Build an unmasked frame: text from a string, binary from bytes."""
     if isinstance(message, str):
         return encode_text(message.encode())
     return _header(0x80 | BINARY, message) + message
@@ -61,12 +61,12 @@ def encode_text(payload: bytes) -> bytes:
 
 
 def encode_deflated(message: str | bytes) -> bytes:
-    """Build a compressed frame (RFC 7692 §7.2.1), or a plain one where that is no gain."""
+    """Build a compressed frame (RFC 7692 §7.2.1), or a plain one for a short message."""
     payload = message.encode() if isinstance(message, str) else message
     if len(payload) < MIN_DEFLATED:
         return encode_frame(message)
     deflate = zlib.compressobj(wbits=-WINDOW_BITS, memLevel=5)
-    # A sync flush ends in four bytes that the receiver adds again.
+    # A sync flush ends in four bytes, which the receiver adds back.
     deflated = (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
     opcode = TEXT if isinstance(message, str) else BINARY
     return _header(0xC0 | opcode, deflated) + deflated
@@ -79,7 +79,7 @@ def encode_close(code: int, reason: str) -> bytes:
 
 
 def encode_close_payload(payload: bytes) -> bytes:
-    """Build a close frame of a payload of at most 125 bytes, such as the peer's own."""
+    """Build a close frame with a payload of at most 125 bytes, such as the peer's own."""
     return _header(0x80 | CLOSE, payload) + payload
 
 
@@ -98,33 +98,33 @@ def _header(first: int, payload: bytes) -> bytes:
 
 
 class FrameSplitter:
-    """Cuts what a client sends into frames, and unmasks those of the common case.
+    """Splits what a client sends into frames, and unmasks the common ones.
 
-    `limit` bounds a data frame's payload, in bytes, and is judged by its header. After
-    TOO_LARGE or BROKEN nothing more is split.
+    `limit` bounds a data frame's payload in bytes, as announced by its header. After TOO_LARGE
+    or BROKEN nothing more is split.
     """
 
     __slots__ = ("_data", "_ended", "_fragmented", "_position", "_rest", "limit", "more")
 
     def __init__(self, limit: int) -> None:
         self.limit: Final = limit
-        # The bytes that may still hold a whole frame, from `_position` on.
+        # Bytes that may still contain a whole frame, from `_position` on.
         self._data = b""
         self._position = 0
         # The beginning of a frame, and how many bytes it needs. None between frames.
         self._rest: tuple[bytearray, int] | None = None
-        # Between the first and the last fragment of a message: a whole data frame in there
-        # is not of the common case (§5.4).
+        # True between the first and the last fragment of a message: a whole data frame there
+        # is not the common case (§5.4).
         self._fragmented = False
         self._ended = False
-        # There may be frames to split without being fed.
+        # True if there may be frames left to split without more bytes.
         self.more: bool = False
 
     def whole_text(self, data: bytes) -> bytes | None:
-        """Return the payload when the bytes are one text frame; None, and `feed` them, else.
+        """Return the payload if the bytes are exactly one text frame, else None.
 
-        Only where there is no `more`. Hot: most reads are just that, and it saves them half
-        of what `feed` and `split` cost.
+        After None, `feed` them. Call it only while `more` is False. Hot: most reads are one
+        text frame, and this halves the cost of `feed` and `split`.
         """
         size = len(data)
         if size < 8 or data[0] != 0x80 | TEXT or self._rest is not None:
@@ -137,7 +137,7 @@ class FrameSplitter:
             if size != length + 8 or length > self.limit:
                 return None
             return apply_mask(data[8:], data[4:8])
-        # 0xFF is eight bytes of length.
+        # 0xFF means that eight bytes of length follow.
         if not 0x80 <= length < 0xFE or size != length - 0x80 + 6 or length - 0x80 > self.limit:
             return None
         return apply_mask(data[6:], data[2:6])
@@ -147,7 +147,7 @@ class FrameSplitter:
         if self._ended:
             return
         if self._rest is not None:
-            # Appended, not concatenated: a frame in tiny pieces must not cost its square.
+            # Appended, not concatenated: a frame in tiny pieces must not take quadratic time.
             rest, need = self._rest
             rest += data
             if len(rest) < need:
@@ -161,10 +161,10 @@ class FrameSplitter:
         self.more = True
 
     def split(self, most: int) -> list[tuple[int, bytes]]:
-        """Return the next frames, not more than `most`: (opcode or RAW …, payload).
+        """Return at most `most` of the next frames: (opcode or RAW …, payload).
 
-        Sets `more` when it stopped at `most`. RAW has the whole frame as payload, BROKEN all
-        there is. Hot: once per read.
+        Sets `more` if it stopped at `most`. The payload of RAW is the whole frame, that of
+        BROKEN all the remaining bytes. Hot: once per read.
         """
         frames: list[tuple[int, bytes]] = []
         if not self.more:

@@ -150,8 +150,7 @@ class ASGILane(ABC):
             self.peer.connection_lost()
 
     async def _write(self) -> None:
-        # The server raises when the peer is gone; the reader hears of that, too.
-        with contextlib.suppress(Exception):
+        try:
             while True:
                 if self._taken:
                     wires, self._taken = self._taken, ()
@@ -168,6 +167,9 @@ class ASGILane(ABC):
                     self._idle = asyncio.get_running_loop().create_future()
                     await self._idle
                     self._idle = None
+        except Exception:
+            # The server raises when the peer is gone. The reader should hear of that, too.
+            self._end_in(CLOSE_TIME)
         if self.ends_written:
             self._end_in(0)
 

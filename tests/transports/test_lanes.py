@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from crossband import Hub, Limits
+from crossband import Hub, Limits, Socket
 from crossband.connection import Connection
 from crossband.lane.stream import StreamLane
 from crossband.lane.websocket import WebSocketLane
-from crossband.transports.asgi import ASGILane
+from crossband.transports.asgi import ASGIFrameLane, ASGILane
 from crossband.transports.lane import EXTENSION, FramePeer, Peer
 from tests.clients.raw import CLOSE, TEXT, frame
 from tests.waiting import until
@@ -30,8 +30,10 @@ from tests.waiting import until
 # Bytes. Over ASGI a quarter of it is taken at once: what is emitted in one tick is less.
 OUTBOX = 8_000
 MOST = 600
+# Events that wait for a handler; then nothing is read.
+INBOX = 3
 STEPS = 60
-SEEDS = range(20)
+SEEDS = range(12)
 
 DOORS = {
     "websocket": ("websocket", "/ws", b"token=x"),
@@ -54,10 +56,12 @@ class Client(ABC):
             "headers": [(b"host", b"x")],
             "client": ("127.0.0.1", 1),
         }
-        # What it has got, and how it was closed.
+        # What it has got, how it was closed, and what handlers have got of it.
         self.got = ""
         self.end: object = None
+        self.handled: list[int] = []
         # Set by the test as soon as it is let in.
+        self.socket: Socket
         self.connection: Connection
         self.task: asyncio.Task[None]
 
@@ -69,7 +73,8 @@ class Client(ABC):
             self.say("40")
         await until(lambda: len(hub.sockets) > len(before))
         (sid,) = set(hub.sockets) - before
-        self.connection = hub.sockets[sid].connection
+        self.socket = hub.sockets[sid]
+        self.connection = self.socket.connection
         await until(lambda: f'"{sid}"' in self.got)
 
     @property
@@ -115,11 +120,16 @@ class ASGIClient(Client):
         self._free.set()
         # A message is on its way to a client that is stalled.
         self._blocked = False
+        # The next message of the client is waited for.
+        self._asked = False
         if self.scope["type"] == "websocket":
             self._said.put_nowait({"type": "websocket.connect"})
 
     async def receive(self) -> Message:
-        return await self._said.get()
+        self._asked = True
+        message = await self._said.get()
+        self._asked = False
+        return message
 
     async def send(self, message: Message) -> None:
         self._blocked = not self._free.is_set()
@@ -152,6 +162,13 @@ class ASGIClient(Client):
         assert isinstance(lane, ASGILane)
         idle = lane._idle is not None and not lane._idle.done()
         return self.task.done() or self._blocked or idle
+
+    @property
+    def heard(self) -> bool:
+        """Whether the hub has read all that it will for now."""
+        lane = getattr(self.connection, "_lane")  # noqa: B009 - of subclasses
+        assert isinstance(lane, ASGIFrameLane)
+        return self._said.empty() if self._asked else lane._held is not None
 
     def leave(self) -> None:
         self._said.put_nowait({"type": f"{self.scope['type']}.disconnect"})
@@ -295,16 +312,13 @@ class LaneClient(Client):
 
 
 @asynccontextmanager
-async def two_clients(door: str) -> AsyncIterator[tuple[Hub, LaneClient, ASGIClient]]:
-    hub = Hub(limits=Limits(outbox=OUTBOX), cors_origins=["*"])
-    hub.policy("newest", "latest", key=lambda data: data["n"] % 3)
-    hub.policy("any", "drop_oldest")
+async def two_clients(hub: Hub, door: str) -> AsyncIterator[tuple[LaneClient, ASGIClient]]:
     await hub.start()
     lane, asgi = LaneClient(door), ASGIClient(door)
     try:
         await lane.connect(hub)
         await asgi.connect(hub)
-        yield hub, lane, asgi
+        yield lane, asgi
     finally:
         lane.leave()
         asgi.go_on()
@@ -319,7 +333,10 @@ async def test_both_lanes_carry_the_same(door: str, seed: int) -> None:
     chance = random.Random(seed)
     # In every third scene nothing may be dropped: a client that is stalled for long is cut.
     events = ["newest", "any", "all"] if seed % 3 else ["all"]
-    async with two_clients(door) as (hub, lane, asgi):
+    hub = Hub(limits=Limits(outbox=OUTBOX))
+    hub.policy("newest", "latest", key=lambda data: data["n"] % 3)
+    hub.policy("any", "drop_oldest")
+    async with two_clients(hub, door) as (lane, asgi):
         clients = (lane, asgi)
         number = 0
 
@@ -341,19 +358,14 @@ async def test_both_lanes_carry_the_same(door: str, seed: int) -> None:
                         client.go_on()
                 case "close":
                     for client in clients:
-                        for socket in list(hub.sockets.values()):
-                            if socket.connection is client.connection:
-                                await socket.disconnect(close=True)
+                        await client.socket.disconnect(close=True)
             await settle()
             assert lane.connection.closed == asgi.connection.closed
             assert lane.connection.queued == asgi.connection.queued
         for client in clients:
             client.go_on()
-        cut = [
-            (c.connection.evicted.reason, c.connection.evicted.backlog)
-            for c in clients
-            if c.connection.evicted
-        ]
+        evictions = [c.connection.evicted for c in clients if c.connection.evicted is not None]
+        cut = [(eviction.reason, eviction.backlog) for eviction in evictions]
         if cut:
             # What was on its way may be lost with the connection.
             assert cut == [cut[0]] * 2
@@ -365,3 +377,46 @@ async def test_both_lanes_carry_the_same(door: str, seed: int) -> None:
         if lane.connection.closed:
             await until(lambda: asgi.end is not None)
         assert lane.end == asgi.end
+
+
+@pytest.mark.parametrize("door", ["websocket", "socket.io"])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_both_lanes_hold_a_client_back(door: str, seed: int) -> None:
+    chance = random.Random(seed)
+    form = '{"type":"said","data":%d}' if door == "websocket" else '42["said",%d]'
+    hub = Hub(limits=Limits(inbox=INBOX))
+    # Handlers go on while it is set.
+    gate = asyncio.Event()
+
+    @hub.on("said")
+    async def said(socket: Socket, number: int) -> None:
+        await gate.wait()
+        (client,) = (each for each in clients if each.socket is socket)
+        client.handled.append(number)
+
+    async with two_clients(hub, door) as (lane, asgi):
+        clients = (lane, asgi)
+        said_so_far = 0
+
+        async def all_handled() -> None:
+            gate.set()
+            await until(lambda: all(len(c.handled) == said_so_far for c in clients))
+
+        for _ in range(STEPS):
+            match chance.choices(["say", "hold", "go on"], [10, 2, 1])[0]:
+                case "say":
+                    for _ in range(chance.randint(1, 3)):
+                        said_so_far += 1
+                        for client in clients:
+                            client.say(form % said_so_far)
+                case "hold":
+                    gate.clear()
+                case "go on":
+                    await all_handled()
+            await until(lambda: asgi.heard)
+            assert lane.socket.inbox.waiting <= INBOX
+            assert lane.handled == asgi.handled
+            assert lane.socket.inbox.waiting == asgi.socket.inbox.waiting
+        await all_handled()
+        for client in clients:
+            assert client.handled == list(range(1, said_so_far + 1))

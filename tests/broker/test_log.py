@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crossband.broker import Publication
-from crossband.broker.log import EVENT_COST, LOG_COST, Privates
+from crossband.broker.log import EVENT_COST, LOG_COST, Entry, Log, Privates, newer
 from crossband.errors import Gap
 from crossband.protocol import payload
 
@@ -118,3 +121,45 @@ def test_age_and_leave_give_the_room_back() -> None:
     assert mail.logs._cost == 0
     with pytest.raises(Gap, match="expired"):
         mail.kept("bob", now=60.5)
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.lists(st.integers(1, 5), max_size=20), st.integers(-1, 110))
+def test_newer_entries_are_those_of_a_higher_number(steps: list[int], position: int) -> None:
+    numbers = [sum(steps[: end + 1]) for end in range(len(steps))]
+    entries: deque[Entry] = deque((0.0, number, publication()) for number in numbers)
+    found = [number for _, number, _ in newer(entries, position)]
+    assert found == [number for number in numbers if number > position]
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(
+    st.lists(st.sampled_from(["all", "a", "b", "ab"]), max_size=20),
+    st.integers(0, 20),
+    st.sampled_from([None, "a", "b", "c"]),
+    st.integers(1, 8),
+)
+def test_pages_of_a_log_are_what_was_for_all_and_for_one(
+    sent: list[str], position: int, sid: str | None, limit: int
+) -> None:
+    log = Log(size=1_000, limit=1_000_000, age=60.0, epoch="e")
+    for to in sent:
+        if to == "all":
+            log.append(publication(), 0.0)
+        else:
+            log.append_private(publication(), [*to], 0.0)
+    expected = [
+        number
+        for number, to in enumerate(sent, 1)
+        if number > position and (to == "all" or (sid is not None and sid in to))
+    ]
+    cursor, found = f"e-{min(position, len(sent))}", []
+    while True:
+        page = log.after(cursor, sid, 0.0, limit)
+        assert len(page.publications) <= limit
+        found += [each.position for each in page.publications]
+        if page.last:
+            break
+        cursor = page.cursor
+    assert found == expected
+    assert (page.position, page.cursor) == (len(sent), log.head)

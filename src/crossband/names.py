@@ -54,6 +54,11 @@ def is_socket_id(room: str) -> bool:
     return len(room) == SID_LENGTH and room[0] == "_" and room[1:].isascii() and room[1:].isalnum()
 
 
+def has_controls(text: str) -> bool:
+    """Return whether there is a control character in a text."""
+    return _without_controls(text) is None
+
+
 def check_name(value: object, what: str) -> str:
     """Return a usable event, room or namespace name, as a plain `str`.
 
@@ -70,7 +75,7 @@ def check_name(value: object, what: str) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise InvalidName(f"{what} must be valid Unicode") from None
-        if _without_controls(value) is None:
+        if has_controls(value):
             raise InvalidName(f"{what} must not contain control characters: {value!r}")
     return value if type(value) is str else str.__str__(value)
 

@@ -407,7 +407,7 @@ async def test_slow_connect_handler_loses_nothing(hub: BareHub) -> None:
 async def test_too_slow_connect_handler_is_a_gap(
     hub: BareHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crossband.hub.admission.CONNECT_HANDLER_TIME", 0.01)
+    monkeypatch.setattr("crossband.hub.welcome.CONNECT_HANDLER_TIME", 0.01)
     cursor = await start_of(hub)
     gate = asyncio.Event()
 

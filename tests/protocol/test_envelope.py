@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from crossband.errors import EncodeError, EventError, InvalidMessage
 from crossband.protocol.envelope import (
     CONTROL,
-    MAX_ID,
     Message,
     decode,
     encode_ack,
@@ -23,6 +22,7 @@ from crossband.protocol.envelope import (
     encode_shutdown,
     encode_welcome,
 )
+from crossband.protocol.payload import MAX_ID
 from tests.protocol.strategies import any_text, cursors, hostile_text, ids, json_values, names
 
 

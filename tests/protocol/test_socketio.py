@@ -19,10 +19,9 @@ from crossband.errors import (
     ProtocolError,
 )
 from crossband.protocol import payload as payloads
-from crossband.protocol.payload import Payload
+from crossband.protocol.payload import MAX_ID, Payload
 from crossband.protocol.socketio import (
     MAX_AUTH,
-    MAX_ID,
     Decoder,
     Packet,
     PacketType,

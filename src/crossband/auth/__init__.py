@@ -14,9 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from crossband.handshake import Handshake
-
-# Not allowed in user names, which are logged, and are keys elsewhere.
-_CONTROL: Final = frozenset(map(chr, [*range(32), 127]))
+from crossband.names import has_controls
 
 Action = Literal["subscribe", "publish"]
 
@@ -185,7 +183,8 @@ class Identity(msgspec.Struct, frozen=True):
             raise ValueError(
                 f"a user's name is a string of 1 to {MAX_USER} characters, not {len(self.user)}"
             )
-        if not _CONTROL.isdisjoint(self.user):
+        # It stands in log lines, and is a key elsewhere.
+        if has_controls(self.user):
             raise ValueError("a user's name must not contain control characters")
         for name in ("expires", "issued"):
             value = getattr(self, name)

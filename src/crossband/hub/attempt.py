@@ -26,7 +26,7 @@ class Resume:
 
 
 class Endings(Protocol):
-    """What becomes of admissions: `Admissions`, which makes them."""
+    """What becomes of admissions: `Welcomes`, which stand above them."""
 
     def welcome(self, admission: Admission) -> None:
         """Let the client receive, from here on and in order, all it should."""

@@ -20,6 +20,7 @@ from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
 from crossband.hub.resumption import Resumptions
 from crossband.hub.watchdog import unwatch, watch
+from crossband.hub.welcome import Welcomes
 from crossband.names import REFRESH
 from crossband.settings import Settings
 
@@ -61,14 +62,9 @@ class Core:
         self.directory = Directory(node, self.access, self.departures, reserved)
         self.quotas = Quotas(node)
         resumptions = Resumptions(node, self.access)
+        welcomes = Welcomes(node, self.directory, self.expiry, resumptions, self.departures)
         self.admissions = Admissions(
-            node,
-            self.directory,
-            self.access,
-            self.expiry,
-            self.quotas,
-            resumptions,
-            self.departures,
+            node, self.directory, self.access, self.quotas, resumptions, welcomes
         )
         self.cluster = Cluster(
             node,

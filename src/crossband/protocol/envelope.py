@@ -13,6 +13,7 @@ import msgspec
 from crossband.errors import EncodeError, InvalidMessage
 from crossband.protocol import payload
 from crossband.protocol.depth import FLAT, MESSAGE_DEPTH, is_deeper
+from crossband.protocol.payload import MAX_ID
 
 # Types with a meaning of their own. An event with such a name has the type "event", and its name
 # in `event`.
@@ -21,8 +22,6 @@ CONTROL: Final = frozenset({"welcome", "ack", "gap", "error"})
 _SERVERS: Final = CONTROL - {"ack"}
 # Types that are not simply the event's name.
 _SPECIAL: Final = CONTROL | {"event"}
-# 2^53 - 1: JavaScript numbers are exact up to here.
-MAX_ID: Final = 2**53 - 1
 
 
 class Message(msgspec.Struct):

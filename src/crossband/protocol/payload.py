@@ -28,6 +28,8 @@ class Payload(msgspec.Struct, frozen=True, gc=False):
 
 EMPTY: Final = Payload(b"[]")
 
+# The highest id of an acknowledgement. 2^53 - 1: JavaScript numbers are exact up to here.
+MAX_ID: Final = 2**53 - 1
 # The parser of the official clients closes the connection on a packet with more.
 MAX_ATTACHMENTS: Final = 10
 

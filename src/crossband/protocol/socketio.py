@@ -22,7 +22,7 @@ from crossband.errors import (
     ProtocolError,
 )
 from crossband.protocol.depth import FLAT, MAX_DEPTH, MESSAGE_DEPTH, is_deeper
-from crossband.protocol.payload import to_json
+from crossband.protocol.payload import MAX_ID, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,9 +56,6 @@ class Packet(msgspec.Struct, frozen=True, gc=False):
     # In the order of `num` in their placeholders.
     attachments: tuple[bytes, ...] = ()
 
-
-# 2^53 - 1: JavaScript numbers are exact up to here.
-MAX_ID: Final = 2**53 - 1
 
 # The escape of a surrogate, lone or one of a pair.
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Seconds between two signs of life of a node, and without one after which it is gone.
 HEARTBEAT: Final = 2.5

@@ -45,7 +45,7 @@ class Private:
         # Oldest first.
         self.entries: deque[Entry] = deque()
         # Bytes: LOG_COST, and of each entry its data and EVENT_COST.
-        self.cost = LOG_COST
+        self.cost: int = LOG_COST
 
 
 class Privates:
@@ -165,7 +165,7 @@ class Log:
         # The last number given, and the highest that was evicted from the entries.
         self._last = 0
         self._lost = 0
-        self.private = Privates(size=size, limit=limit, age=age)
+        self.private: Final = Privates(size=size, limit=limit, age=age)
 
     @property
     def empty(self) -> bool:

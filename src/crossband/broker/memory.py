@@ -12,9 +12,11 @@ from functools import lru_cache, partial
 from typing import Self
 
 from crossband.broker import HISTORY_PAGE, Broker, Page, Publication, Receiver
+from crossband.broker.bus import Bus
 from crossband.broker.log import Log
 from crossband.broker.memory_bus import MemoryBus
 from crossband.broker.memory_sessions import MemorySessions
+from crossband.broker.sessions import SessionStore
 from crossband.names import new_id
 
 # Namespaces made by pattern are named by clients: past this many that something was published
@@ -51,8 +53,8 @@ class MemoryBroker(Broker):
         self._memory = memory
         # None until started.
         self._receiver: Receiver | None = None
-        self.sessions = memory.sessions
-        self.bus = MemoryBus(new_id(), memory.hall)
+        self.sessions: SessionStore = memory.sessions
+        self.bus: Bus = MemoryBus(new_id(), memory.hall)
 
     def peer(self) -> Self:
         """Return the broker of another hub in this process: the two hubs are one to clients.
@@ -110,7 +112,7 @@ class Memory:
         self._nodes: dict[str, Receiver] = {}
         self.receivers: tuple[Receiver, ...] = ()
         self.hall: dict[str, MemoryBus] = {}
-        self.sessions = MemorySessions(
+        self.sessions: MemorySessions = MemorySessions(
             age=age, clock=clock, forget=self._forget_private, sweep_later=self._sweep_later
         )
         # Of namespaces that something was recorded in; most recently used last.

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Seconds after which the sessions of a node that shows no sign of life count as left alone:
 # three heartbeats, and one to spare.

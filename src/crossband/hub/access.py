@@ -16,7 +16,7 @@ from crossband.handshake import Handshake
 from crossband.hub.answers import cancelling
 from crossband.hub.node import Node
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 Authenticate = Callable[[Handshake], Identity | Awaitable[Identity | None] | None]
 Authorize = Callable[[Identity | None, Action, str | None], bool | Awaitable[bool]]
@@ -47,7 +47,7 @@ class Access:
         self._clock = clock
         # By user, when it was revoked, and the number of that revocation; longest ago first.
         self._revoked: dict[str, tuple[float, int]] = {}
-        self.revocations = 0
+        self.revocations: int = 0
 
     async def identify(self, handshake: Handshake) -> Identity | None:
         """Return who a client is; None for an anonymous one. Raises ConnectionRefused."""

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from crossband.codecs import Codec
 from crossband.connection import Connection
@@ -31,7 +32,7 @@ from crossband.hub.resumption import Resumptions
 from crossband.hub.states import State
 from crossband.names import is_socket_id
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 _SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
 

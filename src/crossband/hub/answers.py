@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from crossband.errors import (
     Disconnected,
@@ -22,7 +22,7 @@ from crossband.protocol import payload
 from crossband.protocol.payload import Payload
 from crossband.protocol.socketio import is_number
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 
 def cancelling() -> bool:

@@ -56,7 +56,7 @@ class ReplayBuffer(deque["Publication | Wire"]):
         # Messages, and bytes of their data; a client further behind is disconnected.
         self._most = count
         self._largest = size
-        self.size = 0
+        self.size: int = 0
 
     def take(self, publication: Publication) -> None:
         """Keep a publication until the client has what is before it."""
@@ -123,13 +123,13 @@ class CatchUp:
         # The position up to which the history was read: all up to it was in there, or was not
         # for this client.
         self._read = read
-        self.buffer = buffer
+        self.buffer: Final = buffer
         # Where the client is: nothing before it is still to come.
-        self.cursor = cursor
+        self.cursor: str = cursor
         # Some of it was sent, or could have been.
-        self.begun = False
+        self.begun: bool = False
         # Its outbox is full, or others have their turn: it will go on by itself.
-        self.pausing = False
+        self.pausing: bool = False
         # None unless somebody waits for the end.
         self._ended: asyncio.Future[None] | None = None
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -24,7 +24,7 @@ from crossband.hub.others import ask
 from crossband.hub.quotas import Quotas
 from crossband.hub.resumption import Resumptions
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Header lines of a client that other nodes may see: none that may hold a secret.
 _SHOWN = ("accept-language", "host", "origin", "user-agent")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 from crossband.broker import Broker
 from crossband.connection import Connection, Ticker
@@ -53,20 +53,21 @@ class Core:
         settings: Settings,
         doors: Doors,
     ) -> None:
-        node = self.node = Node(broker, settings)
-        self.traffic = node.traffic
-        self.access = Access(node, authenticate, authorize)
-        self.expiry = Expiry(node, self.access, self._dismiss)
-        self.departures = Departures(node, self.expiry, self._vacate)
+        node = Node(broker, settings)
+        self.node: Final = node
+        self.traffic: Final = node.traffic
+        self.access: Final = Access(node, authenticate, authorize)
+        self.expiry: Final = Expiry(node, self.access, self._dismiss)
+        self.departures: Final = Departures(node, self.expiry, self._vacate)
         reserved = {} if authenticate is None else {REFRESH: self.expiry.refresh}
-        self.directory = Directory(node, self.access, self.departures, reserved)
-        self.quotas = Quotas(node)
+        self.directory: Final = Directory(node, self.access, self.departures, reserved)
+        self.quotas: Final = Quotas(node)
         resumptions = Resumptions(node, self.access)
         welcomes = Welcomes(node, self.directory, self.expiry, resumptions, self.departures)
-        self.admissions = Admissions(
+        self.admissions: Final = Admissions(
             node, self.directory, self.access, self.quotas, resumptions, welcomes
         )
-        self.cluster = Cluster(
+        self.cluster: Final = Cluster(
             node,
             self.directory,
             self.access,
@@ -75,24 +76,24 @@ class Core:
             resumptions,
             self.departures,
         )
-        self.root = self.directory.of("/")
-        self.life = Life()
+        self.root: Final = self.directory.of("/")
+        self.life: Final = Life()
         self._doors = doors
         # For who else stops the hub meanwhile, until it is done.
         self._stopped = asyncio.Event()
         # The server takes no further requests by then: polls that wait are the last.
-        self.last_polls = False
+        self.last_polls: bool = False
         # What the doors call.
-        self.find = self.directory.find
-        self.admit = self.admissions.admit
-        self.leave = self.departures.leave
-        self.dismiss = self.departures.dismiss
-        self.take_slot = self.quotas.take_slot
-        self.floods = self.quotas.floods
-        self.count_control = self.quotas.count_control
-        self.count_message = self.quotas.count_message
-        self.count_publish = self.quotas.count_publish
-        self.run_to_end = node.run_to_end
+        self.find: Final = self.directory.find
+        self.admit: Final = self.admissions.admit
+        self.leave: Final = self.departures.leave
+        self.dismiss: Final = self.departures.dismiss
+        self.take_slot: Final = self.quotas.take_slot
+        self.floods: Final = self.quotas.floods
+        self.count_control: Final = self.quotas.count_control
+        self.count_message: Final = self.quotas.count_message
+        self.count_publish: Final = self.quotas.count_publish
+        self.run_to_end: Final = node.run_to_end
 
     def _dismiss(self, socket: Socket, reason: str, code: CloseCode, error: EventError) -> None:
         self.departures.dismiss(socket, reason, code, error)

@@ -16,7 +16,7 @@ from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
 from crossband.hub.states import State
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Seconds that the connect handlers of a client that is back wait for the disconnect handlers
 # of its earlier connection, and these for their connect handlers. One that hangs must not keep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, overload
+from typing import Any, Final, overload
 from weakref import WeakValueDictionary
 
 from crossband.broker import Publication
@@ -18,7 +18,7 @@ from crossband.hub.namespace import Departing, Namespace
 from crossband.hub.node import Node
 from crossband.names import check_name
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 
 class NamespacePattern(Handlers):
@@ -27,7 +27,7 @@ class NamespacePattern(Handlers):
     def __init__(
         self, namespaces: Mapping[str, Namespace], matches: Callable[[str], bool], *, plain: bool
     ) -> None:
-        self.registry = Registry()
+        self.registry: Final = Registry()
         super().__init__(self.registry)
         self._namespaces = namespaces
         self.matches = matches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 from crossband.errors import (
     ConnectionRefused,
@@ -22,7 +22,7 @@ from crossband.hub.node import Emitted, emitted
 from crossband.hub.sender import Sender
 from crossband.names import RESERVED, check_name
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 
 async def settle(handling: Coroutine[Any, Any, Any]) -> Any:

@@ -44,7 +44,7 @@ class Emission(Awaitable["str | None"]):
         # What awaiting waits for besides. None: nothing.
         self._way = way
         # Somebody will hear of its failure.
-        self.awaited = False
+        self.awaited: bool = False
 
     def __await__(self) -> Generator[Any, None, str | None]:
         outcome = self._outcome

@@ -7,7 +7,7 @@ import concurrent.futures
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from crossband.broker import Bus, Publication
 from crossband.codecs import PLAIN, Codec, Wire, tag_of
@@ -25,7 +25,7 @@ from crossband.policies import Policy
 from crossband.protocol import payload
 from crossband.protocol.payload import Payload
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 
 class Recipient(Member, Writable, Protocol):
@@ -70,13 +70,13 @@ class Fanout(Generic[R]):
     ) -> None:
         self._node = node
         self._traffic = node.traffic
-        self.name = name
+        self.name: Final = name
         # By event.
         self._policies = policies
-        self.members = members
+        self.members: Final = members
         # Everything recorded is also given to these while somebody catches up.
         self.buffers: list[ReplayBuffer] = []
-        self.places = Places()
+        self.places: Final = Places()
 
     @property
     def bus(self) -> Bus:

@@ -18,7 +18,7 @@ from crossband.hub.incoming import Incoming
 from crossband.hub.runner import Started
 from crossband.hub.sender import Sender
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # What most handlers return; asking whether another type is awaitable takes its time.
 _DATA = frozenset({type(None), dict, list, tuple, str, int, float, bool, bytes})

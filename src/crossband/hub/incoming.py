@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -30,13 +30,13 @@ class Incoming:
         reply: Callable[[Payload | EventError], None] | None = None,
         single: bool = False,
     ) -> None:
-        self.event = event
-        self.raws = raws
-        self.attachments = attachments
-        self.ack_id = ack_id
-        self.reply = reply
+        self.event: Final = event
+        self.raws: Final = raws
+        self.attachments: Final = attachments
+        self.ack_id: Final = ack_id
+        self.reply: Final = reply
         # The door carries one value: an array may stand for several arguments.
-        self.single = single
+        self.single: Final = single
 
     @property
     def size(self) -> int:

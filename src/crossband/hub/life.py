@@ -11,7 +11,7 @@ from crossband.errors import StartError
 from crossband.handlers.callables import check_callable, name_of
 from crossband.hub.runner import places
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 T = TypeVar("T")
 # Called without arguments, plain or async; what it returns is not looked at.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Coroutine, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from crossband.auth import Action, Identity
 from crossband.broker import Bus, Publication, Session
@@ -174,7 +174,7 @@ class Namespace(Handlers):
         plain: bool = False,
         registry: Registry | None = None,
     ) -> None:
-        self.registry = registry if registry is not None else Registry()
+        self.registry: Final = registry if registry is not None else Registry()
         super().__init__(self.registry)
         self.node = node
         self.access = access
@@ -182,18 +182,18 @@ class Namespace(Handlers):
         # The hub's own handlers, by reserved event.
         self.reserved = reserved
         # All namespaces of a hub count together: those of patterns come and go.
-        self.traffic = node.traffic
+        self.traffic: Final = node.traffic
         self.name = name
         # What a handler emits is out when it ends: its answer need not wait.
-        self.publishes_at_once = node.publishes_at_once
+        self.publishes_at_once: Final = node.publishes_at_once
         # The raw WebSocket door speaks bare frames here, no envelopes.
         self.plain = plain
         # Clients that are being let in.
         self.entering = 0
         # Those connected to this node.
         self.members: Rooms[Socket] = Rooms()
-        self.fanout = Fanout(node, name, self.registry.policies, self.members)
-        self.replays = Replays(node, self.fanout)
+        self.fanout: Final = Fanout(node, name, self.registry.policies, self.members)
+        self.replays: Final = Replays(node, self.fanout)
 
     @property
     def hub(self) -> Any:
@@ -298,24 +298,24 @@ class Socket:
         identity: Identity | None = None,
         attempt: int = 0,
     ) -> None:
-        self.namespace = namespace
-        self.connection = connection
-        self.codec = codec
-        self.handshake = handshake
+        self.namespace: Final = namespace
+        self.connection: Final = connection
+        self.codec: Final = codec
+        self.handshake: Final = handshake
         # What the broker keeps of this client; the rooms and data here are the live ones.
-        self.record = record
+        self.record: Session = record
         # The client came back as itself: same id, rooms and data, nothing lost.
-        self.recovered = recovered
+        self.recovered: bool = recovered
         # Who it is, by the last token it showed. None where nobody asked, and for anonymous
         # clients.
-        self.identity = identity
+        self.identity: Identity | None = identity
         # By which several attempts of one client are told apart: the later, the higher.
-        self.attempt = attempt
+        self.attempt: int = attempt
         # LIVE from the welcome until it leaves: `state` tells more.
-        self.stage = State.CONNECTING
-        self.connected = False
+        self.stage: State = State.CONNECTING
+        self.connected: bool = False
         # The application disconnected it before it was let in.
-        self.refused = False
+        self.refused: bool = False
         # Resolved when its connect handlers have ended. None where none runs or waits to.
         self.greeting: asyncio.Future[None] | None = None
         # None unless the client still has recorded events coming before live ones.
@@ -323,7 +323,7 @@ class Socket:
         # None until the first emit_with_ack.
         self._acks: Acks | None = None
         # What it sent and is not handled yet.
-        self.inbox = Inbox()
+        self.inbox: Final = Inbox()
         # Tasks that end with the client. None until the first of them.
         self._ending: set[asyncio.Task[Any]] | None = None
         # What is emitted to it before its welcome. None after that, and if nothing is.

@@ -25,7 +25,7 @@ from crossband.hub.runner import SpareRunners, places
 from crossband.hub.traffic import Traffic
 from crossband.settings import Settings
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 
 class Emitted:
@@ -67,13 +67,13 @@ class Node:
                 "Hub(broker) takes a Broker, such as MemoryBroker(), or 'memory://', not "
                 + (f"the class {broker.__name__}" if isinstance(broker, type) else repr(broker))
             )
-        self.settings = settings
+        self.settings: Settings = settings
         # False when it makes its own from the settings.
         self._own_broker = broker is None
         self._broker: Broker | None = broker
         # What applications call the hub: for them to find. Nothing here uses it.
         self.hub: Any = None
-        self.traffic = Traffic()
+        self.traffic: Final = Traffic()
         # Numbers the attempts to come in, and the acknowledgements that are asked for.
         self._attempts = itertools.count()
         self._ack_ids = itertools.count()
@@ -84,8 +84,8 @@ class Node:
         self._ticker: Ticker | None = None
         self._started_at = 0.0
         # Somebody stops it; and it takes too long: what is still being handled is cancelled.
-        self.stopping = False
-        self.out_of_time = False
+        self.stopping: bool = False
+        self.out_of_time: bool = False
 
     def configure(self, settings: Settings) -> None:
         """Take other settings, before it begins."""

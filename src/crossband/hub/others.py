@@ -13,7 +13,7 @@ from crossband.errors import EventError
 from crossband.hub import messages
 from crossband.hub.messages import Choice, Done, Gathered, Message, Profile
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from crossband.hub.others import ask
 from crossband.rates import Buckets, Meter
 from crossband.slots import Slots, TooManyConnections
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Seconds between two log lines about refused connections.
 REFUSAL_LOG_TIME: Final = 10.0
@@ -28,7 +28,7 @@ class Quotas:
     def __init__(self, node: Node) -> None:
         self._node = node
         # Made anew when the hub starts.
-        self.slots = Slots()
+        self.slots: Slots = Slots()
         self._user_rates: Buckets | None = None
         self._publish_rates: Buckets | None = None
         # When a refused connection was logged last.

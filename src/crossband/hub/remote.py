@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from crossband.errors import AckTimeout, Disconnected
 from crossband.handshake import Handshake
@@ -25,16 +25,16 @@ class RemoteSocket:
     def __init__(self, fanout: Fanout[Any], node: str, profile: Profile) -> None:
         self._fanout = fanout
         # The node that serves it.
-        self.node = node
-        self.id = profile.id
-        self.rooms = frozenset(profile.rooms)
-        self.data = profile.data
+        self.node: Final = node
+        self.id: Final = profile.id
+        self.rooms: Final = frozenset(profile.rooms)
+        self.data: Final = profile.data
         # "websocket", "polling" or "sse".
-        self.transport = profile.transport
+        self.transport: Final = profile.transport
         # Whose client it is; None for an anonymous one.
-        self.user = profile.user
+        self.user: Final = profile.user
         # Without what may be secret: no query, no auth, and few headers.
-        self.handshake = Handshake(
+        self.handshake: Final = Handshake(
             transport=profile.transport,
             headers=profile.headers,
             query={},

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import Context, copy_context
 from pathlib import Path
 from sys import getrefcount
-from typing import Any
+from typing import Any, Final
 from weakref import getweakrefcount
 
 # Runners kept for the next coroutine: one, and some for coroutines that begin others.
@@ -127,7 +127,7 @@ class Runner:
         # Its coroutine has ended, and the task is about to.
         self._ending = False
         self.task: asyncio.Task[None] = loop.create_task(self._main())
-        self.name = self.task.get_name()
+        self.name: Final = self.task.get_name()
 
     def carry_on(self, started: Started, work: Work) -> None:
         """Run `work` with the rest of a coroutine."""
@@ -206,9 +206,9 @@ class SpareRunners:
         self._runners: list[Runner] = []
         self._open = True
         # Runs a coroutine in a new task.
-        self.spawn = spawn
+        self.spawn: Final = spawn
         # The tasks with work, for the hub to wait for.
-        self.working = working
+        self.working: Final = working
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:

@@ -16,7 +16,7 @@ from crossband.connection import Connection
 from crossband.errors import EventError
 from crossband.handshake import Handshake
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Seconds between two lines about one origin, address or place in the code.
 NOTICE_TIME: Final = 60.0
@@ -95,13 +95,13 @@ class Traffic:
 
     def __init__(self) -> None:
         # Messages from clients.
-        self.received = 0
+        self.received: int = 0
         # Events that could not be published, and nobody waited to hear so.
-        self.lost = 0
+        self.lost: int = 0
         # Events, whatever the number of their recipients.
-        self.published = 0
+        self.published: int = 0
         # Events to clients, each counted: without replays, and what asks for an answer.
-        self.delivered = 0
+        self.delivered: int = 0
         # By reason; those that any hub may have are there from the start.
         self.evictions: Counter[str] = Counter(slow_client=0, stalled=0, rate_limited=0)
         self.refusals: Counter[str] = Counter(origin_not_allowed=0, unauthorized=0, api_key=0)

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from crossband.hub.traffic import Notices
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Seconds without a sign of life until the loop is called blocked.
 PATIENCE: Final = 1.0

@@ -20,7 +20,7 @@ from crossband.hub.node import Node
 from crossband.hub.resumption import Resumptions
 from crossband.hub.states import State
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 # Seconds a client without a session, coming back with a cursor, waits for its connect
 # handlers to join its rooms. Its events are held meanwhile; past it, it is told of a gap.

@@ -46,7 +46,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "attachments before CONNECT",
         "binary before CONNECT",
     ),
-    "Data nested until somebody's recursion ends": (
+    "Data nested until a parser runs out of stack": (
         "test_hostile.py::test_what_gets_in_at_one_door_gets_out_at_all",
         "hub/test_namespace.py::test_nested_as_deeply_as_may_be_is_sent",
         "hub/test_catchup.py::test_event_one_door_cannot_carry_is_a_gap_there_and_reaches_the_others",
@@ -70,7 +70,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "test_limits.py::test_flood_of_bytes_is_closed_with_1008",
     ),
     "Fragment floods": ("test_hostile.py::test_fragments_without_end_are_cut",),
-    "Packets without bound in one polling body": (
+    "Unbounded packets in one polling body": (
         "protocol/test_engineio.py::test_a_megabyte_of_separators_is_refused_before_it_is_split",
         "a megabyte of separators",
         "129 packets, the last of them bad",
@@ -89,15 +89,15 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "test_hostile.py::test_body_that_never_ends_is_cut",
         "test_hostile.py::test_response_that_is_never_read_is_cut",
     ),
-    "Requests without end on one connection, bytes that are no request": (
+    "Endless requests on one connection, bytes that are not a request": (
         "test_hostile.py::test_requests_that_wait_for_answers_are_bounded",
         "test_hostile.py::test_bytes_that_are_no_request_keep_no_connection_open",
     ),
-    "WebSockets that carry a polling session on": (
+    "WebSockets that take over a polling session": (
         "test_hostile.py::test_only_one_websocket_takes_a_session_over",
         "test_hostile.py::test_upgrade_hears_nothing_but_its_two_packets",
     ),
-    "One client's thousand messages before everybody else's one": (
+    "One client's thousand messages delay everybody else's": (
         "test_flood.py::test_honest_clients_lose_nothing_beside_hostile_ones",
     ),
     "WebSockets of another site": (
@@ -107,7 +107,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "WebSocket: another site",
         "WebSocket: an opaque origin",
     ),
-    "Pages whose own name leads to a local server (DNS rebinding)": (
+    "Pages whose name resolves to a local server (DNS rebinding)": (
         "test_origins.py::test_every_path_is_for_the_allowed_hosts",
         "test_origins.py::test_page_of_a_name_that_leads_here_is_refused",
         "demo/test_pages.py::test_every_path_is_for_the_allowed_hosts",
@@ -134,12 +134,12 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "test_auth.py::test_key_that_does_not_fit_is_refused_at_construction",
         "test_auth.py::test_public_key_of_another_form_is_no_secret",
     ),
-    "Key fetches that a token drives": (
+    "Key fetches triggered by a token": (
         "test_auth.py::test_key_inside_the_token_is_not_looked_at",
         "test_auth.py::test_unknown_keys_cause_one_fetch",
         "test_auth.py::test_keys_are_taken_as_they_are_or_not_at_all",
     ),
-    "Keys joined to one string": (
+    "Keys joined into one string": (
         "broker/test_conformance.py::test_session_belongs_to_its_namespace",
         "SSE: a namespace with NUL",
         "WebSocket: a key with NUL",
@@ -172,7 +172,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "Everybody's history pushed out by one client": (
         "broker/test_memory.py::test_namespaces_that_were_only_named_take_no_place",
     ),
-    "What grows without bound": (
+    "Unbounded growth": (
         "broker/test_conformance.py::test_history_is_bounded_by_bytes",
         "hub/test_namespace.py::test_room_limit_is_told",
         "test_security.py::test_namespaces_of_one_connection_are_bounded",

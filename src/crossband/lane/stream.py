@@ -32,8 +32,8 @@ class StreamLane(asyncio.Protocol):
         self.peer: Peer = peer
         self._connections = connections
         self.paused: bool = paused
-        # (when, bytes unsent) since when the client was seen to take nothing. None while it is
-        # not behind.
+        # Since when the client is known to take nothing, and the bytes unsent then. None while it
+        # is not behind.
         self._seen: tuple[float, int] | None = None
         # Bytes a client sent on, which it has no reason to.
         self._received = 0
@@ -121,8 +121,8 @@ class StreamLane(asyncio.Protocol):
         self.write = discard
         self.paused = False
         if self._seen is not None:
-            # The transport's buffer says nothing any more. The kernel cuts a client that takes
-            # nothing, and only that one, by a timeout: it has had its time.
+            # The transport's buffer is gone. A timeout is the kernel's, which cuts only a client
+            # that took nothing for as long as it may.
             since = -math.inf if isinstance(exc, TimeoutError) else self._seen[0]
             self._seen = since, 0
         self._connections.discard(self)

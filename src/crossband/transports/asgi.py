@@ -1,6 +1,7 @@
-"""Lanes over ASGI messages, for servers that lend none: where the doors differ by server.
+"""Lanes over ASGI messages, for servers that lend none of their own.
 
-The request's own task reads, and a second one writes, whatever the number of messages.
+A door differs by server in this file alone. The request's own task reads and a second one
+writes, whatever the number of messages.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from crossband.codecs import Wire
 from crossband.connection import BATCH, Connection
@@ -30,6 +31,8 @@ from crossband.transports.lane import (
 CLOSE_TIME: Final = 2.0
 # The same for a client that is behind.
 CUT_TIME: Final = 0.1
+
+P = TypeVar("P", bound=Peer)
 
 
 def take_frames(request: Request, peer: FramePeer, *, limit: int) -> FrameLane:
@@ -54,7 +57,7 @@ def take_body(request: Request, peer: Peer, headers: HeaderList) -> BodyLane:
     return ASGIBodyLane(request, peer, headers)
 
 
-class ASGILane(ABC):
+class ASGILane(ABC, Generic[P]):
     """What both kinds have in common: the writing, and the end."""
 
     __slots__ = (
@@ -68,16 +71,16 @@ class ASGILane(ABC):
         "peer",
     )
 
-    # Nothing is awaited of the peer once all is written.
+    # The connection ends once all is written: no answer of the peer is awaited.
     ends_written: ClassVar[bool]
 
-    def __init__(self, request: Request, peer: Peer) -> None:
+    def __init__(self, request: Request, peer: P) -> None:
         self._request = request
-        self.peer: Peer = peer
-        # Taken from the outbox, for the writer: a batch at most, since what is left in the
-        # outbox may still be dropped.
+        self.peer: P = peer
+        # Taken from the outbox, for the writer. A batch at most until the end, since what is left
+        # in the outbox may still be dropped.
         self._taken: Sequence[Wire] = ()
-        # At its last flush, the outbox had more than that.
+        # The outbox had more than that when it was flushed last.
         self._more = False
         # On the monotonic clock: when the server was given what it has not taken yet. None
         # while it has nothing.
@@ -91,7 +94,7 @@ class ASGILane(ABC):
 
     @property
     def paused(self) -> bool:
-        # That a server takes its time with a message is no sign yet: some do so with each.
+        # A server that is slow to take one message proves nothing: some always are.
         return self._more and self._since is not None
 
     def flush(self, outbox: Connection) -> None:
@@ -138,7 +141,7 @@ class ASGILane(ABC):
         try:
             writing = asyncio.get_running_loop().create_task(self._write())
             try:
-                # The timeout is of those that were closed.
+                # Raised for a connection that was closed and whose peer does not answer.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(None) as self._reading:
                         if self._closing is not None:
@@ -168,7 +171,7 @@ class ASGILane(ABC):
                     await self._idle
                     self._idle = None
         except Exception:
-            # The server raises when the peer is gone. The reader should hear of that, too.
+            # The server raises when the peer is gone, and should tell the reader so, too.
             self._end_in(CLOSE_TIME)
         if self.ends_written:
             self._end_in(0)
@@ -190,12 +193,11 @@ class ASGILane(ABC):
         """Tell the server that nothing follows."""
 
 
-class ASGIFrameLane(ASGILane):
+class ASGIFrameLane(ASGILane[FramePeer]):
     """A WebSocket."""
 
     __slots__ = ("_held", "_limit")
 
-    peer: FramePeer  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
     ends_written = False
     pings = True
 
@@ -270,7 +272,7 @@ class ASGIFrameLane(ASGILane):
         await self._request.send({"type": "websocket.close", "code": code, "reason": reason})
 
 
-class ASGIBodyLane(ASGILane):
+class ASGIBodyLane(ASGILane[Peer]):
     """The body of a response."""
 
     __slots__ = ("_headers",)

@@ -99,7 +99,7 @@ class BodyLane(Lane, Protocol):
     def refused_for(self, now: float) -> float:
         """Return for how many seconds the peer has taken nothing of what waits for it.
 
-        Of a connection that was lost, for how many it had not at the end.
+        After the connection was lost: for how many it had taken nothing by then.
         """
         ...
 

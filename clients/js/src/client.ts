@@ -1,5 +1,5 @@
-// The client: one session, over one door at a time. Decides when to connect and over what,
-// keeps the cursor, and matches acknowledgements. Knows no wire: see websocket.ts and sse.ts.
+// The client: one session, over one door at a time. It decides when and over which door to
+// connect, keeps the cursor, and matches acknowledgements. The wire formats are in websocket.ts and sse.ts.
 import { openEventStream } from "./sse.js";
 import {
   type Answer,
@@ -24,11 +24,11 @@ import {
 import { backoff, onWake } from "./wake.js";
 import { openWebSocket } from "./websocket.js";
 
-/** What a connection has to last for the next wait to be a short one again. */
+/** How long a connection must last before the next wait starts short again. */
 const STABLE = 5_000;
-/** How long a connection may be silent after it was examined. */
+/** How long a connection may stay silent after a probe. */
 const PROBE_TIME = 10_000;
-/** How many of the last cursors are known, so that no event is shown twice. The server's history has 1,000. */
+/** How many of the last cursors are remembered, so that no event is delivered twice. */
 const SEEN = 1_000;
 
 type AnyListener = (event: string, data: any) => unknown;
@@ -45,14 +45,14 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
   id: string | undefined;
   /** The cursor of the last event; undefined until there is one. */
   cursor: string | undefined;
-  /** The last connection went on where the one before ended. */
+  /** Whether the last connection resumed the previous one. */
   recovered = false;
-  /** What it is, or was last, connected over. */
+  /** The door of the current or last connection. */
   transport: TransportName | undefined;
   state: State = "closed";
 
   readonly #url: string | URL;
-  /** `url` resolved, once connecting: on a server that renders the page there is no location. */
+  /** `url`, resolved on connecting: a server that renders the page has no location. */
   #base!: URL;
   readonly #options: Options;
   readonly #listeners = new Map<string, Set<Handler>>();
@@ -65,20 +65,20 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
   /** The client's secret. */
   #session: string | undefined;
   #link: Link | undefined;
-  /** Counts attempts, so that what a former one left behind finds that it is late. */
+  /** Counts attempts, so that callbacks of an earlier one notice that they are stale. */
   #generation = 0;
-  /** Doors still to be tried before the next wait. */
+  /** Doors to try before the next wait. */
   #round: TransportName[] = [];
-  /** The preferred door has worked, and has not failed since. */
+  /** Whether the preferred door has worked, and has not failed since. */
   #direct = false;
-  /** How many times in a row another door had to be used. */
+  /** How many times in a row the client used another door. */
   #fallbacks = 0;
   #attempt = 0;
   #welcomedAt = 0;
   #heardAt = 0;
-  /** The token was refused; a second time is the last. */
+  /** Whether the token was refused once; the second refusal is final. */
   #refused = false;
-  /** Waits for the next attempt, or for the welcome; then for silence. */
+  /** Times the next attempt, the welcome, then silence. */
   #timer: unknown;
   #stopListening: (() => void) | undefined;
 
@@ -114,13 +114,13 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     return this;
   }
 
-  /** Disconnect. `connect` resumes, as long as the server keeps the session. */
+  /** Disconnect. `connect` resumes if the server still has the session. */
   close(): this {
     if (this.#stopListening) this.#stop(new CrossbandError("closed", "The client was closed"));
     return this;
   }
 
-  /** Forget session and cursor: the next connection is a new client's. */
+  /** Forget session and cursor: the next connection is a new client. */
   forget(): void {
     this.#session = this.cursor = undefined;
     this.#seen.clear();
@@ -146,7 +146,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     return (this.on as (event: string, listener: Handler) => this).call(this, event, once);
   }
 
-  /** Remove a listener; without one, all of the event. */
+  /** Remove a listener; without one, all listeners of the event. */
   off<E extends EventName<ClientEvents>>(event: E, listener?: ClientEvents[E]): this;
   off<E extends Exclude<EventName<Incoming>, keyof ClientEvents>>(event: E, listener?: Listener<Incoming[E]>): this;
   off(event: string, listener?: Handler): this {
@@ -162,7 +162,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     }
   }
 
-  /** Hear every event of the server, before its own listeners. */
+  /** Listen for every event of the server; called before the event's own listeners. */
   onAny(listener: (event: EventName<Incoming>, data: any) => unknown): this {
     this.#any.add(listener as AnyListener);
     return this;
@@ -174,8 +174,8 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
   }
 
   /**
-   * Send an event; without a connection it waits for one. Returns false when too many wait: then
-   * it is not sent.
+   * Send an event; without a connection it is buffered. Returns false, without sending, if the
+   * buffer is full.
    */
   emit<E extends EventName<Outgoing>>(event: E, ...args: Args<Outgoing[E]>): boolean {
     return this.#send({ ...named(event), ...payload(args) });
@@ -184,26 +184,26 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
   /**
    * Send an event and return the handler's answer.
    *
-   * Rejects with a CrossbandError: the server's own, or `timeout`, `disconnected` (it may have
+   * Rejects with a CrossbandError: the server's, or `timeout`, `disconnected` (the event may have
    * been handled), `buffer_full`.
    */
   emitWithAck<E extends EventName<Outgoing>>(event: E, ...args: Args<Outgoing[E]>): Promise<Answer<Outgoing[E]>> {
     return this.#ask(event, args);
   }
 
-  /** Wait this long for the acknowledgement: `client.timeout(500).emitWithAck(…)`. */
+  /** Set how long to wait for the acknowledgement: `client.timeout(500).emitWithAck(…)`. */
   timeout(ms: number): Pick<Client<Incoming, Outgoing>, "emitWithAck"> {
     return { emitWithAck: (event, ...args) => this.#ask(event, args, ms) };
   }
 
-  /** Join a room by the server's `room:join`, now and after every gap. */
+  /** Join a room with the server's `room:join`, now and after every gap. */
   async join(room: string): Promise<any> {
     const answer = await this.#ask("room:join", [room]);
     this.#joined.add(room);
     return answer;
   }
 
-  /** Leave a room by the server's `room:leave`. */
+  /** Leave a room with the server's `room:leave`. */
   leave(room: string): Promise<any> {
     this.#joined.delete(room);
     return this.#ask("room:leave", [room]);
@@ -233,7 +233,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
   }
 
   #send(message: Message): boolean {
-    // Encoded now: the caller may change its objects.
+    // Encode now: the caller may change its objects later.
     const text = JSON.stringify(message);
     const limit = this.#options.bufferSize ?? 100;
     if (this.connected) return this.#link!.send(text, message);
@@ -344,9 +344,9 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     const { transports = ["websocket", "sse"], WebSocket = globalThis.WebSocket } = this.#options;
     const doors = transports.filter((name) => name !== "websocket" || WebSocket);
     if (doors.length === 0) throw new CrossbandError("transports", "No WebSocket: pass one as an option");
-    // What worked before is likely only away for a moment.
+    // A door that worked before is probably down only for a moment.
     if (this.#direct) return doors.slice(0, 1);
-    // What was in vain twice is asked last.
+    // A door that failed twice is tried last.
     if (this.#fallbacks > 1) doors.push(doors.shift()!);
     return doors;
   }
@@ -378,7 +378,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     this.recovered = recovered as boolean;
     this.cursor = offset ?? this.cursor;
     this.#watch();
-    // What waited goes before what listeners send now.
+    // Buffered events go before those that listeners send now.
     this.state = "connected";
     const buffer = this.#buffer;
     this.#buffer = [];
@@ -395,7 +395,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
   #rejoin(): void {
     for (const room of this.#joined) {
       this.join(room).catch((error: CrossbandError) => {
-        // Not when it was only cut off: then the next connection asks again.
+        // After a lost connection the room stays: the next connection joins again.
         if (error.code !== "disconnected" && error.code !== "timeout") this.#joined.delete(room);
         this.#fire("error", error);
       });
@@ -412,7 +412,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     }
   }
 
-  // Losing it, and coming back.
+  // Losing the connection, and reconnecting.
 
   /** End the connection, or the attempt, from this side. */
   #lose(code: string, message: string): void {
@@ -426,13 +426,13 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
       if (Date.now() - this.#welcomedAt > STABLE) this.#attempt = 0;
     } else if (this.#isPreferred()) this.#direct = false;
     if (error.code === "unauthorized" && typeof token === "function" && !this.#refused) {
-      // A new token may do.
+      // A new token may work.
       this.#refused = true;
       final = false;
     }
     const last = this.#round.length === 0 && (!reconnection || this.#attempt >= reconnectionAttempts);
     if (final || last) {
-      // What the server ended cannot be resumed.
+      // A session that the server ended cannot be resumed.
       if (error.code === "closed" || error.code === "disconnected") this.#session = undefined;
       this.#stop(error);
     } else {
@@ -446,7 +446,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
 
   #wait(): void {
     const { reconnectionDelay = 500, reconnectionDelayMax = 30_000, random = Math.random } = this.#options;
-    // The other doors of the round are tried at once.
+    // The other doors of the round are tried without a wait.
     const wait =
       this.#round.length > 0 ? 0 : backoff(this.#attempt++, reconnectionDelay, reconnectionDelayMax, random);
     this.#setTimer(() => void this.#open(), wait);
@@ -460,7 +460,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     }
   }
 
-  /** Examine the connection when it has been silent. */
+  /** Probe the connection after it has been silent. */
   #watch(): void {
     const { heartbeat = 25_000 } = this.#options;
     this.#clearTimer();
@@ -481,7 +481,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     }, PROBE_TIME);
   }
 
-  /** Forget the link, and tell those that wait for its answers. */
+  /** Close the link, and reject the acknowledgements that it still owes. */
   #drop(): void {
     this.#generation += 1;
     this.#clearTimer();
@@ -511,8 +511,8 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     this.#fire("state", state);
   }
 
-  // Across reloads. Who loads takes the session away, so that no second tab takes the same; who
-  // leaves puts it back, with the cursor of the last event that was shown.
+  // Across reloads. A page that loads removes the session from storage, so that no second tab uses
+  // it; a page that closes stores it again, with the cursor of the last event it delivered.
 
   #keepSession(): () => void {
     if (!this.#options.persist) return () => {};
@@ -521,7 +521,7 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
     this.#remember("removeItem");
     if (kept && !this.#session) [this.#session, this.cursor] = JSON.parse(kept) as [string, string];
     const leave = (): void => void this.#remember("setItem");
-    // Back from the browser's cache of pages, with all that was left here.
+    // Restored from the back/forward cache, with its state intact.
     const back = ({ persisted }: PageTransitionEvent): void => {
       if (!persisted) return;
       const own = this.#remember("getItem")?.includes(JSON.stringify(this.#session));
@@ -570,13 +570,13 @@ export class Client<Incoming extends EventsMap = DefaultEvents, Outgoing extends
   }
 }
 
-/** No argument is no data, several are an array. */
+/** No argument means no data; several become an array. */
 function payload(args: readonly unknown[]): { data?: unknown } {
   if (args.length === 0) return {};
   return { data: args.length === 1 ? args[0] : args };
 }
 
-/** Words of the envelope: an event of such a name is sent as one that has it beside its type. */
+/** An event named like a message of the envelope is sent as type "event", with its name beside it. */
 function named(event: string): { type: string; event?: string } {
   return /^(welcome|ack|gap|error)$/.test(event) ? { type: "event", event } : { type: event };
 }
@@ -584,7 +584,7 @@ function named(event: string): { type: string; event?: string } {
 /** Names of ClientEvents. */
 const OWN = /^(connect|disconnect|connect_error|error|gap|shutdown|state)$/;
 
-/** One listener's failure is not the next one's. */
+/** Call a listener so that its error does not stop the next one. */
 function guard(call: () => unknown): void {
   try {
     call();

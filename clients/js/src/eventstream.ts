@@ -1,17 +1,17 @@
-// Server-Sent Events read from `fetch`: any server's, in browsers and in Node.js. What
-// EventSource does not show is needed here: comments (signs of life), the status and body of a
-// refusal, headers (a token that no log sees); and Node.js has no EventSource.
+// Reads Server-Sent Events of any server with `fetch`, in browsers and in Node.js. The client needs
+// what EventSource lacks: comments (heartbeats), the status and body of a refusal, and request
+// headers (which keep a token out of logs). Node.js has no EventSource.
 import { CrossbandError } from "./types.js";
 
 export interface StreamEvent {
-  /** "message" where the server gave no name. */
+  /** "message" if the server gave no name. */
   event: string;
   data: string;
-  /** Only where the event itself has one. */
+  /** Undefined if the event itself has none. */
   id: string | undefined;
 }
 
-/** Splits text into events, as the HTML standard §9.2.6 says. */
+/** Splits text into events, as in the HTML standard, §9.2.6. */
 export class EventStreamParser {
   #rest = "";
   #data: string[] = [];
@@ -56,13 +56,13 @@ export class EventStreamParser {
 
 export interface StreamListener {
   open?(): void;
-  /** Bytes arrived, be they a comment. */
+  /** Bytes arrived, if only a comment. */
   alive?(): void;
   event(event: StreamEvent): void;
   retry?(ms: number): void;
 }
 
-/** Read one stream until it ends. Raises CrossbandError when it is refused, or what broke it. */
+/** Read one stream until it ends. Throws CrossbandError if it is refused, or the error that broke it. */
 export async function readEventStream(
   fetchStream: typeof fetch,
   url: string | URL,
@@ -89,7 +89,7 @@ export async function readEventStream(
   }
 }
 
-/** Read a response that is an error: Crossband's JSON, or somebody else's. */
+/** Convert an error response to an error: Crossband's JSON, or another server's response. */
 export async function refusal(response: Response): Promise<CrossbandError> {
   const { status } = response;
   if (status === 204) return new CrossbandError("disconnected", "Ended by the server", { status });
@@ -102,7 +102,7 @@ export async function refusal(response: Response): Promise<CrossbandError> {
   return new CrossbandError("http", `HTTP ${status}, no event stream`, { status });
 }
 
-/** Whether a refusal would be the same again: the server's own 4xx, and 204. */
+/** Whether a retry would be refused again: the server's own 4xx, and 204. */
 export function isFinal({ code, details }: CrossbandError): boolean {
   const status = Number(details["status"]);
   return status === 204 || (code !== "http" && status >= 400 && status < 500 && status !== 408 && status !== 429);

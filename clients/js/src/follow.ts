@@ -1,4 +1,4 @@
-// Follows one event stream, of any server, across cuts. Knows no envelope and no session.
+// Follows one event stream of any server, across lost connections. It knows neither envelopes nor sessions.
 import { readEventStream, type StreamEvent } from "./eventstream.js";
 import { CrossbandError } from "./types.js";
 import { backoff, onWake } from "./wake.js";
@@ -15,11 +15,11 @@ export interface FollowOptions {
 export interface Follower {
   open(): void;
   event(event: StreamEvent, lastEventId: string): void;
-  /** It comes back by itself, unless the server said no for good. */
+  /** The stream reconnects by itself, unless the server refused it for good. */
   lost(error: CrossbandError): void;
 }
 
-/** Begin to follow; returns what ends it. */
+/** Start following; returns a function that stops. */
 export function follow(address: string, options: FollowOptions, follower: Follower): () => void {
   const { headers, withCredentials, heartbeat = 0, reconnectionDelayMax = 30_000 } = options;
   const { fetch = globalThis.fetch.bind(globalThis) } = options;
@@ -28,7 +28,7 @@ export function follow(address: string, options: FollowOptions, follower: Follow
   let cursor = "";
   let attempt = 0;
   let abort: AbortController | undefined;
-  // Until the next attempt, or until the stream was silent for too long.
+  // Times the next attempt, or the silence of the stream.
   let timer: ReturnType<typeof setTimeout> | undefined;
 
   function watch(): void {
@@ -45,12 +45,12 @@ export function follow(address: string, options: FollowOptions, follower: Follow
     abort = own;
     const { signal } = own;
     const sent: Record<string, string> = {
-      // JSON too: refusals keep their status then; EventSource is sent a stream that ends.
+      // With JSON, refusals keep their status; without it the server sends a stream that ends, for EventSource.
       Accept: "text/event-stream, application/json",
       ...headers,
     };
     if (cursor) {
-      // To another origin the header would need a preflight, which EventSource is spared.
+      // To another origin this header would need a preflight, which EventSource does not need.
       const { location = url } = globalThis;
       if (url.origin === location.origin) sent["Last-Event-ID"] = cursor;
       else url.searchParams.set("lastEventId", cursor);
@@ -108,7 +108,7 @@ export function follow(address: string, options: FollowOptions, follower: Follow
   return stop;
 }
 
-/** As EventSource, which gives up after any other status than 200; but proxies pass. */
+/** Like EventSource, give up after an error status, except those that a proxy may send for a while. */
 function isFinal(status: number): boolean {
   return status === 204 || (status >= 400 && status < 500 && status !== 408 && status !== 429);
 }

@@ -3,11 +3,11 @@ import { Client } from "./client.js";
 import type { DefaultEvents, EventsMap, Options } from "./types.js";
 
 /**
- * Connect to a hub. `url` is where it is mounted: "https://example.com/realtime", or in a page
- * relative to it.
+ * Connect to a hub. `url` is where it is mounted, such as "https://example.com/realtime"; in a
+ * page it may be relative.
  *
- * The type parameters are maps of what the server sends and of what the client sends, as those
- * of `socket.io-client`.
+ * The type parameters are the event maps of the server and of the client, as in
+ * `socket.io-client`.
  */
 export function connect<Incoming extends EventsMap = DefaultEvents, Outgoing extends EventsMap = DefaultEvents>(
   url: string | URL,

@@ -1,12 +1,12 @@
 // crossband/react: hooks over the client, over socket.io-client, and over any event stream.
-// They connect in effects only, so that a page can be rendered on a server.
+// They connect only in effects, so that a server can render the page.
 import { useCallback, useEffect, useInsertionEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
 import type { Client } from "./client.js";
 import { connect, type CrossbandError } from "./index.js";
 import { follow } from "./follow.js";
 import type { ClientEvents, DefaultEvents, EventName, EventsMap, Listener, Options } from "./types.js";
 
-/** What the hooks need of a socket: Crossband's client and socket.io-client's have it. */
+/** The part of a socket that the hooks need: Crossband's client and socket.io-client's have it. */
 export interface SocketLike {
   readonly connected: boolean;
   on(event: any, listener: (...args: any[]) => void): unknown;
@@ -14,21 +14,21 @@ export interface SocketLike {
 }
 
 export interface SocketState<S> {
-  /** The same on every render, until the address or an option changes. */
+  /** The same on every render, until the URL or an option changes. */
   socket: S;
   isConnected: boolean;
-  /** Why there is no connection; null while there is one, and before the first failure. */
+  /** Why there is no connection; null while connected, and before the first failure. */
   error: Error | null;
 }
 
 /**
  * Connect a component to a hub, from its mount to its unmount.
  *
- * Options are compared by value: a change makes a new client. Of functions (`token`) the newest
- * is called, without reconnecting.
+ * Options are compared by value: a change makes a new client. A changed function (`token`) takes
+ * effect without reconnecting.
  *
- * Given a socket instead, of socket.io-client or of `connect`, it tells of that one's state and
- * neither connects nor closes it: that is up to who made it.
+ * Given a socket instead, from socket.io-client or `connect`, the hook reports its state and
+ * neither connects nor closes it: the code that created it does.
  */
 export function useSocket<Incoming extends EventsMap = DefaultEvents, Outgoing extends EventsMap = DefaultEvents>(
   url: string | URL,
@@ -39,7 +39,7 @@ export function useSocket(target: string | URL | SocketLike, options: Options = 
   const newest = useNewest(options);
   const given = typeof target === "object" && "on" in target ? target : undefined;
   const { storage, ...data } = options;
-  // Functions are not in it.
+  // Without functions.
   const key = given ? "" : String(target) + JSON.stringify(data);
 
   const own = useMemo(() => {
@@ -54,7 +54,7 @@ export function useSocket(target: string | URL | SocketLike, options: Options = 
       ...(typeof token === "function" && { token: call }),
       autoConnect: false,
     });
-    // The key says it all.
+    // The key contains all the data.
   }, [key, given]);
 
   const socket: SocketLike = given ?? own!;
@@ -74,7 +74,7 @@ export function useSocket(target: string | URL | SocketLike, options: Options = 
     () => false,
   );
 
-  // Of this socket, not of the one before.
+  // The failure of this socket, not of a previous one.
   const [failure, setFailure] = useState<{ of: SocketLike; error: Error } | null>(null);
   useEffect(() => {
     const failed = (error: Error): void => setFailure({ of: socket, error });
@@ -101,10 +101,10 @@ export function useSocket(target: string | URL | SocketLike, options: Options = 
 }
 
 /**
- * Hear an event from mount to unmount. The last render's handler is called; a changed one does not
- * subscribe again. Without a socket (null) it waits for one.
+ * Listen for an event from mount to unmount. The last render's handler is called; a changed one
+ * does not subscribe again. Without a socket (null) it waits for one.
  *
- * Many events can come between two renders: set state by a function of the state before,
+ * Many events can arrive between two renders: set state with an updater function,
  * `setLines((lines) => [...lines, line])`, or only the last of them is kept.
  */
 export function useEvent<Incoming extends EventsMap, Outgoing extends EventsMap, E extends EventName<ClientEvents>>(
@@ -136,32 +136,32 @@ export function useEvent(
 }
 
 export interface SseMessage<T = any> {
-  /** The event's name; "message" where it has none. */
+  /** The event's name; "message" if it has none. */
   event: string;
   /** The event's data, parsed. */
   data: T;
-  /** The cursor, as far as the stream has one. */
+  /** The last cursor; "" if the stream has none. */
   lastEventId: string;
 }
 
 export interface SseOptions<T = any> {
-  /** null: not now. */
+  /** null: no stream for now. */
   url: string | URL | null;
-  /** The events to hear; without it all. */
+  /** Names of the events to listen for; all if omitted. */
   events?: readonly string[];
-  /** The last render's is called. Many may come between two renders: see `useEvent`. */
+  /** The last render's function is called. Many events may arrive between two renders: see `useEvent`. */
   onMessage?: (message: SseMessage<T>) => void;
-  /** Default: JSON, and text where it is none. */
+  /** Converts the text of `data`. Default: JSON, or the text itself if it is not JSON. */
   parse?: (text: string) => T;
-  /** Sent with every request, such as `Authorization`. From another origin they need CORS. */
+  /** Sent with every request, such as `Authorization`. To another origin they need CORS. */
   headers?: Readonly<Record<string, string>>;
   withCredentials?: boolean;
   /**
-   * Milliseconds of silence after which the stream is opened anew; default 0, never. Crossband
+   * Milliseconds of silence after which the stream is reopened; default 0, never. Crossband
    * sends a comment every 15 s: 45,000 suits it.
    */
   heartbeat?: number;
-  /** As of `connect`; a stream's own `retry` counts instead of the first. Milliseconds. */
+  /** As in `connect`; the stream's `retry` replaces the first. Milliseconds. */
   reconnectionDelay?: number;
   reconnectionDelayMax?: number;
   fetch?: typeof fetch;
@@ -169,22 +169,22 @@ export interface SseOptions<T = any> {
 
 export interface SseState {
   isConnected: boolean;
-  /** Why there is no stream; null while there is one, and before the first failure. */
+  /** Why there is no stream; null while connected, and before the first failure. */
   error: CrossbandError | null;
-  /** The last cursor, which is shown when the stream comes back; "" without one. */
+  /** The last cursor, sent when the stream reconnects; "" without one. */
   lastEventId: string;
 }
 
 /**
- * Follow an event stream from mount to unmount: Crossband's or any server's. It comes back after
- * a cut and shows the last cursor it saw.
+ * Follow an event stream from mount to unmount: Crossband's or any server's. It reconnects after
+ * a lost connection and sends the last cursor it received.
  */
 export function useSSE<T = any>(options: SseOptions<T>): SseState {
   const { url, events, headers, withCredentials, heartbeat, reconnectionDelay, reconnectionDelayMax } = options;
   const newest = useNewest(options);
   const [state, setState] = useState<SseState>(idle);
   const key = JSON.stringify([url, headers, withCredentials, heartbeat, reconnectionDelay, reconnectionDelayMax]);
-  // Not in the key: it filters, and the server does not know of it.
+  // Not in the key: it only filters here; the server does not know it.
   const wanted = useNewest(events);
 
   useEffect(() => {
@@ -224,7 +224,7 @@ function parseJson(text: string): unknown {
   }
 }
 
-/** A reference to what the last render was given, set before any effect runs. */
+/** Return a ref to the value of the last render, set before any effect runs. */
 function useNewest<T>(value: T): { readonly current: T } {
   const reference = useRef(value);
   useInsertionEffect(() => {

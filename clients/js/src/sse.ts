@@ -1,11 +1,11 @@
-// One connection over the event stream door: a stream, and POST as its way back.
+// One connection over the event stream door: a stream to receive, and POST to send.
 import { isFinal, readEventStream, refusal, type StreamEvent } from "./eventstream.js";
 import { CrossbandError, type Link, type LinkListener, type Message } from "./types.js";
 
 export interface StreamAddress {
-  /** Where the stream is, with its query. */
+  /** The URL of the stream, with its query. */
   stream: URL;
-  /** Where clients post to, but for their id. */
+  /** The URL that clients post to, without their id. */
   back: string;
 }
 
@@ -13,11 +13,11 @@ export interface StreamRequest {
   fetch: typeof fetch;
   token: string | null | undefined;
   credentials: RequestCredentials;
-  /** How many messages may wait for their turn. */
+  /** How many messages may wait to be sent. */
   limit: number;
 }
 
-// Events whose fields stand in the message itself.
+// Events whose fields are those of the message itself.
 const OWN = ["welcome", "gap", "error", "server:shutdown"];
 
 export function openEventStream(
@@ -54,7 +54,7 @@ export function openEventStream(
   }
 
   async function post(text: string, { id }: Message): Promise<void> {
-    // The answer comes as on a WebSocket: as a message.
+    // Deliver the answer as on a WebSocket: as a message.
     let answer: Message;
     try {
       const response = await fetch(`${back}/${sid}`, {
@@ -86,18 +86,18 @@ export function openEventStream(
 
   return {
     send(text, message) {
-      // An answer the server waits for in a handler must not stand behind that handler's event.
+      // An acknowledgement that a handler awaits must not wait behind that handler's event.
       if (message.type === "ack") {
         void post(text, {} as Message);
         return true;
       }
       if (waiting >= limit) return false;
       waiting += 1;
-      // One after another: requests at once arrive in any order.
+      // One after another: concurrent requests arrive in any order.
       turn = turn.then(() => post(text, message)).then(() => void (waiting -= 1));
       return true;
     },
-    // A comment comes every `keepalive_interval`.
+    // The server sends a comment every `keepalive_interval`.
     probe() {},
     close() {
       abort.abort();
@@ -105,7 +105,7 @@ export function openEventStream(
   };
 }
 
-/** Read an event's data: JSON, or in a plain namespace perhaps a text of its own. */
+/** Decode an event's data: JSON, or in a plain namespace perhaps bare text. */
 function parse(data: string) {
   try {
     return JSON.parse(data);

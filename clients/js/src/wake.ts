@@ -1,4 +1,4 @@
-// When to come back: how long to wait, and what makes waiting pointless.
+// When to reconnect: how long to wait, and which events end the wait.
 
 /** Full jitter: anything from 0 to `base` doubled `attempt` times, at most `max`; milliseconds. */
 export function backoff(attempt: number, base: number, max: number, random: () => number): number {
@@ -6,13 +6,13 @@ export function backoff(attempt: number, base: number, max: number, random: () =
 }
 
 export interface WakeListener {
-  /** The network is back, or somebody looks at the page again. */
+  /** The network is back, or the page became visible. */
   wake(): void;
   /** The network is gone. */
   lost?(): void;
 }
 
-/** Listen to the page's signs; returns what ends it. Without a page nothing happens. */
+/** Listen to the page's events; returns a function that stops. Without a page it does nothing. */
 export function onWake({ wake, lost }: WakeListener): () => void {
   const { window: page, document } = globalThis;
   if (!page?.addEventListener) return () => {};

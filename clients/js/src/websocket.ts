@@ -2,11 +2,11 @@
 import { CrossbandError, type Link, type LinkListener, type Message } from "./types.js";
 
 const TOKEN_EXPIRED = 4401;
-// Close codes after which the server would say the same again: docs/reference/close-codes.md.
+// Close codes after which the client stays away: docs/reference/close-codes.md.
 const FINAL_CODES = /^(100[0237-9]|400[0-7]|44\d\d)$/;
 
-// 2^53 - 1. The server owes nobody this acknowledgement: it answers `unknown_ack`, as a sign of
-// life, without asking any handler. A browser shows its page no pings.
+// The id is 2^53 - 1. The server does not wait for this acknowledgement, so it answers `unknown_ack`
+// without running a handler, which shows that it is alive. Browsers hide pings from scripts.
 const PROBE = '{"type":"ack","id":9007199254740991}';
 
 export function openWebSocket(
@@ -16,12 +16,12 @@ export function openWebSocket(
   listener: LinkListener,
 ): Link {
   url.protocol = url.protocol.replace("http", "ws");
-  // As a subprotocol, which no log has; an address is logged by every proxy. A JWT
-  // has these characters; not all others may stand there (RFC 6455 §4.1).
+  // As a subprotocol, which proxies do not log; they log URLs. A JWT consists of these characters;
+  // some others are not allowed in a subprotocol (RFC 6455 §4.1).
   const header = token && /^[\w.~+-]+$/.test(token);
   if (token && !header) url.searchParams.set("token", token);
   const socket = new WebSocketClass(url.href, header ? ["crossband", `bearer.${token}`] : []);
-  // A socket keeps talking until its close is answered.
+  // A socket may still deliver messages until its close is answered.
   let over = false;
   socket.onmessage = ({ data }: MessageEvent<string>) => {
     if (over) return;

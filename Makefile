@@ -29,11 +29,11 @@ test: ## Run every test (make test ARGS="-k resume")
 	$(SETUP) dev node client pages chromium nginx curl
 	@JOBS=$(JOBS) scripts/test $(ARGS)
 
-check: ## Lint and check types: ruff, mypy, tsc
+check: ## Lint and check types: ruff, mypy, pyright, tsc
 	$(SETUP) dev node client
 	@$(VENV)/ruff check --quiet .
 	@$(VENV)/ruff format --quiet --check . || { $(VENV)/ruff format --check . ; exit 1; }
-	@$(VENV)/mypy
+	@$(VENV)/python scripts/typecheck.py
 	@npm run check --silent
 	@echo 'check: all is well'
 

@@ -58,7 +58,6 @@ import threading
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,22 +85,10 @@ from crossband.names import RESERVED, is_socket_id
 from crossband.server import Server
 from crossband.settings import Settings
 from crossband.standalone import create_hub
+from tests.blocks import DOCS, PAGES, ROOT, Step, name_of, steps
 from tests.children import START, Child
 from tests.clients.base import WAIT
 
-ROOT: Final = Path(__file__).parents[1]
-DOCS: Final = ROOT / "docs"
-PAGES: Final = [
-    ROOT / "README.md",
-    ROOT / "CHANGELOG.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "benchmarks/README.md",
-    ROOT / "clients/js/README.md",
-    *sorted((ROOT / "examples").glob("README.md")),
-    *sorted((ROOT / "examples").glob("*/README.md")),
-    *sorted(DOCS.rglob("*.md")),
-    *sorted((ROOT / "src/crossband").rglob("*.md")),
-]
 # Run as modules of the interpreter that runs the tests.
 PROGRAMS: Final = ("crossband", "uvicorn")
 # Of every process that a page starts.
@@ -111,39 +98,6 @@ ENVIRON: Final = {
     "PYTHONPATH": str(Path(crossband.__file__).parents[1]),
     "PYTHONUNBUFFERED": "1",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A code block, or a comment that stands for itself."""
-
-    # The comment's text; empty on a block that has none.
-    directive: str
-    language: str
-    code: str
-    line: int
-
-
-def steps(text: str) -> Iterator[Step]:
-    """Yield the code blocks and directives of a page, in order."""
-    pattern = re.compile(
-        r"^<!-- (?P<lone>cut|(?:publish|post|say|visit|enter|click|count|offline|online): .+?"
-        r"|shows: \S+ \S+ [^\n]+?) -->$"
-        r"|(?:^<!-- (?P<directive>(?:run|output|install|shows): .+?) -->\n+)?"
-        r"^```(?P<language>\w*)\n(?P<code>.*?)^```$",
-        re.MULTILINE | re.DOTALL,
-    )
-    for match in pattern.finditer(text):
-        yield Step(
-            match["lone"] or match["directive"] or "",
-            match["language"] or "",
-            match["code"] or "",
-            text.count("\n", 0, match.start("code") if match["code"] else match.start()),
-        )
-
-
-def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT))
 
 
 # What is there is documented.

@@ -1,13 +1,17 @@
 """What type checkers take and refuse, besides what is refused when it runs.
 
 mypy reads this file too (`make check`): where it refuses too much it says so, and where it
-refuses no longer what it should, an ignore is left over, which is an error.
+refuses no longer what it should, an ignore is left over, which is an error. What users see of the
+types is checked here, by pyright too.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, Protocol, assert_type, get_args, get_type_hints
 
 import msgspec
@@ -15,6 +19,10 @@ import pytest
 
 from crossband import Hub, Limits, Settings, Socket
 from crossband.settings import HubSettings
+from tests.blocks import ROOT
+from tests.children import Child
+
+SCRIPT = ROOT / "scripts/typecheck.py"
 
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 
@@ -214,3 +222,28 @@ def test_handlers_that_cannot_be_called_are_refused() -> None:
         hub.on("event")(nothing)  # type: ignore[type-var]
     with pytest.raises(TypeError):
         hub.on("event", nothing_later)  # type: ignore[type-var]
+
+
+# What users write.
+
+
+@pytest.mark.node
+async def test_programs_of_users_and_code_of_the_docs_have_no_type_errors() -> None:
+    async with Child(sys.executable, str(SCRIPT), "--users", cwd=ROOT) as child:
+        # It takes 15 on an idle machine.
+        assert await child.exit_code(within=280) == 0, child.output
+
+
+def test_code_of_the_docs_is_checked_at_the_lines_it_has_in_its_page(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("typecheck", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    written = script.write_snippets(tmp_path)
+    assert len(written) > 40
+    for path, page in written.items():
+        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+            if line and not line.startswith(("# mypy: ", "# pyright: ")):
+                assert line.replace("from .", "from ") == lines[number], f"{page}:{number + 1}"

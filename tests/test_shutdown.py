@@ -286,7 +286,7 @@ async def test_handler_that_goes_on_when_cancelled_is_named(tmp_path: Path) -> N
         assert await program.exit_code() == 0
     said = program.output
     assert re.search(
-        r"tasks went on although .* cancelled, and are cut: stubborn \(busy\.py:\d+\)", said
+        r"tasks ignored their cancellation and are cut: stubborn \(busy\.py:\d+\)", said
     ), said
     assert "threads" not in said
 

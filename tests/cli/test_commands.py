@@ -269,7 +269,7 @@ def test_second_signal_does_not_wait_for_handlers(run: Run) -> None:
         command.process.send_signal(signal.SIGTERM)
         assert "event: server:shutdown" in list(lines)
     assert command.stdout.readline() == "hanging\n"
-    while "stopping; Ctrl-C or SIGTERM again ends it at once" not in command.stderr.readline():
+    while "stopping; a second Ctrl-C or SIGTERM ends it at once" not in command.stderr.readline():
         assert command.process.poll() is None
     command.process.send_signal(signal.SIGTERM)
     assert command.process.wait(20) == 128 + signal.SIGTERM
@@ -495,7 +495,7 @@ def test_help_tells_of_every_setting() -> None:
     text = " ".join(invoke("serve", "--help", env={"COLUMNS": "80"}).stdout.split())
     for option in ("--host", "--ping-interval", "--limits-outbox", "--no-recovery", "--app-dir"):
         assert option in text
-    assert "Between heartbeats. (default: 25)" in text
+    assert "Interval between heartbeats. (default: 25)" in text
     # A rate is no time.
     assert "--limits-message-rate NUMBER" in text
 
@@ -535,7 +535,7 @@ def test_demo_on_a_busy_port() -> None:
     [
         (["--port=-1"], "--port: expected a port, 0 to 65535, not '-1'"),
         (["--port", "abc"], "--port: expected a port, 0 to 65535, not 'abc'"),
-        (["--host", "0.0.0.0"], "who may connect to 0.0.0.0? Give --open to let in anybody"),
+        (["--host", "0.0.0.0"], "anybody could connect to 0.0.0.0: give --open to let in anybody"),
     ],
 )
 def test_demo_that_cannot_be_served_is_told(arguments: list[str], message: str) -> None:
@@ -565,7 +565,7 @@ def test_server_runs_where_its_banner_cannot_be_written(run: Run, full: IO[str])
     line = command.stderr.readline()
     found = re.search(r"http://127\.0\.0\.1:\d+", line)
     assert found is not None
-    assert "standard output cannot be written to: No space left on device" in line
+    assert "cannot write to standard output: No space left on device" in line
     assert httpx.get(f"{found[0]}/readyz", verify=False).status_code == 200
     code, _, err = command.end()
     assert (code, err) == (0, "")
@@ -661,7 +661,7 @@ async def test_publish_reaches_listeners(server: Server, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["e", "1"], "the server wants an API key (--api-key) or a token (--token)"),
+        (["e", "1"], "the server requires an API key (--api-key) or a token (--token)"),
         (["e", "1", "--api-key", "wrong"], "the server does not accept this API key"),
         (["connect", "1", "--api-key", "key"], "'connect' is a reserved event name"),
         (["", "1", "--api-key", "key"], "Invalid message format"),
@@ -686,7 +686,7 @@ async def test_publish_to_what_is_no_hub(server: Server, serve: Serve) -> None:
     other = await serve(page)
     result = await asyncio.to_thread(invoke, "publish", other.url, "e", "1")
     assert result.exit_code == 1
-    assert "answered something else than a Crossband server" in result.stderr
+    assert "did not answer like a Crossband server" in result.stderr
     result = await asyncio.to_thread(invoke, "publish", f"{server.url}/elsewhere", "e", "1")
     assert result.exit_code == 1
     assert "Nothing at /elsewhere/api/broadcast" in result.stderr
@@ -718,7 +718,7 @@ async def test_nobody_there() -> None:
         (["publish", "http://127.0.0.1", "e", "--api-key", "ключ"], "expected ASCII characters"),
         (["publish", "http://127.0.0.1", "e", "--token", ""], "'CROSSBAND_TOKEN'): it is empty"),
         (["listen", "http://127.0.0.1", "--last-event-id", "ключ"], "'--last-event-id'"),
-        (["listen", "ws://a..b"], "'a..b' is no name of a host"),
+        (["listen", "ws://a..b"], "'a..b' is not a host name"),
         (["publish", "http://[::1", "e"], "http://[::1: Invalid IPv6 URL"),
         (["publish", "http://127.0.0.1", "\udcff"], "'EVENT': it is not UTF-8"),
         (["publish", "http://127.0.0.1", "e", "\udcff", "--text"], "'DATA'"),

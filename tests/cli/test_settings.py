@@ -139,7 +139,7 @@ def test_words_for_false(text: str) -> None:
         ("CROSSBAND_RECOVERY", "", "true or false"),
         ("CROSSBAND_HOST", "", "a string that is not empty, not ''"),
         ("CROSSBAND_JWT_SECRET", "", "a string that is not empty"),
-        ("CROSSBAND_JWT_ISSUER", "", "a list of strings, one at least, not ''"),
+        ("CROSSBAND_JWT_ISSUER", "", "a list of strings, at least one, not ''"),
         ("CROSSBAND_LOG_LEVEL", "loud", "one of critical, error, warning, info, debug, not 'loud'"),
     ],
 )

@@ -107,19 +107,19 @@ async def test_token_is_signed_with_a_key_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "what shall the token be signed with?"),
+        ([], "no signing key: pass"),
         (["--secret", "short"], "--secret: the secret has 5 bytes"),
         (["--secret", SECRET, "--algorithm", "RS256"], "RS256 cannot be used with a secret"),
         (["--secret", SECRET, "--algorithm", "none"], "'none' is not one of"),
-        (["--secret", SECRET, "--key-file", "k"], "signed with one of them"),
+        (["--secret", SECRET, "--key-file", "k"], "give only one of them to sign with"),
         (["--secret", SECRET, "--expires", "soon"], "expected a time such as 90, 15m"),
-        (["--secret", SECRET, "--expires", "0"], "good for a second at least, not '0'"),
+        (["--secret", SECRET, "--expires", "0"], "valid for at least a second, not '0'"),
         (["--secret", SECRET, "--algorithm", "bogus"], "'--algorithm': 'bogus' is not one of"),
         (["--secret", ""], "'--secret': it is empty"),
         (["--secret", SECRET, "--user", ""], "'--user': it is empty"),
         (["--key-file", __file__], "neither PEM nor a JWK, nor a secret, which is one line"),
         (["--secret", SECRET, "--claim", "role"], "expected NAME=VALUE, not 'role'"),
-        (["--secret", SECRET, "--rooms", "a", "--publish", "b"], "--rooms is for both"),
+        (["--secret", SECRET, "--rooms", "a", "--publish", "b"], "--rooms covers both"),
         (["--key-file", "/no/such"], "cannot read /no/such: No such file"),
     ],
 )
@@ -171,9 +171,12 @@ def test_other_address_needs_tokens_or_an_order(host: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--host", "0.0.0.0"], "who may connect to 0.0.0.0? Give --jwt-secret"),
+        (["--host", "0.0.0.0"], "anybody could connect to 0.0.0.0: give --jwt-secret"),
         (["--open", "--jwt-secret", SECRET], "--open lets in anybody, and --jwt-secret is about"),
-        (["--jwt-secret", SECRET, "--jwks-url", "https://example.com"], "with one of them"),
+        (
+            ["--jwt-secret", SECRET, "--jwks-url", "https://example.com"],
+            "only one of them can verify tokens",
+        ),
         (["--jwt-secret", "short"], "--jwt-secret: the secret has 5 bytes"),
         (["--jwt-key-file", "/no/such"], "--jwt-key-file: cannot read /no/such"),
         (["--jwks-url", "keys"], "a JWKS URL looks like https://"),
@@ -182,8 +185,8 @@ def test_other_address_needs_tokens_or_an_order(host: str) -> None:
         (["--jwt-secret", ""], "--jwt-secret: expected a string that is not empty, not ''"),
         (["--jwt-audience", "chat"], "--jwt-audience is about tokens, and there is no key"),
         (["--token-cookie", "c"], "--token-cookie is about tokens, and there is no key"),
-        (["my_hub:hub", "--jwt-secret", SECRET], "my_hub:hub asks nobody for a token: jwt_secret"),
-        (["my_hub:hub", "--jwt-audience", "a"], "asks nobody for a token: jwt_audience is a"),
+        (["my_hub:hub", "--jwt-secret", SECRET], "my_hub:hub does not ask for tokens: jwt_secret"),
+        (["my_hub:hub", "--jwt-audience", "a"], "does not ask for tokens: jwt_audience is a"),
         (["my_hub:hub", "--open"], "my_hub:hub has no authenticate, and lets in anybody"),
         (["my_hub:auth", "--token-cookie", "c"], "my_hub:auth has an authenticate of its own"),
         (["my_hub:auth", "--open"], "open is a setting of the standalone hub"),
@@ -256,7 +259,7 @@ def test_served_hub_takes_the_tokens_that_are_made_for_it(run: Run) -> None:
         assert result.exit_code == code
         assert said in result.output
     result = invoke("publish", url, "news")
-    assert "the server wants an API key (--api-key) or a token (--token)" in result.stderr
+    assert "the server requires an API key (--api-key) or a token (--token)" in result.stderr
     for address in (url, f"ws{url[4:]}/ws", f"{url}/socket.io/"):
         result = invoke("listen", address, "--token", "made up")
         assert result.exit_code == 1

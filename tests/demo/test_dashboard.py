@@ -156,7 +156,7 @@ async def test_newest_notifications_are_kept(http: httpx.AsyncClient) -> None:
         (b'{"message": 5}', "message", "Expected `str`, got `int`"),
         (b'{"message": null}', "message", "Expected `str`, got `null`"),
         (b'{"message": ""}', "message", "length >= 1"),
-        (b'{"message": " \\n\\t"}', "message", "more than blanks"),
+        (b'{"message": " \\n\\t"}', "message", "more than white space"),
         (b'{"message": "%s"}' % (b"x" * 501), "message", "length <= 500"),
         (b'{"message": "a", "title": ["b"]}', "title", "Expected `str`, got `array`"),
         (b'{"message": "a", "title": "%s"}' % (b"x" * 101), "title", "length <= 100"),

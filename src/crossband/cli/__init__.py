@@ -1,7 +1,7 @@
 """The commands: serve, demo, listen, publish, token.
 
-Each command imports what the others do not need: half of what they import together is for one
-of them alone, and a command that runs for a moment should start in one.
+Each command imports what only it needs when it runs: that is half of all imports, and a command
+that takes a moment should also start in a moment.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _SERVER_LEVELS: Final[dict[str, LogLevel]] = {"info": "warning", "debug": "info"
 _OPEN_WARNING: Final = (
     "--open: whoever reaches this server may connect, join any room and send to it"
 )
-# Below a starting standalone hub's addresses.
-_OPEN: Final = "Anybody who reaches it may connect; --jwt-secret makes it ask for tokens."
+# Printed below the addresses when the standalone hub starts.
+_OPEN: Final = "Anybody who reaches it may connect; --jwt-secret makes it require tokens."
 
 
 class _Command(TyperCommand):
-    """A command whose arguments are text: bytes that are no UTF-8 are refused."""
+    """A command whose arguments must be UTF-8."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
@@ -59,7 +59,7 @@ class _Command(TyperCommand):
             given = ctx.params.get(param.name)
             for value in given if isinstance(given, list) else [given]:
                 if isinstance(value, str) and not settings.is_text(value):
-                    # It may be a secret, so it is not shown.
+                    # The value is not shown because it may be a secret.
                     raise typer.BadParameter("it is not UTF-8", ctx=ctx, param=param)
         return rest
 
@@ -71,11 +71,11 @@ def _filled(value: str | None) -> str | None:
 
 
 def _header(value: str | None) -> str | None:
-    """Check what is to become a header."""
+    """Check an option that is sent as a header."""
     if value is not None and not (
         value.isascii() and value.isprintable() and value == value.strip()
     ):
-        # It may be a secret, so it is not shown.
+        # The value is not shown because it may be a secret.
         raise typer.BadParameter("expected ASCII characters, without spaces around them")
     return _filled(value)
 
@@ -93,7 +93,7 @@ _Token = Annotated[
     typer.Option(
         envvar="CROSSBAND_TOKEN",
         metavar="TOKEN",
-        help="Token that says who you are.",
+        help="Token that identifies you.",
         callback=_header,
     ),
 ]
@@ -131,7 +131,7 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE.toml",
-            help="Settings from a TOML file (or CROSSBAND_CONFIG).",
+            help="TOML file to read settings from (or CROSSBAND_CONFIG).",
             show_default=False,
         ),
     ] = None,
@@ -139,7 +139,7 @@ def serve(
         Path,
         typer.Option(
             metavar="DIRECTORY",
-            help="Where MODULE is; the current directory by default.",
+            help="Directory that MODULE is in; by default the current one.",
             show_default=False,
             exists=True,
             file_okay=False,
@@ -147,11 +147,11 @@ def serve(
     ] = Path(),
     **options: Any,
 ) -> None:
-    """Serve your hub or application, or a hub that is fed over HTTP.
+    """Serve your hub or application, or the standalone hub.
 
     Each setting is read from its option, else from the environment (--ping-interval is
-    CROSSBAND_PING_INTERVAL), else from the TOML file (ping_interval = 25), else it is your
-    hub's own or the default. Times are in seconds.
+    CROSSBAND_PING_INTERVAL), else from the TOML file (ping_interval = 25). Otherwise it keeps
+    your hub's value, or the default. Times are in seconds.
     """
     where, access, hub_settings, limits = _read_settings(options, config)
     from crossband.cli import target as targets
@@ -207,7 +207,9 @@ def demo(
     ] = None,
     is_open: Annotated[
         bool,
-        typer.Option("--open", help="Let in anybody, on an address that other machines reach too."),
+        typer.Option(
+            "--open", help="Let in anybody, even on an address that other machines can reach."
+        ),
     ] = False,
 ) -> None:
     """Serve the demo: pages that show a hub at work.
@@ -253,7 +255,7 @@ def listen_(
     ] = "/",
     door: Annotated[
         Door | None,
-        typer.Option(metavar="|".join(Door), help="Which door URL means, where it does not say."),
+        typer.Option(metavar="|".join(Door), help="Door to use, if URL does not say which."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     count: Annotated[
@@ -262,7 +264,7 @@ def listen_(
     last_event_id: Annotated[
         str | None,
         typer.Option(
-            metavar="CURSOR", help="Begin after this event instead of now.", callback=_header
+            metavar="CURSOR", help="Start after this event instead of now.", callback=_header
         ),
     ] = None,
     token: _Token = None,
@@ -297,12 +299,12 @@ def listen_(
     try:
         asyncio.run(listen.show(listener, output, limit=count))
     except KeyboardInterrupt:
-        # Below the terminal's own ^C.
+        # On a line below the terminal's own ^C.
         typer.echo(f"\n{_plural(output.count, 'event')}", err=True)
     except (Refused, Lost) as exc:
         _fail(f"{address}: {exc}")
     except BrokenPipeError:
-        # The reader, `head` say, has enough.
+        # The reader, for example `head`, has read enough.
         banner.close_output()
     except listen.OutputFailed as exc:
         _fail_output(exc.reason)
@@ -311,7 +313,7 @@ def listen_(
 @app.command("publish", cls=_Command)
 def publish_(
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="Of the server, or of the hub's mount point.")
+        str, typer.Argument(metavar="URL", help="URL of the server, or of the hub's mount point.")
     ],
     event: Annotated[str, typer.Argument(metavar="EVENT", help="Name of the event.")],
     data: Annotated[
@@ -366,25 +368,27 @@ def publish_(
 def token_(
     user: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Who it is for (the claim sub).", callback=_filled),
+        typer.Option(metavar="NAME", help="User it identifies (claim sub).", callback=_filled),
     ],
     rooms: Annotated[
         list[str] | None,
-        typer.Option(metavar="A,B", help="Rooms to hear and publish to; patterns, such as team-*."),
+        typer.Option(
+            metavar="A,B", help="Rooms to subscribe and publish to; patterns, such as team-*."
+        ),
     ] = None,
     subscribe: Annotated[
-        list[str] | None, typer.Option(metavar="A,B", help="Rooms to hear.")
+        list[str] | None, typer.Option(metavar="A,B", help="Rooms to subscribe to.")
     ] = None,
     publish: Annotated[
         list[str] | None, typer.Option(metavar="A,B", help="Rooms to publish to.")
     ] = None,
     expires: Annotated[
         str,
-        typer.Option(metavar="TIME", help="How long it is good for: 90 (seconds), 15m, 1h, 7d."),
+        typer.Option(metavar="TIME", help="How long it is valid: 90 (seconds), 15m, 1h, 7d."),
     ] = "1h",
     claim: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="One more claim, JSON or text (repeatable)."),
+        typer.Option(metavar="NAME=VALUE", help="Another claim, JSON or text (repeatable)."),
     ] = None,
     secret: Annotated[
         str | None,
@@ -404,33 +408,35 @@ def token_(
     ] = None,
     algorithm: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="If not the key's usual one.", callback=_algorithm),
+        typer.Option(
+            metavar="NAME", help="Algorithm, if not the key's usual one.", callback=_algorithm
+        ),
     ] = None,
     audience: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Whom it is for (the claim aud).", callback=_filled),
+        typer.Option(metavar="NAME", help="Audience it is for (claim aud).", callback=_filled),
     ] = None,
     issuer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Whom it is from (the claim iss).", callback=_filled),
+        typer.Option(metavar="NAME", help="Issuer it is from (claim iss).", callback=_filled),
     ] = None,
     kid: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The key's name, for a key set.", callback=_filled),
+        typer.Option(metavar="NAME", help="Name of the key, for a key set.", callback=_filled),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.toml",
-            help="The server's settings (or CROSSBAND_CONFIG): its secret, audience, issuer.",
+            help="TOML file with the server's secret, audience, issuer (or CROSSBAND_CONFIG).",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Make a token, for development.
 
-    It goes to standard output, and nothing else does. What is not given is taken from the
-    server's settings, in the environment (CROSSBAND_JWT_…) or the TOML file.
+    Prints the token, and nothing else, to standard output. Options that are not given come from
+    the server's settings, in the environment (CROSSBAND_JWT_…) or the TOML file.
     """
     _, access, _, _ = _read_settings({}, config)
     said = {"jwt_algorithms": algorithm, "jwt_audience": audience, "jwt_issuer": issuer}
@@ -438,7 +444,7 @@ def token_(
         access, **{name: (value,) for name, value in said.items() if value is not None}
     )
     if secret is not None or key_file is not None:
-        # An option instead of the environment's other kind, not beside it.
+        # An option replaces a key of the other kind in the environment.
         access = msgspec.structs.replace(access, jwt_secret=secret, jwt_key_file=key_file)
     try:
         made = tokens.make(
@@ -495,7 +501,7 @@ def _read_settings(
 def _configure(hub: Hub, values: dict[str, Any], limits: dict[str, Any]) -> None:
     try:
         if limits:
-            # What is not given stays as the hub has it.
+            # Settings that are not given keep the hub's values.
             values["limits"] = msgspec.structs.replace(hub.settings.limits, **limits)
         hub.configure(**values)
     except (CrossbandError, ValueError, TypeError) as exc:
@@ -528,8 +534,8 @@ def _run(
             port=where.port,
             uds=where.uds,
             uds_mode=int(where.uds_mode, 8),
-            # uvicorn tells at "info" what the banner tells better, and at "debug" every
-            # message, with the tokens and session keys inside.
+            # At "info" uvicorn logs what the banner already says better, and at "debug" every
+            # message, with the tokens and session keys in it.
             log_level=_SERVER_LEVELS.get(where.log_level, where.log_level),
             ssl_certfile=where.ssl_certfile,
             ssl_keyfile=where.ssl_keyfile,

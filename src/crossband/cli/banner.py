@@ -1,4 +1,4 @@
-"""What a starting server prints: where its doors are, and a line to try each."""
+"""What a starting server prints: the addresses of its doors, and a command to try each."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def show(
 ) -> None:
     """Print the banner to standard output, at once even into a pipe.
 
-    A server runs without it as well: that it cannot be written is logged.
+    If that fails, log it: the server runs without a banner too.
     """
     try:
         _show(server, hubs, title, generated_key=generated_key, page=page, note=note)
     except OSError as exc:
         close_output()
         logging.getLogger("crossband").warning(
-            "%s is served; standard output cannot be written to: %s", server.url, exc.strerror
+            "serving %s, but cannot write to standard output: %s", server.url, exc.strerror
         )
 
 
 def close_output() -> None:
-    """Let what is left to write go nowhere, where Python would fail once more at its end."""
+    """Discard unwritten output, on which Python would fail again when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -80,7 +80,7 @@ def _show(
 
 
 def _one_line(server: Server, title: str, generated_key: str | None) -> None:
-    """Print what a log file needs: nobody types commands off it."""
+    """Print only what a log file needs: nobody copies commands from there."""
     key = "" if generated_key is None else f"; API key of this run: {generated_key}"
     sys.stdout.write(f"Crossband {__version__} {title} at {server.url}{key}\n")
     sys.stdout.flush()
@@ -96,7 +96,7 @@ def _doors(
         websocket = "ws" + url.removeprefix("http") + settings.websocket_path
         _entry(console, "WebSocket", websocket, f"{program()} listen {websocket}")
     if settings.socketio_path:
-        # To the official client an address ends in a namespace: the path is an option.
+        # To the official client, the path of a URL is a namespace: the door's is an option.
         path = mount + settings.socketio_path.rstrip("/")
         options = "" if path == "/socket.io" else f', {{ path: "{path}/" }}'
         _entry(console, "Socket.IO", f"{server_url}{path}/", f'io("{server_url}"{options})')

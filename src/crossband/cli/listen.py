@@ -1,4 +1,4 @@
-"""`crossband listen`: shows in the terminal what the client of a door follows."""
+"""`crossband listen`: shows in the terminal the events that a client of a door gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crossband.errors import CrossbandError
 
 
 class OutputFailed(CrossbandError):
-    """What was received could not be written."""
+    """Received events could not be written to standard output."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(str(reason))
@@ -27,11 +27,11 @@ class OutputFailed(CrossbandError):
 
 @dataclass(slots=True)
 class Output:
-    """Writes events to standard output, and everything about the stream to standard error."""
+    """Writes events to standard output, notices about the stream to standard error."""
 
     door: Door
     json: bool
-    # Only these events; all when empty.
+    # Only these events; if empty, all.
     events: frozenset[str] = frozenset()
     count: int = 0
     _out: Console = field(default_factory=lambda: Console(soft_wrap=True, highlight=False))
@@ -87,7 +87,7 @@ class Output:
 
 
 def printable(text: str) -> str:
-    """Escape control characters: what is published must not drive the reader's terminal."""
+    """Escape control characters: events must not control the reader's terminal."""
     if text.isprintable():
         return text
     return "".join(
@@ -96,9 +96,9 @@ def printable(text: str) -> str:
 
 
 async def show(listener: Listener, output: Output, *, limit: int | None = None) -> None:
-    """Show a stream for ever, or for `limit` events.
+    """Show a stream forever, or for `limit` events.
 
-    Raises Refused, and Lost when not even the first attempt connected; and OutputFailed.
+    Raises Refused, Lost if not even the first attempt connected, and OutputFailed.
     """
     async with contextlib.aclosing(follow(listener)) as items:
         async for item in items:

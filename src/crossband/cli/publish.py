@@ -11,7 +11,7 @@ from crossband.client.doors import parse_url
 from crossband.client.errors import reason_of
 from crossband.errors import CrossbandError
 
-# Seconds; a publication waits for the broker at most.
+# Seconds; at most, a publication waits for the broker.
 TIMEOUT = 10.0
 
 
@@ -36,8 +36,8 @@ def publish(
 ) -> Published:
     """Post `{event, data, room?, namespace?}` to a server.
 
-    With an API key, or with a token that may publish. Raises PublishError, and ValueError
-    when `url` is no URL.
+    Takes an API key or a token that may publish. Raises PublishError, or ValueError if `url`
+    is not a URL.
     """
     shown = token if api_key is None else api_key
     headers = {} if shown is None else {"Authorization": f"Bearer {shown}"}
@@ -48,7 +48,7 @@ def publish(
             content=msgspec.json.encode(body),
             headers={"Content-Type": "application/json", **headers},
             timeout=TIMEOUT,
-            # Without TLS, the machine's certificates need not be read: 30 ms.
+            # Without TLS, skip reading the machine's certificates: 30 ms.
             verify=verify and address.startswith("https:"),
         )
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
@@ -63,13 +63,13 @@ def publish(
         answer = msgspec.json.decode(response.content, type=_Answer)
     except msgspec.DecodeError as exc:
         raise PublishError(
-            f"{response.url} answered something else than a Crossband server would ({exc})"
+            f"{response.url} did not answer like a Crossband server ({exc})"
         ) from exc
     return Published(answer.clients, answer.offset)
 
 
 def locate(url: str) -> str:
-    """Return the address of the broadcast route; a server's or mount point's is enough."""
+    """Return the URL of the broadcast route, given a server's or mount point's URL."""
     parts = parse_url(url, ("http", "https"))
     path = parts.path.rstrip("/")
     if not path.endswith("/broadcast"):
@@ -91,7 +91,7 @@ class _Error(msgspec.Struct):
 def _refusal(response: httpx.Response, api_key: str | None, token: str | None) -> str:
     said = f"HTTP {response.status_code} from {response.url}"
     if response.status_code == 401 and api_key is None and token is None:
-        return f"{said}: the server wants an API key (--api-key) or a token (--token)"
+        return f"{said}: the server requires an API key (--api-key) or a token (--token)"
     if response.status_code == 401 and api_key is not None:
         return f"{said}: the server does not accept this API key"
     try:

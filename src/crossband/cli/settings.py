@@ -1,7 +1,7 @@
 """Settings of the command line: one table for options, environment variables and TOML.
 
-The table is read off the structs, so a new field of Settings or Limits is settable in all
-three ways at once; a test asks for its line of help.
+The table is built from the structs, so a new field of Settings or Limits can be set in all
+three ways at once; a test checks that it has a line of help.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from crossband.limits import Limits
 from crossband.settings import DOORS, KEEP_ALIVE, Settings
 
 PREFIX: Final = "CROSSBAND_"
-# Read by commands rather than as settings of the server.
+# Variables that commands read and that are not settings of the server.
 _OTHER_VARIABLES: Final = frozenset({"CROSSBAND_CONFIG", "CROSSBAND_API_KEY", "CROSSBAND_TOKEN"})
 
 
 class SettingError(CrossbandError):
-    """A setting that cannot be used; the message names its source and what was expected."""
+    """A setting is unusable; the message names its source and what was expected."""
 
 
-# What has no meaning without a character in it: an empty variable is a slip, as a rule one of
-# a deployment that was to fill it in, and must not mean "none".
+# Settings that cannot be empty: an empty variable is a mistake, usually of a deployment that
+# should have filled it in, and must not mean "none".
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Names = Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where and how the server listens: what is not the hub's to know."""
+    """Where and how the server listens, which the hub need not know."""
 
     host: Text = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8000
     uds: Text | None = None
-    # Octal digits.
+    # In octal.
     uds_mode: Annotated[str, msgspec.Meta(pattern=r"\A0?[0-7]{3}\Z")] = "666"
     ssl_certfile: Text | None = None
     ssl_keyfile: Text | None = None
@@ -57,7 +57,7 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may connect to the standalone hub: those with a token, or anybody."""
+    """Who may connect to the standalone hub: clients with a token, or anybody."""
 
     open: bool = False
     jwt_secret: Text | None = None
@@ -74,7 +74,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def given(self) -> list[str]:
-        """The names of those that are set."""
+        """The names of the fields that are set."""
         fields = msgspec.structs.fields(self)
         return [each.name for each in fields if getattr(self, each.name) != each.default]
 
@@ -86,73 +86,73 @@ HELP: Final = {
     "uds_mode": "Permissions of the unix socket, in octal.",
     "ssl_certfile": "TLS certificate, a PEM file.",
     "ssl_keyfile": "Private key of the certificate, unless it is in the same file.",
-    "root_path": "Path prefix a proxy in front removes.",
+    "root_path": "Path prefix that a proxy in front removes.",
     "keep_alive": "How long an HTTP connection may be idle; longer than a load balancer's.",
-    "forwarded_allow_ips": "Proxies that uvicorn believes, for the rest of an application.",
+    "forwarded_allow_ips": "Proxies that uvicorn trusts, for the rest of an application.",
     "log_level": "Least severe level to log.",
     "access_log": "Log each HTTP request.",
     "open": "Let in anybody, without a token.",
-    "jwt_secret": "Secret that tokens are verified with; better in the environment.",
-    "jwt_key_file": "Key that tokens are verified with: PEM, JWK, or a secret.",
-    "jwks_url": "Where the keys are that tokens are verified with.",
-    "jwt_algorithms": "Algorithms of tokens, if not the usual one of the key.",
-    "jwt_audience": "Whom tokens must be for (the claim aud).",
-    "jwt_issuer": "Whom tokens must be from (the claim iss).",
-    "jwt_leeway": "How much the clock of the tokens' issuer may differ.",
+    "jwt_secret": "Secret to verify tokens with; better set in the environment.",
+    "jwt_key_file": "File with the key to verify tokens with: PEM, JWK, or a secret.",
+    "jwks_url": "URL of the keys to verify tokens with.",
+    "jwt_algorithms": "Algorithms of tokens, if not the key's usual one.",
+    "jwt_audience": "Audience that tokens must be for (claim aud).",
+    "jwt_issuer": "Issuer that tokens must be from (claim iss).",
+    "jwt_leeway": "How much the clock of the issuer may differ.",
     "token_cookie": "Cookie that may hold the token.",
-    "ping_interval": "Between heartbeats.",
-    "ping_timeout": "Silence after a heartbeat until a client is gone.",
-    "keepalive_interval": "Between comments on an idle event stream.",
-    "retry": "What EventSource waits before it reconnects.",
-    "history_size": "Events each namespace remembers for all, and for each client alone.",
-    "history_bytes": "Bytes of data: of events for all, and of those for single clients.",
-    "history_age": "How long events are remembered, and the sessions of clients that are away.",
+    "ping_interval": "Interval between heartbeats.",
+    "ping_timeout": "Wait for the answer to a heartbeat.",
+    "keepalive_interval": "Interval between comments on an idle event stream.",
+    "retry": "How long EventSource waits before it reconnects.",
+    "history_size": "Events kept per namespace, and as many again sent to single clients.",
+    "history_bytes": "Bytes of those events, and as many again sent to single clients.",
+    "history_age": "How long events are kept, and sessions of clients that are away.",
     "answer_errors": "Tell Socket.IO clients why an event failed, in its acknowledgement.",
     "recovery": "Let Socket.IO clients resume (connection state recovery).",
     "cors_origins": "Origins of other sites that may connect; * for any.",
-    "allowed_hosts": "Hosts that requests may be for, without port; any if none is given.",
-    "token_warning": "How long before its token expires a client is told.",
-    "trusted_proxies": "Proxies whose X-Forwarded headers count: addresses, networks, unix.",
+    "allowed_hosts": "Hosts that requests may be for, without port; any if not given.",
+    "token_warning": "How long before its token expires to tell a client.",
+    "trusted_proxies": "Proxies whose X-Forwarded headers to trust: addresses, networks, unix.",
     "api_keys": "Keys for the HTTP API.",
-    "status": "Who may read /api/status: anybody, who shows an API key, nobody.",
+    "status": "Who may read /api/status: anybody, holders of an API key, nobody.",
     "socketio_path": "Path of the Socket.IO door; empty switches it off.",
     "websocket_path": "Path of the WebSocket door; empty switches it off.",
     "events_path": "Path of the Server-Sent Events door; empty switches it off.",
     "api_path": "Path of the HTTP API; empty switches it off.",
-    "drain_time": "Time over which clients are sent away.",
+    "drain_time": "Time over which a stopping server closes its clients.",
     "shutdown_timeout": "How long a graceful stop may take.",
     "limits.message_size": "Largest WebSocket message or back-channel body, bytes.",
     "limits.max_http_buffer_size": "Largest Socket.IO message or polling body, bytes.",
     "limits.attachments": "Binary parts of one Socket.IO packet.",
     "limits.event_size": "Bytes of one Socket.IO event, its binary parts included.",
-    "limits.packets_per_payload": "Packets in one polling body; 0: no limit.",
+    "limits.packets_per_payload": "Packets in one polling body; 0 for any number.",
     "limits.fragments": "Frames of one WebSocket message.",
     "limits.message_rate": "Messages per second on one connection; 0 for any number.",
     "limits.user_message_rate": "Messages per second of one user; 0 for any number.",
     "limits.byte_rate": "Bytes per second on one connection, inflated; 0 for any number.",
     "limits.publish_rate": "Publishing requests per second with one key; 0 for any number.",
     "limits.burst_time": "How many seconds' worth of a rate may come at once.",
-    "limits.flood_time": "Seconds a client that is too fast is held back before it is refused.",
-    "limits.refusals": "Messages refused until the connection is closed.",
+    "limits.flood_time": "How long a client that is too fast is slowed down before it is refused.",
+    "limits.refusals": "Refused messages before the connection is closed.",
     "limits.connections": "Open connections in all; 0 for any number.",
     "limits.connections_per_address": "Open connections from one address; 0 for any number.",
     "limits.connections_per_user": "Open connections of one user; 0 for any number.",
     "limits.subscriptions": "Rooms one request may ask for.",
     "limits.head_time": "Time for a request's head.",
     "limits.body_time": "Time for a request's body.",
-    "limits.send_time": "Time for a client to take some of a response.",
+    "limits.send_time": "Time for a client to read some of a response.",
     "limits.rooms": "Rooms one client may be in, its own included.",
     "limits.namespaces": "Namespaces one Socket.IO connection may join.",
-    "limits.pending_acks": "Acknowledgements one client may owe.",
-    "limits.inbox": "Received events waiting before a client is read no further.",
-    "limits.inbox_size": "Bytes of received events waiting before a client is read no further.",
-    "limits.outbox": "Bytes waiting before a slow client is disconnected.",
-    "limits.handshake_time": "Time from connecting to the first namespace; for middlewares.",
+    "limits.pending_acks": "Acknowledgements awaited from one client.",
+    "limits.inbox": "Received events that may wait before reading pauses.",
+    "limits.inbox_size": "Bytes of received events that may wait before reading pauses.",
+    "limits.outbox": "Bytes that may wait before a slow client is disconnected.",
+    "limits.handshake_time": "Time from connecting to the first namespace, and for middlewares.",
 }
 
 
 def is_text(value: str) -> bool:
-    """Tell whether an argument or variable is UTF-8: Python reads other bytes as surrogates."""
+    """Return whether a value is UTF-8: Python reads other bytes as surrogates."""
     return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
@@ -160,10 +160,10 @@ def is_text(value: str) -> bool:
 class Setting:
     """One setting and its three names."""
 
-    # As in TOML; the fields of Limits are "limits.rooms" and so on.
+    # Its name in TOML; fields of Limits are "limits.rooms" and so on.
     key: str
     type: Any
-    # As the struct declares it: the type, with its bounds.
+    # The type as the struct declares it, with its bounds.
     declared: Any
     default: Any
     struct: type[msgspec.Struct]
@@ -186,7 +186,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """What a value must be, for a person."""
+        """What a value must be, in words."""
         if self.key == "port":
             return "a port, 0 to 65535"
         if self.key == "uds_mode":
@@ -200,7 +200,7 @@ class Setting:
         if self.type is bool:
             return "true or false"
         if get_origin(self.type) is tuple:
-            least = "" if self.type is self.declared else ", one at least"
+            least = "" if self.type is self.declared else ", at least one"
             return f"a list of strings{least}"
         if get_origin(self.type) is Literal:
             return "one of " + ", ".join(get_args(self.type))
@@ -226,10 +226,10 @@ class Setting:
             raise problem from None
         if self.type in (int, float) and not (math.isfinite(converted) and converted >= 0):
             raise problem
-        # The paths of the doors must not overlap, which only all of them together tell.
+        # Whether paths of doors overlap can only be checked for all of them together.
         if self.key not in DOORS:
             try:
-                # What else it must be, its struct knows. Here, where its source is known.
+                # The struct checks the rest. Here, because here the source is known.
                 self.struct(**{self.key.rpartition(".")[2]: converted})
             except ValueError as exc:
                 raise SettingError(f"{source}: {str(exc).removeprefix(f'{self.key} ')}") from exc
@@ -260,9 +260,9 @@ _BY_KEY: Final = {setting.key: setting for setting in SETTINGS}
 def read(
     options: Mapping[str, Any], environ: Mapping[str, str], file: Path | None
 ) -> dict[str, Any]:
-    """Collect the settings that were given, by key; options win, then the environment.
+    """Collect the given settings by key; options win, then the environment.
 
-    Raises SettingError for the first that cannot be used.
+    Raises SettingError for the first unusable one.
     """
     values = {} if file is None else _read_toml(file)
     for setting in SETTINGS:
@@ -279,7 +279,7 @@ def read(
 
 
 def misspelt(environ: Mapping[str, str]) -> list[str]:
-    """Return a warning for each variable that is nearly one of ours."""
+    """Return a warning for each variable whose name is nearly one of ours."""
     known = {setting.variable for setting in SETTINGS} | _OTHER_VARIABLES
     warnings = []
     for name in sorted(environ):
@@ -291,7 +291,7 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
 
 
 def split(values: Mapping[str, Any]) -> tuple[Listen, Tokens, dict[str, Any], dict[str, Any]]:
-    """Part collected settings: the listener's, tokens, the hub's, and the hub's limits."""
+    """Split settings into the listener's, tokens', the hub's, and the hub's limits."""
     listen, tokens = _pick(Listen, values), _pick(Tokens, values)
     names = {*Listen.__struct_fields__, *Tokens.__struct_fields__}
     limits = {
@@ -350,8 +350,8 @@ Command = Callable[..., None]
 def with_settings(command: Command) -> Command:
     """Give a command an option for each setting, passed on in its `**options`.
 
-    Every option is a string, or None when absent, so that a bad value gets the same
-    message wherever it came from.
+    Every option is a string, or None if absent, so that a bad value gets the same message from
+    whatever source.
     """
     signature = inspect.signature(command, eval_str=True)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]

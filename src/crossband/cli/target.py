@@ -1,4 +1,4 @@
-"""Finds the hub or application of `module:name`, and says what is wrong when there is none."""
+"""Finds the hub or application at `module:name`, or says why there is none."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from crossband.server import ASGIApp
 
 
 class TargetError(CrossbandError):
-    """A target that cannot be served; the message says what it should have been."""
+    """A target cannot be served; the message says what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is to be served, and the hubs in it: one at least."""
+    """What to serve, and the hubs in it: at least one."""
 
     app: ASGIApp
     hubs: list[Mounted]
@@ -34,8 +34,8 @@ class Target:
 def load(target: str, app_dir: Path) -> Target:
     """Import a hub such as `chat.server:hub`, or an application with one: `main:app`.
 
-    A function without arguments is called for it, `main:create_app`. Modules are found in
-    `app_dir` first. Raises TargetError.
+    A function without arguments, as `main:create_app`, is called to create it. Modules are
+    looked up in `app_dir` first. Raises TargetError.
     """
     name, colon, attribute = target.partition(":")
     if not colon or not name or not attribute:
@@ -95,10 +95,10 @@ def _import(name: str, app_dir: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as exc:
-        # Also "chat" of "chat.server"; any other name is missing inside the module.
+        # It can also be "chat" of "chat.server"; any other name is missing inside the module.
         if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
             raise TargetError(
-                f"there is no module {exc.name!r} in {app_dir} or among the installed ones"
+                f"there is no module {exc.name!r} in {app_dir}, and none is installed"
                 " (--app-dir names another directory)"
             ) from None
         raise TargetError(f"cannot import {name}: {exc}{_where(exc, name)}") from exc
@@ -109,7 +109,7 @@ def _import(name: str, app_dir: Path) -> ModuleType:
 
 
 def _where(exc: BaseException, name: str) -> str:
-    """Show the lines of the failing module: the frames below importlib's."""
+    """Show the failing lines of the module: the frames below importlib's."""
     if isinstance(exc, SyntaxError):
         return "\n" + "".join(traceback.format_exception_only(exc)).rstrip()
     tb: TracebackType | None = exc.__traceback__

@@ -1,4 +1,4 @@
-"""Tokens on the command line: who the standalone hub lets in, and `crossband token`."""
+"""Tokens on the command line: the standalone hub's authentication, `crossband token`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from crossband.cli.settings import Listen, SettingError, Tokens
 from crossband.errors import Unauthorized
 from crossband.invocation import program
 
-# Of a token that does not say how long: an hour of trying things out.
+# Seconds that a token is valid by default: an hour, to try things out.
 LIFETIME: Final = 3_600.0
-# What `crossband token` calls what the server is given as options.
+# Names in `crossband token` of what are other options of the server.
 _TOKEN_OPTIONS: Final = {
     "jwt_key_file": "--key-file",
     "jwt_algorithms": "--algorithm",
@@ -34,9 +34,9 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def standalone_auth(tokens: Tokens, where: Listen) -> dict[str, Any]:
-    """Return what the standalone hub is made with: its `authenticate` and `authorize`.
+    """Return `authenticate` and `authorize` for the standalone hub.
 
-    Empty where anybody may come in: with `open`, and on an address of this machine alone.
+    Empty if anybody may connect: with `open`, or on an address that only this machine reaches.
     Raises SettingError.
     """
     sources = {
@@ -51,7 +51,7 @@ def standalone_auth(tokens: Tokens, where: Listen) -> dict[str, Any]:
             f"--open lets in anybody, and {(given or others)[0]} is about tokens: give one of them"
         )
     if len(given) > 1:
-        raise SettingError(f"{' and '.join(given)} are given; tokens are verified with one of them")
+        raise SettingError(f"{' and '.join(given)} are given; only one of them can verify tokens")
     if not given:
         if others:
             raise SettingError(
@@ -59,7 +59,7 @@ def standalone_auth(tokens: Tokens, where: Listen) -> dict[str, Any]:
                 "--jwt-secret, --jwt-key-file or --jwks-url as well"
             )
         check_open(
-            tokens.open, where, "--jwt-secret, --jwt-key-file or --jwks-url to ask for tokens, or "
+            tokens.open, where, "--jwt-secret, --jwt-key-file or --jwks-url to require tokens, or "
         )
         return {}
     key: KeySource | None = tokens.jwt_secret or None
@@ -81,22 +81,22 @@ def standalone_auth(tokens: Tokens, where: Listen) -> dict[str, Any]:
 
 
 def check_open(is_open: bool, where: Listen, otherwise: str = "") -> None:
-    """Raise SettingError where anybody could connect from elsewhere, unasked for.
+    """Raise SettingError if anybody could connect from elsewhere without `--open`.
 
-    `otherwise` names what else than `--open` to give.
+    `otherwise` names the alternatives to `--open`.
     """
     if not is_open and not is_local(where):
         raise SettingError(
-            f"who may connect to {where.host}? Give {otherwise}--open to let in anybody who "
+            f"anybody could connect to {where.host}: give {otherwise}--open to let in anybody who "
             "reaches it"
         )
 
 
 def check_own_hub(tokens: Tokens, options: Mapping[str, Any], target: str, *, asks: bool) -> None:
-    """Raise SettingError for what only the standalone hub would obey.
+    """Raise SettingError for settings that only the standalone hub obeys.
 
-    `asks` says whether the hub authenticates clients itself. Then the environment and the
-    file may well have its key, for `crossband token`; an option has no such excuse.
+    `asks` says whether the hub authenticates clients itself. Then its key may well be in the
+    environment or the file, for `crossband token`; as an option it is a mistake.
     """
     ignored = [name for name in tokens.given if not asks or options.get(name) not in (None, [])]
     if not ignored:
@@ -112,25 +112,25 @@ def check_own_hub(tokens: Tokens, options: Mapping[str, Any], target: str, *, as
             f"{those} of the standalone hub; {target} has no authenticate, and lets in anybody"
         )
     raise SettingError(
-        f"{target} asks nobody for a token: {those} of the standalone hub. Give your own "
+        f"{target} does not ask for tokens: {those} of the standalone hub. Give your own "
         "Hub(authenticate=JWTAuth(…))"
     )
 
 
 def note(tokens: Tokens, options: Mapping[str, Any], config: Path | None) -> str:
-    """Say how a client of the standalone hub gets a token, below the server's addresses."""
+    """Return how to get a token for the standalone hub, to print below the addresses."""
     if tokens.jwks_url:
-        return f"Clients show a token, signed with a key of {tokens.jwks_url}"
+        return f"Clients need a token, signed with a key of {tokens.jwks_url}"
     if tokens.jwt_key_file:
         try:
             signing_key(read_key(tokens.jwt_key_file, "--jwt-key-file"), None)
         except ValueError:
             return (
-                "Clients show a token, signed with the private key that belongs to "
+                "Clients need a token, signed with the private key that belongs to "
                 f"{tokens.jwt_key_file}"
             )
     command = f"{program()} token --user NAME --rooms '*'"
-    # What the environment says, it says to that command too.
+    # That command reads the same environment.
     if config is not None:
         command += f" --config {quote(str(config))}"
     if options.get("jwt_secret") is not None:
@@ -139,7 +139,7 @@ def note(tokens: Tokens, options: Mapping[str, Any], config: Path | None) -> str
         if options.get(name):
             value = getattr(tokens, name)
             command += f" {option} {quote(value if isinstance(value, str) else value[0])}"
-    return f"Clients show a token; to make one: {command}"
+    return f"Clients need a token; to make one: {command}"
 
 
 def _option(name: str) -> str:
@@ -147,7 +147,7 @@ def _option(name: str) -> str:
 
 
 def is_local(where: Listen) -> bool:
-    """Tell whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     if where.uds is not None:
         return True
     try:
@@ -157,10 +157,10 @@ def is_local(where: Listen) -> bool:
 
 
 def own_hosts(where: Listen) -> tuple[str, ...]:
-    """Return the names this machine has for a local address; () where it has none, as a socket.
+    """Return this machine's names for a local address; () for a unix socket.
 
-    For a hub that asks nobody for a token because only this machine reaches it: a page of
-    any site reaches it too, under a name of its own that leads here (DNS rebinding).
+    For a hub that does not ask for tokens because only this machine reaches it: a page of any
+    site could reach it too, through a name of its own that resolves to here (DNS rebinding).
     """
     if where.uds is not None:
         return ()
@@ -171,7 +171,7 @@ def own_hosts(where: Listen) -> tuple[str, ...]:
 
 
 def read_key(name: str, option: str) -> KeySource:
-    """Read a key file: PEM, a JWK or JWK set, or a secret, on one line. Raises SettingError."""
+    """Read a key file: PEM, JWK, JWK set or a one-line secret. Raises SettingError."""
     try:
         text = Path(name).read_text(encoding="utf-8").strip()
     except OSError as exc:
@@ -192,7 +192,7 @@ def read_key(name: str, option: str) -> KeySource:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as exc:
-        raise SettingError(f"{option}: {name} is no JWK: {exc}") from exc
+        raise SettingError(f"{option}: {name} is not a JWK: {exc}") from exc
 
 
 def lifetime(text: str) -> float:
@@ -202,7 +202,7 @@ def lifetime(text: str) -> float:
         raise SettingError(f"--expires: expected a time such as 90, 15m, 1h or 7d, not {text!r}")
     seconds = float(match[1]) * _UNITS[match[2]]
     if seconds < 1:
-        raise SettingError(f"--expires: a token is good for a second at least, not {text!r}")
+        raise SettingError(f"--expires: a token must be valid for at least a second, not {text!r}")
     return seconds
 
 
@@ -228,9 +228,9 @@ def make(
     claims: Mapping[str, Any],
     kid: str | None,
 ) -> str:
-    """Return a token that a hub with these settings takes. Raises SettingError."""
+    """Return a token that a hub with these settings accepts. Raises SettingError."""
     if tokens.jwt_secret and tokens.jwt_key_file:
-        raise SettingError("--secret and --key-file: a token is signed with one of them")
+        raise SettingError("--secret and --key-file: give only one of them to sign with")
     source: KeySource
     if tokens.jwt_key_file:
         source, option = read_key(tokens.jwt_key_file, "--key-file"), "--key-file"
@@ -238,19 +238,18 @@ def make(
         source, option = tokens.jwt_secret, "--secret"
     else:
         raise SettingError(
-            "what shall the token be signed with? Give --secret (or CROSSBAND_JWT_SECRET) the "
-            "server's secret, or --key-file the private key. To make a secret: "
-            "openssl rand -hex 32"
+            "no signing key: pass the server's secret with --secret (or CROSSBAND_JWT_SECRET), or "
+            "the private key with --key-file. To make a secret: openssl rand -hex 32"
         )
     if rooms and (subscribe or publish):
-        raise SettingError("--rooms is for both; give it, or --subscribe and --publish")
+        raise SettingError("--rooms covers both: give it, or --subscribe and --publish")
     now = time.time()
     said: dict[str, Any] = {"sub": user, "iat": int(now), "exp": int(now + seconds)}
     if rooms:
         said["rooms"] = rooms
     elif subscribe or publish:
         said["rooms"] = {"subscribe": subscribe, "publish": publish}
-    # A server takes a token for one of its audiences.
+    # A server accepts a token for one of its audiences.
     for name, values in (("aud", tokens.jwt_audience), ("iss", tokens.jwt_issuer)):
         if values:
             said[name] = values[0]
@@ -262,7 +261,7 @@ def make(
 
 
 def refusal(token: str, tokens: Tokens) -> str | None:
-    """Say why a server with these settings would refuse a token of `make`; None if not."""
+    """Return why a server with these settings would refuse the token, or None."""
     source = tokens.jwt_secret or read_key(tokens.jwt_key_file or "", "--key-file")
     auth = JWTAuth(
         source,

@@ -1,4 +1,4 @@
-"""Which door a URL means, and at which address."""
+"""Finds which door a URL means, and the address to connect to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 
 class Door(StrEnum):
-    """A door, by the name it has in options and output."""
+    """A door, by its name in options and output."""
 
     WEBSOCKET = "websocket"
     SSE = "sse"
@@ -19,7 +19,7 @@ def locate(url: str, door: Door | None, namespace: str) -> tuple[Door, str]:
     """Find the door a URL means, and the URL to connect to.
 
     The address of a server is enough: `http://…` means its event stream, `ws://…` its
-    WebSocket, and `door` chooses. Raises ValueError for what is no such URL.
+    WebSocket, unless `door` is given. Raises ValueError for any other URL.
     """
     parts = parse_url(url, ("http", "https", "ws", "wss"))
     path = parts.path.rstrip("/")
@@ -52,14 +52,14 @@ def _is_other_door(door: Door, parts: SplitResult) -> bool:
 
 
 def add_query(url: str, fields: Iterable[tuple[str, str]]) -> str:
-    """Add fields to a URL's query, after those it has."""
+    """Add fields to the end of a URL's query."""
     parts = urlsplit(url)
     query = [*parse_qsl(parts.query, keep_blank_values=True), *fields]
     return parts._replace(query=urlencode(query)).geturl()
 
 
 def parse_url(url: str, schemes: tuple[str, ...]) -> SplitResult:
-    """Split a URL, `localhost:8000` taken for `http://localhost:8000`. Raises ValueError."""
+    """Split a URL; `localhost:8000` means `http://localhost:8000`. Raises ValueError."""
     if "://" not in url:
         url = f"http://{url}"
     try:
@@ -67,14 +67,14 @@ def parse_url(url: str, schemes: tuple[str, ...]) -> SplitResult:
     except ValueError as exc:
         raise ValueError(f"{url}: {exc}") from None
     try:
-        # As it is looked up.
+        # The form that is looked up.
         (parts.hostname or "").encode("idna")
     except UnicodeError:
-        raise ValueError(f"{url}: {parts.hostname!r} is no name of a host") from None
+        raise ValueError(f"{url}: {parts.hostname!r} is not a host name") from None
     if parts.scheme not in schemes:
         raise ValueError(f"{url}: expected a URL of {', '.join(schemes)}, not {parts.scheme}")
     if not parts.hostname:
-        raise ValueError(f"{url}: the URL names no host")
+        raise ValueError(f"{url}: the URL has no host")
     try:
         port = parts.port
     except ValueError:

@@ -1,4 +1,4 @@
-"""Why a stream cannot be followed, or not any more; and how that is told."""
+"""Why a stream cannot be followed, or no longer can, and how to say it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crossband.errors import CrossbandError
 
 
 class Refused(CrossbandError):
-    """The server said no; coming back would not help."""
+    """The server refused; coming back would not help."""
 
 
 class Lost(CrossbandError):
@@ -19,7 +19,7 @@ class Lost(CrossbandError):
 
 
 def status_error(status: int, body: bytes | bytearray, url: str) -> Refused | Lost:
-    """Return what an HTTP status other than success means here."""
+    """Return the exception for an HTTP status other than success."""
     if status == 204:
         return Refused("the server has nothing (more) to send here (204)")
     text = f"HTTP {status}"
@@ -34,11 +34,11 @@ def status_error(status: int, body: bytes | bytearray, url: str) -> Refused | Lo
 
 
 def error_text(error: dict[str, Any]) -> str:
-    """Say in a line what a server calls an error, with its details."""
+    """Return a server's error as one line, with its details."""
     text = str(error.get("error") or error.get("message") or "unknown error")
     names = ("code", "path", "reason", "event", "maxSize", "data")
     found = {name: error[name] for name in names if error.get(name) is not None}
-    # Socket.IO has there what is beside the text on the other doors.
+    # Socket.IO nests in `data` what the other doors have next to the text.
     if isinstance(data := found.get("data"), dict):
         del found["data"]
         found.update((name, value) for name, value in data.items() if name != "error")
@@ -50,7 +50,7 @@ def error_text(error: dict[str, Any]) -> str:
 
 
 def reason_of(exc: BaseException) -> str:
-    """Say in a few words why a connection failed."""
+    """Return in a few words why a connection failed."""
     seen: BaseException | None = exc
     while seen is not None:
         if isinstance(seen, ConnectionRefusedError):

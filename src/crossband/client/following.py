@@ -1,4 +1,4 @@
-"""Following a stream for ever: one connection after another, each resuming the one before."""
+"""Follows a stream forever: connection after connection, each resuming the last."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from crossband.client.errors import Lost, Refused
 from crossband.client.listener import Event, Listener, Notice
 from crossband.errors import ProtocolError
 
-# Seconds before the first and, doubled each time, at most before a later attempt.
+# Seconds before the first attempt to reconnect, doubled each time, and their maximum.
 FIRST_DELAY: Final = 0.5
 MAX_DELAY: Final = 10.0
 
 
 def stream(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
     """Connect once and follow until the connection ends. Raises Refused or Lost."""
-    # Imported here, because httpx takes longer than all else, and only one door needs it.
+    # Imported here, because httpx loads slower than all else, and only one door needs it.
     if listener.door is Door.SSE:
         from crossband.client import sse
 
@@ -35,12 +35,12 @@ def stream(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
 
 
 async def follow(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
-    """Follow a stream for ever, coming back whenever it is cut.
+    """Follow a stream forever; reconnect whenever it is cut.
 
-    Raises Refused, and Lost when not even the first attempt connected.
+    Raises Refused, or Lost if not even the first attempt connected.
     """
     ever = False
-    # Of the last failure, so that an outage is told once and not at every attempt.
+    # The last failure, so that an outage is reported once and not at every attempt.
     told = ""
     delay = FIRST_DELAY
     while True:
@@ -60,6 +60,6 @@ async def follow(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
             if str(exc) != told:
                 told = str(exc)
                 yield Notice("lost", f"{told}; reconnecting…")
-        # Spread over half the delay: a restarted server's clients do not all come at once.
+        # Random over half the delay, so that a restarted server's clients spread out.
         await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
         delay = min(delay * 2, MAX_DELAY)

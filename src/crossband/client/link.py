@@ -1,4 +1,4 @@
-"""A WebSocket connection, as the two doors on one use it."""
+"""A WebSocket connection, as the two doors on WebSocket use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from crossband.errors import is_final
 
 @contextlib.asynccontextmanager
 async def connect(listener: Listener, url: str) -> AsyncIterator[ClientConnection]:
-    """Connect, and leave the connection to the body. Raises Refused or Lost."""
+    """Connect for the length of the body. Raises Refused or Lost."""
     try:
         connection = await websockets.connect(
             url,
@@ -42,7 +42,7 @@ async def connect(listener: Listener, url: str) -> AsyncIterator[ClientConnectio
 
 
 async def messages(connection: ClientConnection) -> AsyncIterator[str | bytes]:
-    """Yield messages until the connection ends. Raises Refused or Lost with its close code."""
+    """Yield messages until the connection ends. Raises Refused or Lost."""
     try:
         while True:
             yield await connection.recv()

@@ -1,4 +1,4 @@
-"""What is followed, and where it stands: the state that a reconnect resumes from."""
+"""What a client follows and how far it is: the state that a reconnect resumes from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crossband.client.doors import Door, add_query
 
 # Seconds.
 CONNECT_TIMEOUT: Final = 10.0
-# Bytes in one message; what a server may send is not what it accepts.
+# Bytes of one message; a server may send larger ones than it accepts.
 MAX_MESSAGE: Final = 64 * 1024 * 1024
 
 
@@ -32,25 +32,25 @@ class Notice(NamedTuple):
 
 @dataclass(slots=True)
 class Listener:
-    """What to follow, and where it stands: the state that a reconnect resumes from."""
+    """What to follow, and how far it is: the state that a reconnect resumes from."""
 
     door: Door
     url: str
     rooms: list[str] = field(default_factory=list)
     namespace: str = "/"
     verify: bool = True
-    # Who the server is told it is.
+    # Tells the server who this client is.
     token: str | None = None
-    # The last event seen, or where to begin. None: begin with what is live.
+    # The cursor of the last event seen, or to start after. None: start with live events.
     offset: str | None = None
-    # The server's name for this client, a secret. None until the first welcome.
+    # The key of this client's session, a secret. None until the first welcome.
     session: str | None = None
 
     def welcomed(self, welcome: dict[str, Any]) -> Notice:
-        """Take in the first message of the WebSocket and SSE doors."""
+        """Handle the first message of the WebSocket and SSE doors."""
         notice = self.connected(bool(welcome.get("recovered")))
         self.session = welcome.get("session") or self.session
-        # A cursor of our own stays: missed events are still to come.
+        # Keep our own cursor: missed events are still to come.
         if self.offset is None:
             self.offset = welcome.get("offset")
         return notice
@@ -62,7 +62,7 @@ class Listener:
         return Notice("connected", f"connected to {where}")
 
     def missed(self, gap: dict[str, Any]) -> Notice:
-        """Take in that events were lost."""
+        """Handle a gap: events were lost."""
         self.offset = gap.get("offset") or self.offset
         reason = gap.get("reason")
         return Notice(
@@ -70,7 +70,7 @@ class Listener:
         )
 
     def address(self, session: str, cursor: str) -> str:
-        """Return the URL with rooms, and with session and cursor under their names."""
+        """Return the URL with the rooms, and the session and cursor in the named fields."""
         fields = [("room", room) for room in self.rooms]
         if self.session is not None and session:
             fields.append((session, self.session))

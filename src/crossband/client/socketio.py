@@ -16,7 +16,7 @@ from crossband.client.values import encode, object_of
 from crossband.protocol import engineio, socketio
 from crossband.protocol.payload import Payload, reconstruct
 
-# What the end of a Socket.IO event is taken for its cursor by: it may be a string of its own.
+# Tells a cursor at the end of a Socket.IO event from the event's own last string.
 _CURSOR: Final = re.compile(r"[A-Za-z0-9.]+-[0-9]+")
 
 
@@ -57,8 +57,8 @@ async def stream(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
                 listener.session = pid
                 yield notice
                 for room in listener.rooms if not recovered else ():
-                    # Without an acknowledgement: what fails is told by an `error` event, also
-                    # where the hub has no rooms to join.
+                    # Without an acknowledgement: failures come as an `error` event, also if the
+                    # hub has no rooms to join.
                     payload = Payload(msgspec.json.encode([room]))
                     await connection.send(
                         engineio.MESSAGE
@@ -77,7 +77,7 @@ def _read(listener: Listener, packet: socketio.Packet) -> Event | Notice:
     name, raws = socketio.split_event(packet)
     args = _args(raws, packet.attachments)
     first = args[0] if args and isinstance(args[0], dict) else {}
-    # An application has events of its own with these names.
+    # An application may have its own events with these names.
     if name == "gap" and first.keys() == {"reason", "offset"}:
         return listener.missed(first)
     if name == "error" and "code" in first:
@@ -85,7 +85,7 @@ def _read(listener: Listener, packet: socketio.Packet) -> Event | Notice:
     if name == "server:shutdown":
         return Notice("shutdown", f"the server is stopping: {first.get('message')}")
     offset = None
-    # With a pid, recorded events end with their cursor; others may end with a string of theirs.
+    # With a pid, recorded events end with their cursor; others may end with their own string.
     cursor = args[-1] if args and listener.session is not None and packet.id is None else None
     if isinstance(cursor, str) and _CURSOR.fullmatch(cursor):
         del args[-1]

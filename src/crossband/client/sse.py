@@ -12,20 +12,20 @@ from crossband.client.errors import Lost, Refused, error_text, reason_of, status
 from crossband.client.listener import CONNECT_TIMEOUT, Event, Listener, Notice
 from crossband.client.values import encode, json_of, object_of
 
-# Seconds without even a keep-alive comment after which the peer is taken for gone.
+# Seconds without even a keep-alive comment before the peer counts as gone.
 SILENCE: Final = 90.0
 _HINT: Final = "http://HOST:PORT/events"
 
 
 async def stream(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
     """Yield what the door sends until the stream ends. Raises Refused or Lost."""
-    # With JSON, or a refusal would be a stream that ends.
+    # JSON too, because otherwise a refusal would come as a stream that ends.
     accepted = "text/event-stream, application/json"
     headers = {"Accept": accepted, "Cache-Control": "no-store", **listener.headers}
     if listener.offset is not None:
         headers["Last-Event-ID"] = listener.offset
     timeout = httpx.Timeout(CONNECT_TIMEOUT, read=SILENCE)
-    # Without TLS, the machine's certificates need not be read: 30 ms at every attempt.
+    # Without TLS, skip reading the machine's certificates: 30 ms at every attempt.
     verify = listener.tls() or False
     try:
         async with (
@@ -65,7 +65,7 @@ async def stream(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise Refused(f"{listener.url}: {exc}") from exc
     except httpx.ReadTimeout as exc:
-        raise Lost(f"nothing was heard for {SILENCE:g} s") from exc
+        raise Lost(f"heard nothing for {SILENCE:g} s") from exc
     except httpx.HTTPError as exc:
         raise Lost(reason_of(exc)) from exc
     raise Lost("the stream ended")

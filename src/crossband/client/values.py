@@ -11,7 +11,7 @@ encode: Final = msgspec.json.Encoder().encode  # bytes become base64 text
 
 
 def object_of(text: str | bytes) -> dict[str, Any]:
-    """Return a JSON object, an empty one for what is none."""
+    """Return a JSON object, or an empty one for anything else."""
     try:
         return decode_object(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -19,7 +19,7 @@ def object_of(text: str | bytes) -> dict[str, Any]:
 
 
 def json_of(text: str) -> bytes:
-    """Return a text as JSON: itself where it is, else a string."""
+    """Return a text as JSON: unchanged if it is JSON, else as a string."""
     try:
         return encode(msgspec.json.decode(text))
     except (msgspec.DecodeError, RecursionError):

@@ -37,7 +37,7 @@ async def stream(listener: Listener) -> AsyncGenerator[Event | Notice, None]:
             elif isinstance(kind, str):
                 offset = frame.get("offset")
                 listener.offset = offset or listener.offset
-                # An event of a name that is a word of the envelope, such as "ack".
+                # An event whose name is a word of the envelope, such as "ack".
                 named = frame.get("event") if kind == "event" else None
                 yield Event(
                     named if isinstance(named, str) else kind, encode(frame.get("data")), offset

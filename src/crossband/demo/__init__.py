@@ -1,6 +1,6 @@
 """The demo: one hub, and the pages that talk to it. The top layer: applications.
 
-Each application has a namespace of its own, so that none hears the others.
+Each application has a namespace of its own, so that they do not hear each other.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
     from crossband import Hub, Settings
 
-# Those below the start page, by the name of their folder and path.
+# Pages below the start page; also the names of their folders and paths.
 NAMES: Final = ("chat", "dashboard", "doors")
-# Who looks at the demo on the machine that it runs on.
+# Addresses and hosts of a browser on the machine that the demo runs on.
 _LOOPBACK: Final = frozenset(("127.0.0.1", "::1", "localhost"))
 
 
 class Demo:
-    """The hub's doors, and beside them the pages. An ASGI app.
+    """An ASGI app: the hub's doors, and the pages beside them.
 
     `directory` holds the built pages. The doors page talks to the hub's own namespace.
     """
@@ -70,7 +70,7 @@ class Demo:
         await self.hub.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Also what it refuses for its host.
+        # The hub also gets requests that it refuses because of their host.
         hub = scope["type"] != "lifespan" and (
             self._is_hubs(scope["type"], scope["path"]) or not self.hub.serves(scope)
         )
@@ -82,10 +82,10 @@ class Demo:
             yield
 
     async def _serve_about(self, request: Request) -> JSONResponse:
-        """Answer what pages cannot know: where the doors are, null for one that is off."""
+        """Answer what pages cannot know: the doors' paths, null for one that is off."""
         settings = self.settings
         command = program()
-        # A path of this machine is of use on this machine, and nobody else's business.
+        # A path on this machine is useful here only, and should not be shown elsewhere.
         here = request.client is not None and request.client.host in _LOOPBACK
         if "/" in command and not (here and request.url.hostname in _LOOPBACK):
             command = "crossband"
@@ -112,7 +112,7 @@ class Demo:
             "/healthz",
             "/readyz",
         )
-        # A door that is off has no path; at the root is the start page.
+        # A door that is off has no path; the root is the start page's.
         return path not in self._own and any(
             path == door or path.startswith(f"{door}/") for door in doors if door and door != "/"
         )
@@ -124,5 +124,5 @@ def create_demo(directory: str | os.PathLike[str] = PAGES, **settings: Any) -> D
 
 
 async def _add_slash(request: Request) -> RedirectResponse:
-    # The pages' addresses are relative.
+    # The pages use relative URLs.
     return RedirectResponse(request.url.replace(path=f"{request.url.path}/"))

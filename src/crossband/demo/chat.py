@@ -1,6 +1,6 @@
 """The chat of the demo: users, rooms, history and typing, on any namespace of a hub.
 
-Written with what any application has: the names that `crossband` exports, and nothing below.
+Uses only what any application can: the names that `crossband` exports.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ ROOMS: Final[Mapping[str, str]] = MappingProxyType(
 # Characters.
 NAME_LENGTH: Final = 40
 CONTENT_LENGTH: Final = 4_000
-# What a room remembers for those who join. In bytes too: what waits for one client is bounded,
-# and a history is sent to it as one message.
+# Messages a room keeps for users who join. Also bounded in bytes, since a client's outbox is
+# bounded and a history is sent as one message.
 HISTORY: Final = 100
 HISTORY_BYTES: Final = 262_144
-# Users that `room:users` names; the total is told always.
+# Users that `room:users` lists; it always has the total.
 LISTED: Final = 1_000
-# The last messages of a user that are known again when they are sent again.
+# A user's last messages, kept so that one that is sent again is recognized.
 REMEMBERED: Final = 200
-# Notices of typing that a user may cause per second; each lasts for three.
+# Typing notices that a user may cause per second; each is shown for three seconds.
 KEYSTROKES: Final = 2.0
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=4 * NAME_LENGTH)]
 RoomName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Content = Annotated[str, msgspec.Meta(min_length=1, max_length=CONTENT_LENGTH)]
-# As session keys: a bearer secret.
+# A bearer secret, like session keys.
 Key = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{16,64}\Z")]
 MessageId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{8,64}\Z")]
 
@@ -58,7 +58,7 @@ MessageId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{8,64}\Z")]
 
 
 class Registration(msgspec.Struct):
-    """`user:register`: who a client is. The key is what makes two tabs one user."""
+    """`user:register`: who a client is. Two tabs with the same key are one user."""
 
     name: Name
     key: Key | None = None
@@ -71,7 +71,7 @@ class RoomRef(msgspec.Struct):
 
 
 class Draft(msgspec.Struct):
-    """`chat:message`. With an id of its own it can be sent again and still arrives once."""
+    """`chat:message`. With an id, it can be sent again and arrives only once."""
 
     room: RoomName
     content: Content
@@ -79,7 +79,7 @@ class Draft(msgspec.Struct):
 
 
 class Keystroke(msgspec.Struct):
-    """`chat:typing`; `typing` is false when the user stopped."""
+    """`chat:typing`; `typing` is false when the user has stopped."""
 
     room: RoomName
     typing: bool = True
@@ -91,7 +91,7 @@ class Keystroke(msgspec.Struct):
 class User(msgspec.Struct, frozen=True):
     """A user as everybody sees it.
 
-    `colour` is a number from 0 that nobody else here has, the same for everybody who looks.
+    `colour` is a number from 0 that nobody else here has; everybody sees the same one.
     """
 
     id: str
@@ -100,7 +100,7 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A message as everybody in the room gets it, the sender too: `chat:message`."""
+    """`chat:message`, as everybody in the room gets it, the sender included."""
 
     id: str
     room: str
@@ -127,14 +127,14 @@ class RoomInfo(msgspec.Struct):
 
 
 class RoomState(msgspec.Struct):
-    """The answer to `room:join`: what was said before."""
+    """The answer to `room:join`: the history of the room."""
 
     room: str
     messages: list[Message]
 
 
 class RoomUsers(msgspec.Struct):
-    """`room:users`, for who joins: who is there. `user:joined` and `user:left` follow."""
+    """`room:users`: who is there, on joining. `user:joined` and `user:left` follow."""
 
     room: str
     users: list[User]
@@ -151,7 +151,7 @@ class Presence(msgspec.Struct):
 
 
 class Typing(msgspec.Struct):
-    """`user:typing`: takes it back with `typing` false, or by saying nothing for 3 seconds."""
+    """`user:typing`: ends with `typing` false, or after 3 seconds without another."""
 
     room: str
     user: User
@@ -170,7 +170,7 @@ class Receipt(msgspec.Struct):
 
 
 class Allowance:
-    """A token bucket: so many at once, then so many per second."""
+    """A token bucket: `burst` at once, then `rate` per second."""
 
     __slots__ = ("_at", "_left", "burst", "rate")
 
@@ -178,11 +178,11 @@ class Allowance:
         self.burst: Final = burst
         self.rate: Final = rate
         self._left = burst
-        # When `_left` was right; seconds of any steady clock.
+        # When `_left` was last updated; seconds of any steady clock.
         self._at = 0.0
 
     def take(self, now: float) -> float:
-        """Take one and return 0, or return the seconds until there is one."""
+        """Take one and return 0, or return the seconds until one is there."""
         self._left = min(self.burst, self._left + (now - self._at) * self.rate)
         self._at = now
         if self._left < 1:
@@ -193,7 +193,7 @@ class Allowance:
 
 @dataclass(slots=True)
 class Person:
-    """A user that is here, in one tab or several."""
+    """A user who is here, in one tab or several."""
 
     user: User
     messages: Allowance
@@ -209,7 +209,7 @@ class Person:
 
 
 class Room:
-    """A room's people and the last of what they said."""
+    """A room's people and their last messages."""
 
     __slots__ = ("_bytes", "history", "people", "topic")
 
@@ -251,20 +251,20 @@ class Chat:
         self.people: dict[str, Person] = {}
         # Names in use, as `_alike` compares them.
         self._names: set[str] = set()
-        # By the id of the socket that was cut; when it fires, the tab is gone.
+        # By the id of the disconnected socket; when the timer fires, the tab has left.
         self._leaving: dict[str, asyncio.TimerHandle] = {}
 
     # Coming and going.
 
     async def connect(self, socket: Socket) -> None:
-        """Take up a client that came back as itself, with its user and its rooms."""
+        """Restore the user and rooms of a client that resumed its session."""
         self._stop_leaving(socket.id)
         user = self._user_of(socket)
         if user is None or not socket.recovered:
             return
         person = self.people.get(user.id)
         if person is None and self._is_taken(user.name):
-            # Somebody else has the name by now: the client is asked for another.
+            # Somebody else has the name by now: the client must choose another.
             socket.data.clear()
             await socket.leave(*(socket.rooms - {socket.id}))
             return
@@ -274,11 +274,11 @@ class Chat:
         for room in self.rooms.keys() & socket.rooms:
             self._enter(person, socket, room)
             if is_late:
-                # Somebody may have its colour by now.
+                # Somebody else may have its colour by now.
                 self._tell_users(socket, room)
 
     async def disconnect(self, socket: Socket, reason: str) -> None:
-        """Leave at once when a client says goodbye; else wait whether it comes back."""
+        """Leave at once if a client says goodbye, else after waiting for it to come back."""
         if self._user_of(socket) is None or socket.id in self._namespace.sockets:
             return
         if reason in ("client namespace disconnect", "server shutting down"):
@@ -290,7 +290,7 @@ class Chat:
             )
 
     async def register(self, socket: Socket, registration: Registration) -> Welcome:
-        """Say who this client is. A key that is known makes it another tab of that user."""
+        """Register who this client is. A known key makes it another tab of that user."""
         name = _clean(registration.name)
         key = registration.key or secrets.token_urlsafe(24)
         id = _public_id(key)
@@ -306,7 +306,7 @@ class Chat:
             person = self._arrive(id, name)
         person.tabs.setdefault(socket.id, set())
         socket.data["user"] = {"id": id, "name": person.user.name}
-        # What concerns the user's other tabs too is sent to, or kept from, this room.
+        # The room of all the user's tabs, to send something to them or to leave them out.
         await socket.join(_own_room(person.user))
         rooms = [RoomInfo(name, room.topic) for name, room in self.rooms.items()]
         return Welcome(person.user, key, rooms)
@@ -323,7 +323,7 @@ class Chat:
         return RoomState(ref.room, list(room.history))
 
     async def leave(self, socket: Socket, ref: RoomRef) -> dict[str, str]:
-        """Leave a room; leaving one that was never joined is no error."""
+        """Leave a room; leaving one that was never joined is not an error."""
         person = self._person(socket)
         self._room(ref.room)
         await socket.leave(ref.room)
@@ -333,7 +333,7 @@ class Chat:
     # Talking.
 
     async def message(self, socket: Socket, draft: Draft) -> Receipt:
-        """Send a message to a room. A second time with the same id, it is only acknowledged."""
+        """Send a message to a room, or only acknowledge it if its id was already sent."""
         person = self._person(socket)
         room = self._room(draft.room)
         if draft.room not in person.tabs[socket.id]:
@@ -355,13 +355,13 @@ class Chat:
         return Receipt(id, message.time)
 
     async def typing(self, socket: Socket, keystroke: Keystroke) -> None:
-        """Tell the others in the room that this user is typing, or no longer is."""
+        """Tell the others in the room that this user is typing, or has stopped."""
         person = self._person(socket)
         if keystroke.room not in person.tabs[socket.id]:
             return
-        # What is too much says nothing new.
+        # Notices over the rate say nothing new and are dropped.
         if person.keystrokes.take(time.monotonic()) == 0:
-            # Volatile: nobody wants to catch up on it.
+            # Volatile: nobody needs to catch up on it.
             others = self._namespace.to(keystroke.room).except_(_own_room(person.user))
             others.volatile.emit(
                 "user:typing", Typing(keystroke.room, person.user, keystroke.typing)
@@ -372,7 +372,7 @@ class Chat:
     def _arrive(self, id: str, name: str) -> Person:
         user = User(id, name, self._free_colour(id))
         messages = Allowance(self._burst, self._rate)
-        # A few times round all the rooms.
+        # Enough to go round all the rooms a few times.
         moves = Allowance(4 * len(self.rooms) + self._burst, self._rate)
         person = Person(user, messages, moves, Allowance(self._burst, KEYSTROKES))
         self.people[user.id] = person
@@ -380,7 +380,7 @@ class Chat:
         return person
 
     def _free_colour(self, id: str) -> int:
-        """Return a colour that nobody has who is here, or whose words are still to be read."""
+        """Return a colour that no user here has, and no author of a kept message."""
         taken = {person.user.colour for person in self.people.values()}
         before: int | None = None
         for message in (each for room in self.rooms.values() for each in room.history):
@@ -388,13 +388,13 @@ class Chat:
                 before = message.user.colour
             else:
                 taken.add(message.user.colour)
-        # Whoever comes back looks as before.
+        # Someone who comes back looks the same as before.
         if before is not None and before not in taken:
             return before
         return next(colour for colour in itertools.count() if colour not in taken)
 
     def _enter(self, person: Person, socket: Socket, name: str) -> None:
-        """Note that a tab is in a room; the others are told of the user's first."""
+        """Note that a tab is in a room; tell the others if it is the user's first."""
         is_first = not person.is_in(name)
         person.tabs[socket.id].add(name)
         if is_first:
@@ -402,7 +402,7 @@ class Chat:
             self._announce("user:joined", name, person.user)
 
     def _exit(self, person: Person, tab: str, name: str) -> None:
-        """Note that a tab left a room; the others are told of the user's last."""
+        """Note that a tab left a room; tell the others if it was the user's last."""
         if name not in person.tabs[tab]:
             return
         person.tabs[tab].discard(name)
@@ -423,7 +423,7 @@ class Chat:
         others.emit(event, Presence(name, user, total, datetime.now(UTC)))
 
     def _depart(self, socket: Socket) -> None:
-        """Forget a tab, and with its last tab the user."""
+        """Forget a tab; with the last tab, also the user."""
         self._stop_leaving(socket.id)
         user = self._user_of(socket)
         person = self.people.get(user.id) if user is not None else None
@@ -442,8 +442,8 @@ class Chat:
             timer.cancel()
 
     def _user_of(self, socket: Socket) -> User | None:
-        """Return who a client said it is; the colour is that of the person."""
-        # As plain data: what a session keeps has to survive a trip to wherever it is kept.
+        """Return the user that a client registered as."""
+        # It is plain data: a session must survive being stored elsewhere.
         data = socket.data.get("user")
         return None if data is None else msgspec.convert(data, User)
 
@@ -479,8 +479,8 @@ def install(
 ) -> Chat:
     """Put a chat on a namespace, for instance `install(hub.of("/chat"))`.
 
-    `rooms` are names with their topics. A user whose connection was cut has left after `grace`
-    seconds without coming back. Each may send `burst` messages at once, then `rate` per second.
+    `rooms` maps names to topics. A user whose connection was cut counts as having left after
+    `grace` seconds. Each user may send `burst` messages at once, then `rate` per second.
     """
     chat = Chat(namespace, rooms=rooms, grace=grace, burst=burst, rate=rate)
     namespace.on("connect", chat.connect)
@@ -494,21 +494,21 @@ def install(
 
 
 def _own_room(user: User) -> str:
-    # Rooms that can be joined have names without a colon.
+    # The names of rooms that can be joined have no colon.
     return f"user:{user.id}"
 
 
 def _public_id(key: str) -> str:
-    """Return the id of whoever has this key: the same after a restart, and no way back."""
+    """Return the user id for a key: a one-way hash, stable across restarts."""
     return hashlib.blake2s(key.encode(), digest_size=8, person=b"chatuser").hexdigest()
 
 
-# Those that turn the direction of what follows; emoji need the other invisible characters.
+# Characters that change the direction of text. Emoji need the other invisible characters.
 _TURNS: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def _clean(name: str) -> str:
-    """Return a name as it is shown. Raises InvalidMessage when nothing would be seen of it."""
+    """Return a name as it is shown. Raises InvalidMessage if it would be invisible."""
     clean = " ".join(_TURNS.sub("", unicodedata.normalize("NFC", name)).split())
     if len(clean) > NAME_LENGTH:
         raise InvalidMessage(f"Expected a name of at most {NAME_LENGTH} characters", path="$.name")
@@ -519,12 +519,12 @@ def _clean(name: str) -> str:
 
 
 def _alike(name: str) -> str:
-    """Return what two names share that people would take for one."""
+    """Return a form that is the same for names that people would confuse."""
     return unicodedata.normalize("NFKC", name).casefold().replace("\u200d", "")
 
 
 def _size(message: Message) -> int:
-    """Return about how many bytes a message takes on the wire."""
+    """Return roughly how many bytes a message takes on the wire."""
     return len(message.content.encode()) + 4 * len(message.user.name) + 160
 
 

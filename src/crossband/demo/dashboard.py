@@ -1,7 +1,7 @@
 """The dashboard: the server's own numbers once a second, and notifications.
 
-Both are events of a namespace, so a client that was cut off is caught up from its cursor.
-What is older than the namespace's history, and what a new page begins with, is read over HTTP.
+Both are events of a namespace, so a client whose connection was cut catches up from its cursor.
+A new page, and one that was away for longer than the history, reads the past over HTTP.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ logger: Final = logging.getLogger("crossband.demo")
 
 # Seconds between two samples.
 INTERVAL: Final = 1.0
-# Five minutes of them: what a page that is opened now begins with.
+# Five minutes of samples, which a newly opened page starts with.
 SAMPLES: Final = 300
 NOTIFICATIONS: Final = 20
-# Bytes of a notification's JSON; its texts may have a fifth of that, all of it escaped.
+# Bytes of a notification's JSON; its texts may have a fifth of that, if all of it is escaped.
 MAX_BODY: Final = 16 * 1024
 
 LEVELS: Final = ("info", "success", "warning", "error")
 
 
 class Processor(msgspec.Struct):
-    """How busy, in percent: the machine of all its cores, the server of one core."""
+    """CPU use in percent: the machine's, of all cores, and the server's, of one core."""
 
     machine: float
     server: float
 
 
 class Memory(msgspec.Struct):
-    """What is in use, in bytes; `total` is the machine's."""
+    """Memory in use, in bytes; `total` is the machine's."""
 
     machine: int
     server: int
@@ -51,7 +51,7 @@ class Memory(msgspec.Struct):
 
 
 class Clients(msgspec.Struct):
-    """Connections by transport, of the whole hub."""
+    """Connections of the whole hub, by transport."""
 
     websocket: int
     polling: int
@@ -59,7 +59,7 @@ class Clients(msgspec.Struct):
 
 
 class Messages(msgspec.Struct):
-    """Messages per second, of the whole hub: from clients, and to clients."""
+    """Messages per second of the whole hub, from clients and to clients."""
 
     received: float
     delivered: float
@@ -84,10 +84,10 @@ class Notification(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Dashboard:
-    """Publishes a hub's numbers each second in its namespace `/dashboard`, and what is posted.
+    """Publishes a hub's numbers and posted notifications in namespace `/dashboard`.
 
-    The events are `sample` and `notification`. `async with dashboard` samples; `routes` are
-    for the application around the hub.
+    The events are `sample`, once a second inside `async with dashboard`, and `notification`.
+    `routes` are for the application around the hub.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -101,7 +101,7 @@ class Dashboard:
             Route("/api/metrics", self._serve_metrics, methods=["GET"]),
         ]
         self._process = psutil.Process()
-        # When the counters were read, and what they were. Seconds of time.monotonic().
+        # When the counters were last read (seconds of time.monotonic()), and their values.
         self._read: tuple[float, dict[str, int]] = (0.0, {})
         # None while not sampling.
         self._task: asyncio.Task[None] | None = None
@@ -127,25 +127,25 @@ class Dashboard:
     async def _sample_for_ever(self) -> None:
         due = time.monotonic()
         while True:
-            # A late one does not hurry the next: rates are per second that really went by.
+            # A late sample does not hurry the next: rates use the seconds that really passed.
             due = max(due + INTERVAL, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
             try:
                 sample = self._sample()
             except psutil.Error:
-                logger.exception("the server's numbers cannot be read")
+                logger.exception("cannot read the server's numbers")
                 continue
             self.samples.append(sample)
             self.namespace.emit("sample", sample)
 
     def _begin(self) -> None:
-        # The first reading of both is 0: they tell of the time since the last.
+        # The first value of both is 0: they measure the time since the last call.
         psutil.cpu_percent()
         self._process.cpu_percent()
         self._read = time.monotonic(), self.hub.status()["messages"]
 
     def _sample(self) -> Sample:
-        # Reads /proc for some 0.2 ms: not worth a thread.
+        # Reads /proc for about 0.2 ms: not worth a thread.
         status = self.hub.status()
         memory = psutil.virtual_memory()
         before, counted = self._read
@@ -214,7 +214,7 @@ def _notification(body: bytes) -> Notification:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _invalid(f"Not JSON: {error}", None) from None
     if not notification.message.strip():
-        raise _invalid("Expected more than blanks", "message")
+        raise _invalid("Expected more than white space", "message")
     return notification
 
 
@@ -225,7 +225,7 @@ def _invalid(reason: str, field: str | None) -> InvalidMessage:
 
 
 def _check_origin(request: Request) -> None:
-    """Refuse what a page of another site posts: browsers send it without asking first."""
+    """Refuse posts from other sites' pages, which browsers send without preflight."""
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise EventError(code="origin_not_allowed")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-# A folder for each page, in the wheel as in a checkout.
+# Has a folder for each page, in the wheel and in a checkout.
 PAGES: Final = Path(__file__).parents[1] / "pages"
 
 _NOT_BUILT: Final = """<!doctype html>
@@ -26,8 +26,8 @@ _NOT_BUILT: Final = """<!doctype html>
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 4rem auto; padding: 0 1rem }
   code { background: #8882; padding: .1em .3em; border-radius: .2em }
 </style>
-<h1>The server runs; this page is not built yet</h1>
-<p>The demo's pages are built from their sources once. In a checkout of Crossband, run</p>
+<h1>The server is running, but this page has not been built</h1>
+<p>The demo's pages must be built once from their sources. In a checkout of Crossband, run</p>
 <p><code>make run</code></p>
 <p>which builds them and starts this server. The doors work without them: <code>/ws</code>,
 <code>/socket.io/</code>, <code>/events</code>, and <code>/api/status</code>.</p>
@@ -36,7 +36,7 @@ _NOT_BUILT: Final = """<!doctype html>
 
 
 class Page(StaticFiles):
-    """A page's files; those without a hash in their name are revalidated by ETag."""
+    """A page's files; browsers revalidate those without a hash in their name by ETag."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         # The directory may appear while the server runs.
@@ -44,13 +44,13 @@ class Page(StaticFiles):
         self._index = Path(directory) / "index.html"
 
     async def check_config(self) -> None:
-        """Accept a directory that is not there yet; requests then find nothing."""
+        """Accept a directory that does not exist yet; then requests find nothing."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         if path == "." and scope["method"] in ("GET", "HEAD") and not self._index.is_file():
             return HTMLResponse(_NOT_BUILT, status_code=404, headers={"Cache-Control": "no-store"})
         response = await super().get_response(path, scope)
-        # Names under assets/ carry a hash of their content (Vite).
+        # Names under assets/ contain a hash of the content (Vite).
         forever = path.startswith("assets") and response.status_code != 404
         cache = "public, max-age=31536000, immutable" if forever else "no-cache"
         response.headers.setdefault("Cache-Control", cache)

@@ -1,6 +1,6 @@
-"""Traffic for the dashboard of a lone visitor: a namespace where all hear what each says.
+"""Traffic for a lone visitor's dashboard: a namespace where everybody hears everybody.
 
-The page that asks for traffic is its clients; here are the bounds.
+The page that wants traffic provides the clients; the bounds are here.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from crossband.demo.chat import Allowance
 
 # Clients of all pages together: four pages' worth.
 CLIENTS: Final = 24
-# Messages of all of them at once and per second: two pages' worth. Each goes to every client,
-# which makes 960 deliveries a second at the most.
+# Messages of all clients at once and per second: two pages' worth. Each goes to every client:
+# at most 960 deliveries a second.
 RATE: Final = 40.0
 
 
 class Traffic:
-    """Lets clients talk in the namespace `/traffic`, so many of them and so much.
+    """Lets a bounded number of clients talk in the namespace `/traffic`.
 
-    At most `clients`; all together may say `burst` messages at once, then `rate` per second.
+    At most `clients` may join; together they may send `burst` messages at once, then `rate` per
+    second.
     """
 
     def __init__(
@@ -38,9 +39,9 @@ class Traffic:
             raise ConnectionRefused("There is enough traffic; try again in ten seconds")
 
     async def _say(self, socket: Socket, number: int) -> None:
-        """Tell a number to everybody."""
+        """Send a number to everybody."""
         seconds = self._allowance.take(time.monotonic())
         if seconds:
             raise EventError(code="rate_limited", retryAfter=round(seconds, 3))
-        # Volatile: nobody comes back for it, and no history has to hold it.
+        # Volatile: nobody comes back for it, so no history needs to keep it.
         self.namespace.volatile.emit("said", number)

@@ -1,4 +1,4 @@
-"""The fast lane: uvicorn's two protocols, lending their connections to the hub."""
+"""The fast lane: uvicorn's two protocols, which can hand connections over to the hub."""
 
 from crossband.lane.fallback import WebSocketProtocol
 from crossband.lane.http import HTTPProtocol

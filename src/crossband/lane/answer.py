@@ -1,4 +1,4 @@
-"""Answers to requests with a body, or of HTTP/1.0: where they end, and the connection with them."""
+"""Responses to requests with a body or of HTTP/1.0: how they and the connection end."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 class Lingering(Protocol):
-    """What an answer asks of the connection that it goes out on."""
+    """What Answer needs from the connection it is sent on."""
 
     def wants(self, cycle: RequestResponseCycle) -> bool: ...
     def linger_after_answer(self) -> None: ...
 
 
 class Answer:
-    """Answers a request that has a body, or is of HTTP/1.0.
+    """Answers a request that has a body or is HTTP/1.0.
 
-    The connection ends with the answer where too much of the body is still to come; the
-    client is told, and gets to read it. To HTTP/1.0 a body of unknown length ends with the
-    connection (RFC 9112 §6.1, §6.3).
+    The connection ends after the response if too much of the body is still to come; the client
+    is told, and has time to read the response. For HTTP/1.0, closing the connection ends a
+    response of unknown length (RFC 9112 §6.1, §6.3).
     """
 
     __slots__ = ("_app", "_cycle", "_http", "_until_close")
@@ -31,7 +31,7 @@ class Answer:
         self._http = http
         self._cycle = cycle
         self._app = app
-        # The end of the body is the connection's.
+        # Closing the connection ends the body.
         self._until_close = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -49,7 +49,7 @@ class Answer:
                 cycle.expected_content_length = len(message.get("body", b""))
             last = not message.get("more_body", False)
             if last and cycle.more_body and not cycle.keep_alive:
-                # uvicorn would close at once.
+                # Otherwise uvicorn would close at once.
                 cycle.keep_alive = True
                 self._http.linger_after_answer()
         await cycle.send(message)

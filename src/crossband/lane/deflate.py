@@ -1,4 +1,4 @@
-"""permessage-deflate (RFC 7692): what is agreed, also with clients that do not keep to it."""
+"""permessage-deflate (RFC 7692): negotiates it, and copes with clients that break the deal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from websockets.headers import build_extension, parse_extension
 
 from crossband.protocol import websocket
 
-# The server keeps no context: a compressed frame is built once for all. Clients are told to
-# keep none either, which not all heed, see `KeptWindow`.
+# The server keeps no context, so that a compressed frame is built once for all recipients.
+# Clients are told to keep none either, but not all obey: see `KeptWindow`.
 DEFLATE: Final = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True,
     client_no_context_takeover=True,
@@ -27,24 +27,24 @@ DEFLATE: Final = ServerPerMessageDeflateFactory(
 
 
 class KeptWindow(PerMessageDeflate):
-    """The negotiated extension, which inflates what refers back to messages before.
+    """The negotiated extension; inflates messages that refer back to earlier ones.
 
-    Tornado's and Mojolicious' clients ignore `client_no_context_takeover`, and other servers
-    read them. What a client may refer to is the end of what it sent: its window, 4 KiB where
-    it lets the server say so (`client_max_window_bits`), else 32 KiB. That much is kept of
-    each connection that has sent a compressed message; an inflater is 7 KiB more, and lives
-    for one message. Node's `ws` keeps both.
+    The clients of Tornado and Mojolicious ignore `client_no_context_takeover`, and other
+    servers understand them anyway. A client can refer back to the end of what it sent: its
+    window, which is 4 KiB if the server may set it (`client_max_window_bits`), else 32 KiB.
+    That much is kept for each connection that has sent a compressed message; an inflater takes
+    7 KiB more, but lives for one message only. Node's `ws` keeps both.
     """
 
     def __init__(self, negotiated: PerMessageDeflate) -> None:
         super().__init__(
-            # The library would make, and keep, an inflater for all messages.
+            # Otherwise the library would keep one inflater for all messages.
             remote_no_context_takeover=True,
             local_no_context_takeover=negotiated.local_no_context_takeover,
             remote_max_window_bits=negotiated.remote_max_window_bits,
             local_max_window_bits=negotiated.local_max_window_bits,
         )
-        # It is made here instead, once for each message.
+        # `decode` makes one for each message instead.
         self.remote_no_context_takeover = False
         self._window = b""
 
@@ -66,10 +66,10 @@ class KeptWindow(PerMessageDeflate):
 
 
 def negotiate(headers: Iterable[tuple[bytes, bytes]]) -> tuple[KeptWindow | None, bytes]:
-    """Take the first offer in a handshake's headers that suits (RFC 7692 §5).
+    """Accept the first suitable offer in a handshake's headers (RFC 7692 §5).
 
-    Returns the extension and the line of the answer that says so; None and nothing where
-    none suits, which is no error.
+    Returns the extension and the header line to answer with, or None and b"" if no offer is
+    suitable, which is not an error.
     """
     for name, value in headers:
         if name == b"sec-websocket-extensions":
@@ -83,7 +83,7 @@ def negotiate(headers: Iterable[tuple[bytes, bytes]]) -> tuple[KeptWindow | None
                         accepted, extension = DEFLATE.process_request_params(parameters, [])
                     except NegotiationError:
                         continue
-                    # Its window must take the frames that are compressed once for all.
+                    # The window must fit the frames that are compressed once for everyone.
                     if extension.local_max_window_bits < websocket.WINDOW_BITS:
                         continue
                     header = build_extension([(DEFLATE.name, accepted)])

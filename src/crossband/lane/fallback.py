@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class ServerProtocol(websockets.server.ServerProtocol):
-    """`websockets`' protocol, which lets a client close in the midst of a message."""
+    """The protocol of `websockets`, but a client may close in the middle of a message."""
 
     def recv_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:
-            # Its fragments will not go on, and need not (RFC 6455 §5.4, §5.5.1).
+            # No more fragments will come, and none need to (RFC 6455 §5.4, §5.5.1).
             self.current_size: int | None = None
         super().recv_frame(frame)
 
@@ -29,8 +29,8 @@ class ServerProtocol(websockets.server.ServerProtocol):
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, for applications that do not take the lane."""
 
-    # Frames of one message, at most. Their bytes are bounded anyway, but empty ones cost
-    # memory too.
+    # Most frames of one message. Their bytes are bounded anyway, but even empty ones cost
+    # memory.
     fragments: ClassVar[int] = 1_024
 
     def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any]) -> None:
@@ -43,8 +43,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # Not HTTP, or past the header limits of `websockets` (128 lines of 8 KiB): uvicorn
-        # looks at the frames' errors only, and would keep such a connection for ever.
+        # Not HTTP, or over the header limits of `websockets` (128 lines of 8 KiB): uvicorn
+        # checks only for errors in frames, and would keep such a connection forever.
         if self.conn.handshake_exc is not None and not self.transport.is_closing():
             self.transport.write(
                 b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -52,7 +52,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def _half_close(self) -> None:
-        # uvicorn waits 10 s for the answer of a client at fault.
+        # uvicorn waits 10 s for a client at fault to answer.
         if not self.transport.is_closing():
             half_close(self.transport)
             asyncio.get_running_loop().call_later(BROKEN_TIME, self.transport.abort)
@@ -75,6 +75,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.close" and message.get("code") in FAULTS:
             self._half_close()
-        # An application that refused has answered: uvicorn logs an error otherwise.
+        # An application that refused has answered; otherwise uvicorn logs an error.
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             self.handshake_complete = True

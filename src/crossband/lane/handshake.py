@@ -1,4 +1,4 @@
-"""A WebSocket from its handshake until it is accepted, by the lane or by uvicorn's protocol."""
+"""A WebSocket from its handshake until the lane or uvicorn's protocol accepts it."""
 
 from __future__ import annotations
 
@@ -28,45 +28,44 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("crossband")
 
-# Bytes that are kept of what a client sends before it is accepted, at least; then no more is
-# read.
+# Bytes a client may send before it is accepted; at this many, reading pauses.
 MAX_EARLY: Final = 65_536
 # RFC 6455 §1.3.
 GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 class PendingWebSocket(asyncio.Protocol):
-    """A WebSocket that is not accepted yet: the application decides who carries it.
+    """A WebSocket that is not accepted yet: the application decides what carries it.
 
-    The hub takes the lane: the handshake is answered here, from the request that was parsed
-    once. Any other application exchanges ASGI messages, and at its first one uvicorn's own
-    protocol is put in place, with its behaviour unchanged.
+    If the hub takes the lane, the handshake is answered here, from the already parsed request.
+    Any other application exchanges ASGI messages: on its first one uvicorn's own protocol takes
+    over, with unchanged behaviour.
     """
 
     def __init__(
         self, http: HttpToolsProtocol, scope: dict[str, Any], key: bytes, *, fragments: int
     ) -> None:
         self._http = http
-        # A dictionary to us, which adds to it; one of three TypedDicts to uvicorn.
+        # We add to this dictionary, which uvicorn types as one of three TypedDicts.
         self._scope: Any = scope
         self._key = key
-        # Of one message, at most.
+        # Most fragments of one message.
         self._fragments = fragments
         self.transport: asyncio.Transport = http.transport
-        # What the client sent before it was accepted.
+        # Bytes that the client sent before it was accepted.
         self._early = b""
-        # Told when the client hangs up before that. None while nobody asks.
+        # Called when the client hangs up before that. None if nobody asked.
         self._gone: Callable[[], None] | None = None
-        # ASGI's "websocket.connect" was taken, of a client that has gone.
+        # The application received "websocket.connect" of a client that had already gone.
         self._announced = False
-        # It sent so much that reading is paused.
+        # The client sent so much that reading is paused.
         self._full = False
         self._lost = False
         self._writable = True
-        # One of the two once the application has decided.
+        # One of the two is set once the application has decided.
         self._delegate: WebSocketProtocol | None = None
         self._lane: WebSocketLane | None = None
-        # How the application ended, for the delegate to draw its conclusions.
+        # How the application ended, for the delegate.
         self._outcome: asyncio.Future[Any] | None = None
 
     # The application's side.
@@ -87,7 +86,7 @@ class PendingWebSocket(asyncio.Protocol):
             self._become()
             assert self._outcome is not None
             self._outcome.set_exception(error)
-            # Nobody asks where the delegate has refused the handshake by itself.
+            # Mark it retrieved: the delegate does not await it if it refused the handshake.
             self._outcome.exception()
         else:
             if self._lane is None and not self._left:
@@ -97,7 +96,7 @@ class PendingWebSocket(asyncio.Protocol):
 
     @property
     def _left(self) -> bool:
-        """Whether the client hung up before anything was decided: nobody is to be answered."""
+        """Whether the client hung up before the application decided: there is no answer."""
         return self._delegate is None and (self._lost or self.transport.is_closing())
 
     async def _receive(self) -> Any:
@@ -110,7 +109,7 @@ class PendingWebSocket(asyncio.Protocol):
 
     async def _send(self, message: Any) -> None:
         if self._left:
-            # As uvicorn: an OSError (ASGI, "send" after a disconnect).
+            # An OSError, as in uvicorn (ASGI, "send" after a disconnect).
             raise ClientDisconnected
         await self._become().send(message)
 
@@ -163,10 +162,10 @@ class PendingWebSocket(asyncio.Protocol):
         )
         connections.discard(self)
         connections.add(lane)  # type: ignore[arg-type]
-        # Itself, in a cycle.
+        # The extension refers to this object: break the cycle.
         self._scope["extensions"].pop(EXTENSION, None)
         if self._early:
-            # This stays the protocol until then: what is read meanwhile must not overtake it.
+            # This object stays the protocol until then, so that later bytes cannot overtake.
             asyncio.get_running_loop().call_soon(self._hand_over, lane)
         else:
             transport.set_protocol(lane)
@@ -180,7 +179,7 @@ class PendingWebSocket(asyncio.Protocol):
         return lane
 
     def _become(self) -> WebSocketProtocol:
-        """Put uvicorn's protocol in place, as its HTTP protocol does at an upgrade."""
+        """Switch to uvicorn's protocol, as its HTTP protocol does at an upgrade."""
         if self._delegate is not None:
             return self._delegate
         http = self._http
@@ -192,7 +191,7 @@ class PendingWebSocket(asyncio.Protocol):
         async def app(*_: Any) -> Any:
             return await outcome
 
-        # The application runs already: uvicorn waits for its end.
+        # The application is already running: give uvicorn its end to wait for.
         protocol.app = app
         http.connections.discard(self)
         protocol.connection_made(self.transport)
@@ -249,5 +248,5 @@ class PendingWebSocket(asyncio.Protocol):
             self._gone()
 
     def shutdown(self) -> None:
-        """End it when the server stops, before the application decided."""
+        """End it if the server stops before the application has decided."""
         self.transport.close()

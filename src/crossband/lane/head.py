@@ -1,4 +1,4 @@
-"""The first write of a lane, which takes the response's head along."""
+"""The first write of a lane, which includes the response's head."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Protocol
 
 
 class Write(Protocol):
-    """The transport's own `write`, or what is called in its place."""
+    """The transport's own `write`, or a replacement."""
 
     def __call__(self, data: bytes, /) -> None: ...
 
 
 class Writable(Protocol):
-    """What Head needs of a lane."""
+    """What Head needs from a lane."""
 
     transport: asyncio.Transport
     write: Write
 
 
 class Head:
-    """The `write` of a lane whose response has not been started: the head goes with it.
+    """The `write` of a lane whose response has not started: adds the head.
 
-    What the hub writes first, in the same tick, leaves in one segment with the head. Two
-    thirds of what a connect costs are system calls.
+    What the hub writes first, in the same tick, is sent in one segment with the head: system
+    calls are two thirds of a connect's cost.
     """
 
     __slots__ = ("_head", "_lane")
@@ -31,8 +31,8 @@ class Head:
     def __init__(self, lane: Writable, head: bytes, loop: asyncio.AbstractEventLoop) -> None:
         self._lane = lane
         self._head = head
-        # A hub that writes nothing must not keep the client waiting. Twice: the hub's own
-        # writing is yet to be scheduled, in this tick.
+        # The client must not wait if the hub writes nothing. call_soon twice, because the hub
+        # schedules its own write later in this tick.
         loop.call_soon(loop.call_soon, self.flush)
 
     def __call__(self, data: bytes) -> None:
@@ -40,6 +40,6 @@ class Head:
         self._lane.transport.write(self._head + data)
 
     def flush(self) -> None:
-        """Write the head alone, if nothing was written."""
+        """Write the head alone, if nothing has been written."""
         if self._lane.write is self:
             self(b"")

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, lending its connections to the hub: WebSockets and event streams."""
+"""uvicorn's HTTP protocol, which hands WebSockets and event streams over to the hub."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class HTTPProtocol(HTTPManners):
-    """uvicorn's HTTP protocol, which can hand a started response to the hub."""
+    """uvicorn's HTTP protocol, which can hand a started response over to the hub."""
 
-    # Whether the hub may take connections over.
+    # Whether the hub may take over connections.
     offers: ClassVar[bool] = True
     # Frames of one WebSocket message; see `WebSocketProtocol`.
     fragments: ClassVar[int] = 1_024
 
-    # Told when the client hangs up on the running request. None while nobody asks.
+    # Called when the client hangs up during the running request. None if nobody asked.
     _gone: Callable[[], None] | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -58,7 +58,7 @@ class HTTPProtocol(HTTPManners):
             return
         key = websocket_key(fields, len(self.headers))
         if key is None:
-            # Not a handshake, or not one of the common case: the library knows what to answer.
+            # Not a handshake, or not a common one: the library knows what to answer.
             super().handle_websocket_upgrade()
             return
         try:
@@ -66,7 +66,7 @@ class HTTPProtocol(HTTPManners):
         except httptools.HttpParserInvalidURLError:
             self._refuse(400, "Invalid URL")
             return
-        # "http://host" has none (RFC 9112 §3.2.2).
+        # "http://host" has no path (RFC 9112 §3.2.2).
         raw_path = url.path or b"/"
         path = raw_path.decode("ascii")
         if "%" in path:
@@ -103,12 +103,12 @@ class HTTPProtocol(HTTPManners):
         self.tasks.add(task)
 
     def _let_go(self) -> None:
-        # Cycles of references, through the callbacks of the parser, the answer and the offer:
-        # they would keep 5 KB for each connect until a full collection.
+        # Break reference cycles through the callbacks of the parser, the answer and the offer:
+        # they would keep 5 KB per connect until a full collection.
         self.parser: httptools.HttpRequestParser = None  # type: ignore[assignment]
         self._running = None
         self.cycle: RequestResponseCycle = None  # type: ignore[assignment]
-        # None before the first request; uvicorn's annotation knows nothing of that.
+        # None before the first request, which uvicorn's annotation does not say.
         scope: Any = self.scope
         if scope is not None:
             scope["extensions"].pop(EXTENSION, None)
@@ -134,7 +134,7 @@ class HTTPProtocol(HTTPManners):
             or cycle.disconnected
             or cycle.more_body
             or self.transport.is_closing()
-            # Chunks are HTTP/1.1's.
+            # Only HTTP/1.1 has chunks.
             or cycle.scope["http_version"] != "1.1"
             or cycle.scope["method"] != "GET"
         ):
@@ -161,11 +161,11 @@ class HTTPProtocol(HTTPManners):
         self.connections.add(lane)  # type: ignore[arg-type]
         transport.set_protocol(lane)
         self._unwatch()
-        # It may have been paused over a body.
+        # Reading may have been paused because of a body.
         self.flow.resume_reading()
-        # Requests that came with it would wait for the stream's end, which is the connection's.
+        # Pipelined requests would wait for the stream's end, which ends the connection too.
         self.pipeline.clear()
-        # To uvicorn the client is gone: it does not miss the response.
+        # Tell uvicorn that the client has gone, so that it does not miss the response.
         cycle.disconnected = True
         self._let_go()
         return lane

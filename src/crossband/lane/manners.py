@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with the manners of HTTP: what a client may take, in time and bytes."""
+"""uvicorn's HTTP protocol with HTTP's manners: bounds on what a client may cost."""
 
 from __future__ import annotations
 
@@ -16,48 +16,47 @@ from crossband.lane.upgrade import Fields, Replay, asks_for_websocket, head_with
 
 # Bytes of a request's head. Node: 16 KiB, nginx: 32 KiB, uvicorn on httptools: no limit.
 MAX_HEAD: Final = 65_536
-# Requests of one connection that wait for the answers before them.
+# Pipelined requests of one connection that may wait for earlier answers.
 MAX_REQUESTS: Final = 16
 # Bytes of a body that are read after its request was answered, so that the connection can be
-# kept, or the client gets to read the answer. nginx reads on for 30 s, Apache for 2.
+# kept, or the client can read the answer. nginx keeps reading for 30 s, Apache for 2.
 MAX_UNWANTED: Final = 65_536
-# Seconds they may take once the connection is to end.
+# Seconds to read them once the connection is ending.
 LINGER_TIME: Final = 2.0
 
 
 class HTTPManners(HttpToolsProtocol):
     """uvicorn's HTTP protocol with the bounds and rules that it lacks.
 
-    It bounds a request's head, in bytes and in time, the time a client leaves a response
-    unread, and what is read of a body that nobody wants; ignores upgrades to anything but a
-    WebSocket (RFC 9110 §7.8); and sends no chunks to a client of HTTP/1.0.
+    It bounds a request's head in bytes and time, the time a client leaves a response unread,
+    and how much of an unwanted body is read. It ignores upgrades to anything but WebSocket
+    (RFC 9110 §7.8), and sends no chunks to HTTP/1.0 clients.
     """
 
-    # Seconds for a head to arrive, from its first byte or the connection's beginning.
+    # Seconds for a head to arrive, from its first byte or the start of the connection.
     head_time: ClassVar[float] = 10.0
-    # Seconds for a client to take some of a response that waits for it.
+    # Seconds for a client to read some of a response that is waiting for it.
     send_time: ClassVar[float] = 30.0
 
     # Bytes of the head so far. None between the end of a head and the next one.
     _head: int | None = 0
-    # None while no head is awaited.
+    # None while no head is expected.
     _head_timer: asyncio.TimerHandle | None = None
-    # Bytes of a response that waited when they were last counted.
+    # Unsent bytes of a response when they were last counted.
     _unsent: int = 0
-    # Counts them again. None while none wait.
+    # Counts them again. None while there are none.
     _send_timer: asyncio.TimerHandle | None = None
-    # The request that is being answered; uvicorn's `cycle` is the newest. None before the first.
+    # The request being answered; uvicorn's `cycle` is the newest one. None before the first.
     _running: RequestResponseCycle | None = None
-    # The newest request has a body, of which so many bytes are to come; None where it comes in
-    # chunks, and nobody knows.
+    # Bytes still to come of the newest request's body; None if unknown, because it is chunked.
     _body_left: int | None = 0
     # The newest request's header fields.
     _fields: Fields = MappingProxyType({})
-    # It asks for a WebSocket.
+    # The newest request asks for a WebSocket.
     _upgrades = False
-    # The connection ends after the answer, though more of the request is to come.
+    # The connection ends after the answer, although more of the request is to come.
     _lingers = False
-    # Bytes that are read and thrown away until it is cut. None until the answer is complete.
+    # Bytes to read and discard before cutting it. None until the answer is complete.
     _unwanted: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -67,7 +66,7 @@ class HTTPManners(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
         self._unwatch()
-        # uvicorn tells the newest, which may wait for this one.
+        # uvicorn tells only the newest request, which may be waiting for this one.
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -93,7 +92,7 @@ class HTTPManners(HttpToolsProtocol):
         self._close()
 
     def _close(self) -> None:
-        # All that was written is sent first, which a client that does not read prevents.
+        # This first sends all that was written, so a client that does not read could block it.
         self.transport.close()
         self._watch()
 
@@ -118,8 +117,8 @@ class HTTPManners(HttpToolsProtocol):
     def _linger(self) -> None:
         """End the connection, but let the client read the answer first.
 
-        Closed while more of the body comes, the kernel would send a reset, and that takes
-        from the client what it has not read (RFC 9112 §9.6).
+        Closing while more of the body arrives makes the kernel send RST, which can discard what
+        the client has not read yet (RFC 9112 §9.6).
         """
         self._unset_keepalive_if_required()
         self._unwanted = MAX_UNWANTED
@@ -130,13 +129,13 @@ class HTTPManners(HttpToolsProtocol):
 
     def _end_lingering(self) -> None:
         if self.transport.get_write_buffer_size():
-            # It takes its time to read the answer, see `_watch`.
+            # The client is still reading the answer; see `_watch`.
             self.loop.call_later(LINGER_TIME, self._end_lingering)
         else:
             self.transport.abort()
 
     def _refuse(self, status: int, text: str, *headers: bytes) -> None:
-        """Answer what is no request for the application, and end the connection."""
+        """Answer a request that the application must not see, and end the connection."""
         options = b", ".join([*(b"upgrade" for line in headers if b"upgrade:" in line), b"close"])
         self.transport.write(
             b"HTTP/1.1 %d %b\r\n%bcontent-type: text/plain; charset=utf-8\r\n"
@@ -168,14 +167,14 @@ class HTTPManners(HttpToolsProtocol):
                 return
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-                # The parser's work is done: what came with the handshake is the protocol's.
+                # The parser is done: bytes after the handshake go to the new protocol.
                 protocol: Any = self.transport.get_protocol()
                 if rest and protocol is not self:
                     protocol.data_received(rest)
             else:
                 self._ignore_upgrade(rest)
         except httptools.HttpParserError:
-            # Refused by a callback of ours already, perhaps, with a better reason.
+            # One of our callbacks may already have refused it, with a better reason.
             if not self.transport.is_closing():
                 self.logger.warning("Invalid HTTP request received.")
                 self._refuse(400, "Invalid HTTP request received.")
@@ -208,8 +207,8 @@ class HTTPManners(HttpToolsProtocol):
             and (running is None or running.response_complete)
             and self.transport.get_protocol() is self
         ):
-            # No request runs, and what came is none yet: uvicorn would wait for ever, for the
-            # body of one that is answered, or after an empty line.
+            # No request is running and these bytes do not begin one: uvicorn would wait forever
+            # for the body of an answered request, or after an empty line.
             self._head_timer = self.loop.call_later(self.head_time, self._close)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -219,14 +218,14 @@ class HTTPManners(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def linger_after_answer(self) -> None:
-        """End the connection after this answer, once the client can have read it."""
+        """End the connection after this answer, with time for the client to read it."""
         self._lingers = True
 
     def wants(self, cycle: RequestResponseCycle) -> bool:
-        """Tell whether the rest of a body is read, so that the connection can go on.
+        """Return whether to read the rest of a body, so that the connection can go on.
 
-        Not if it is long, or nobody knows how long, or if the client waits to be told to
-        send it: whether it does then is anybody's guess (RFC 9110 §10.1.1).
+        False if it is long or of unknown length, or if the client is waiting for a 100
+        (Continue): then it may or may not send it (RFC 9110 §10.1.1).
         """
         if cycle is not self.cycle or not cycle.more_body:
             return True
@@ -244,7 +243,7 @@ class HTTPManners(HttpToolsProtocol):
         self._end_head()
         if len(self.pipeline) >= MAX_REQUESTS:
             self._close()
-        # A read of 256 KiB may hold thousands of them.
+        # One read of 256 KiB may contain thousands of heads.
         if self.transport.is_closing():
             return
         version = self.parser.get_http_version()

@@ -1,4 +1,4 @@
-"""An event stream in the hub's hands: the body of a response that was started."""
+"""An event stream that the hub took over: the body of a started response."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from crossband.lane.closing import discard
 from crossband.lane.head import Head, Write
 from crossband.transports.lane import Peer
 
-# Bytes a client of an event stream may send on before it is cut.
+# Bytes an event stream's client may send after its request before it is cut.
 MAX_PIPELINED: Final = 65_536
-# Seconds for the client to take what was written before the end.
+# Seconds for the client to read what was written before the end.
 CLOSE_TIME: Final = 2.0
 
 
 class StreamLane(asyncio.Protocol):
-    """A response's body in the hub's hands: it writes chunks, and hears when the client left."""
+    """A response's body that the hub took over; notices when the client leaves."""
 
     __slots__ = ("_connections", "_received", "_seen", "paused", "peer", "transport", "write")
 
@@ -27,15 +27,15 @@ class StreamLane(asyncio.Protocol):
         self, transport: asyncio.Transport, peer: Peer, connections: set[Any], *, paused: bool
     ) -> None:
         self.transport: asyncio.Transport = transport
-        # The transport's own: nothing of ours is between the hub and it.
+        # The transport's own method: none of our code is in between.
         self.write: Write = transport.write
         self.peer: Peer = peer
         self._connections = connections
         self.paused: bool = paused
-        # Since when the client is known to take nothing, and the bytes unsent then. None while it
+        # When the client was last seen to read something, and the bytes unsent then. None while it
         # is not behind.
         self._seen: tuple[float, int] | None = None
-        # Bytes a client sent on, which it has no reason to.
+        # Bytes the client sent after its request, without a reason to.
         self._received = 0
         if paused:
             self.pause_writing()
@@ -63,7 +63,7 @@ class StreamLane(asyncio.Protocol):
         self, code: int, reason: str, outbox: Connection | None = None, *, now: bool = False
     ) -> None:
         if now and self.paused:
-            # It does not read: there is no telling it anything.
+            # It is not reading, so it cannot be told anything.
             self.abort()
             return
         if outbox is not None and outbox.queue:
@@ -76,7 +76,7 @@ class StreamLane(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(b"0\r\n\r\n")
             self.transport.close()
-            # It closes once all is written, which a client that does not read prevents.
+            # It closes once all is written, which may be never if the client does not read.
             asyncio.get_running_loop().call_later(CLOSE_TIME, self.transport.abort)
 
     def abort(self) -> None:
@@ -85,7 +85,7 @@ class StreamLane(asyncio.Protocol):
         self.transport.abort()
 
     async def start(self) -> None:
-        """Return at once: the answer goes with the first bytes."""
+        """Return at once: the response's head is sent with the first bytes."""
 
     async def run(self) -> None:
         """Return at once: the transport calls back."""
@@ -99,7 +99,7 @@ class StreamLane(asyncio.Protocol):
     # The transport's side.
 
     def data_received(self, data: bytes) -> None:
-        # A pipelined request will never be answered; a flood is cut.
+        # Pipelined requests are never answered; a flood is cut.
         self._received += len(data)
         if self._received > MAX_PIPELINED:
             self.abort()
@@ -114,15 +114,15 @@ class StreamLane(asyncio.Protocol):
         self.peer.resume_writing()
 
     def eof_received(self) -> None:
-        # A client that half-closed does not read on: EventSource never does that.
+        # A half-close counts as the end: EventSource never half-closes and reads on.
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.write = discard
         self.paused = False
         if self._seen is not None:
-            # The transport's buffer is gone. A timeout is the kernel's, which cuts only a client
-            # that took nothing for as long as it may.
+            # The transport's buffer is gone. A timeout comes from the kernel, which only cuts a
+            # client that has read nothing for as long as it may.
             since = -math.inf if isinstance(exc, TimeoutError) else self._seen[0]
             self._seen = since, 0
         self._connections.discard(self)

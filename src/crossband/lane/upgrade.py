@@ -1,4 +1,4 @@
-"""Requests that offer another protocol (RFC 9110 §7.8): WebSockets, and those that are ignored."""
+"""Requests that offer another protocol (RFC 9110 §7.8): WebSocket, or one to ignore."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# A request's header fields: each name's values, as they came.
+# A request's header fields: the values of each name, in order.
 Fields = Mapping[bytes, Sequence[bytes]]
 
-# Header lines of a handshake; as `websockets`.
+# Header lines of a handshake, as in `websockets`.
 MAX_HEADERS: Final = 128
-# What says how long a body is.
+# The headers that give the length of a body.
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 def asks_for_websocket(parser: httptools.HttpRequestParser, fields: Fields) -> bool:
-    """Return whether a request is for a WebSocket, and may be."""
-    # RFC 9110 §7.8: not of HTTP/1.0. RFC 6455 §4.1: a GET.
+    """Return whether a request validly asks for a WebSocket."""
+    # RFC 9110 §7.8: not in HTTP/1.0. RFC 6455 §4.1: only with GET.
     if parser.get_method() != b"GET" or parser.get_http_version() != "1.1":
         return False
     upgrade = b",".join(fields.get(b"upgrade", ())).lower().strip(b", \t")
@@ -30,11 +30,11 @@ def asks_for_websocket(parser: httptools.HttpRequestParser, fields: Fields) -> b
 
 
 def websocket_key(fields: Fields, lines: int) -> bytes | None:
-    """Return the key of a handshake as RFC 6455 §4.2.1 wants it; None of any other.
+    """Return the key of a common handshake (RFC 6455 §4.2.1); None for any other.
 
-    `lines` is how many header lines it has.
+    `lines` is the number of its header lines.
     """
-    # A body is not of the common case.
+    # A handshake with a body is not common.
     if len(fields.get(b"host", ())) != 1 or not _FRAMING.isdisjoint(fields) or lines > MAX_HEADERS:
         return None
     match fields.get(b"sec-websocket-key"):
@@ -46,12 +46,12 @@ def websocket_key(fields: Fields, lines: int) -> bytes | None:
     return None
 
 
-# The parser stops after the head of a request with an offer, and takes the body for the other
-# protocol. To go on, a new one is told how long the body is, and nothing of the offer.
+# After the head of a request with an offer, the parser stops and leaves the body to the other
+# protocol. To go on, a new parser is told the length of the body, but not the offer.
 
 
 def head_without_offer(headers: Iterable[tuple[bytes, bytes]], *, keep_alive: bool) -> bytes:
-    """Return the head of a request that has the same body, for a new parser."""
+    """Return a head without the offer but with the same body, for a new parser."""
     head = [b"POST / HTTP/1.1\r\n"]
     for name, value in headers:
         if name in _FRAMING:
@@ -62,7 +62,7 @@ def head_without_offer(headers: Iterable[tuple[bytes, bytes]], *, keep_alive: bo
 
 
 class Replay:
-    """Callbacks of the new parser: the protocol, which has a head already, hears of the rest."""
+    """Callbacks of the new parser; pass on all but the head, which is known."""
 
     def __init__(self, http: HttpToolsProtocol) -> None:
         self._http = http

@@ -1,4 +1,4 @@
-"""What the lane uses of uvicorn and websockets beyond their public API, by class.
+"""Names that the lane uses beyond the public API of uvicorn and websockets, by class.
 
 `tests/test_lane.py` fails when an upgrade of either moves one of these names.
 """

@@ -1,4 +1,4 @@
-"""A WebSocket in the hub's hands: frames in, ready bytes out."""
+"""A WebSocket that the hub took over: frames in, ready bytes out."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ logger: Final = logging.getLogger("crossband")
 
 # Seconds for the peer to answer our close frame.
 CLOSE_TIME: Final = 2.0
-# Frames of one client that are handled before others have their turn: a read of 256 KiB may
-# hold 30,000 of them, and each may be an event with a handler.
+# Frames of one client that are handled before it is the others' turn: one read of 256 KiB may
+# contain 30,000 of them, and each may be an event with a handler.
 TURN: Final = 32
-# Seconds after which no other frame of the turn is begun: a small one may inflate to a large
-# one, and be expensive.
+# Seconds after which a turn starts no more frames: a small one may inflate to a large one, and
+# be expensive.
 TURN_TIME: Final = 0.002
 
 
 class WebSocketLane(asyncio.Protocol):
-    """A WebSocket in the hub's hands."""
+    """A WebSocket that the hub took over."""
 
     __slots__ = (
         "_ahead",
@@ -54,7 +54,7 @@ class WebSocketLane(asyncio.Protocol):
         "write",
     )
 
-    # The hub does, and hears of those that do not answer.
+    # The hub pings instead, so that it notices clients that do not answer.
     pings = False
 
     def __init__(
@@ -69,29 +69,29 @@ class WebSocketLane(asyncio.Protocol):
         paused: bool,
     ) -> None:
         self.transport: asyncio.Transport = transport
-        # The transport's own: nothing of ours is between the hub and it.
+        # The transport's own method: none of our code is in between.
         self.write: Write = transport.write
         self.peer: FramePeer = peer
-        # The server's, which waits for all of them at its end.
+        # The server's set: at its end it waits for all of them.
         self._connections = connections
         self._splitter = FrameSplitter(limit)
-        # Of one message, at most.
+        # Most fragments of one message.
         self._fragments = fragments
-        # None without permessage-deflate. With it, what is written is compressed, too: no
-        # context is taken over, and a frame is compressed once for all.
+        # None without permessage-deflate. With it, what is written is compressed too: without
+        # context takeover, a frame is compressed once for all recipients.
         self._extension = extension
         self.paused: bool = paused
-        # `websockets` for all that is not of the common case. None until something is.
+        # `websockets` for all uncommon frames. None until the first of them.
         self._library: Protocol | None = None
-        # The fragments so far of a message that comes in several.
+        # The fragments so far of an unfinished message.
         self._message: list[Frame] = []
-        # Frames that were split, and are yet to be handled.
+        # Frames that are split but not handled yet.
         self._ahead: list[tuple[int, bytes]] = []
-        # The hub is behind: nothing is handled until it says so.
+        # The hub is behind: nothing is handled until it resumes reading.
         self._held = False
         # The next turn is scheduled; nothing is read meanwhile.
         self._turning = False
-        # Nothing is taken from the peer any more.
+        # Nothing more is accepted from the peer.
         self._closing = False
         # None until closing: cuts a peer that does not answer.
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +122,7 @@ class WebSocketLane(asyncio.Protocol):
         self, code: int, reason: str, outbox: Connection | None = None, *, now: bool = False
     ) -> None:
         if now and self.paused:
-            # It does not read: there is no telling it anything.
+            # It is not reading, so it cannot be told anything.
             self.abort()
             return
         if outbox is not None and outbox.queue:
@@ -133,13 +133,13 @@ class WebSocketLane(asyncio.Protocol):
         if self._closing or self.transport.is_closing():
             return
         if code in FAULTS:
-            # Its answer is not worth the wait.
+            # Not worth waiting for an answer.
             self._break(code, reason)
             return
         self._stop_writing()
         self.transport.write(websocket.encode_close(code, reason))
         self._cut_in(CLOSE_TIME)
-        # It was held if the hub was slow: the answer must be read, or was already.
+        # If a slow hub held it: the answer must be read now, or already was.
         self._held = False
         self._go_on()
 
@@ -151,7 +151,7 @@ class WebSocketLane(asyncio.Protocol):
     def _stop_writing(self) -> None:
         if isinstance(self.write, Head):
             self.write.flush()
-        # After a close frame nothing may follow; the hub writes on until it is told of the end.
+        # Nothing may follow a close frame, but the hub keeps writing until it learns of the end.
         self._closing = True
         self.write = discard
 
@@ -166,7 +166,7 @@ class WebSocketLane(asyncio.Protocol):
             self._go_on()
 
     async def start(self) -> None:
-        """Return at once: the answer goes with the first bytes."""
+        """Return at once: the response's head is sent with the first bytes."""
 
     async def run(self) -> None:
         """Return at once: the transport calls back."""
@@ -187,7 +187,7 @@ class WebSocketLane(asyncio.Protocol):
                     self._handle_text(payload)
                     return
             self._splitter.feed(data)
-            # Read although reading is paused: TLS hands over what it had decrypted.
+            # Bytes come although reading is paused: TLS delivers what it had decrypted.
             if not self._held and not self._turning:
                 self._take_turn()
         except Exception as error:
@@ -198,7 +198,7 @@ class WebSocketLane(asyncio.Protocol):
         self._break(1011, "Internal server error")
 
     def _take_turn(self) -> None:
-        """Handle frames, but no more than others can wait for."""
+        """Handle frames, but not so many that other clients wait long."""
         frames = self._ahead or self._splitter.split(TURN)
         self._ahead = []
         self._handle(frames)
@@ -212,7 +212,7 @@ class WebSocketLane(asyncio.Protocol):
 
     def _next_turn(self) -> None:
         self._turning = False
-        # The hub may have fallen behind meanwhile.
+        # Meanwhile the hub may have fallen behind.
         if self._held or self.transport.is_closing():
             return
         try:
@@ -222,7 +222,7 @@ class WebSocketLane(asyncio.Protocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        """Read, or handle what was read, unless something speaks against it."""
+        """Go on reading, or handling what was read, unless something prevents it."""
         if self._turning or self._held or self.transport.is_closing():
             return
         if self._ahead or self._splitter.more:
@@ -247,7 +247,7 @@ class WebSocketLane(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._library is not None:
-            # Its generator would keep it until a full collection.
+            # Otherwise its generator keeps it alive until a full collection.
             self._library.parser.close()
             self._library = None
         self.peer.connection_lost()
@@ -256,7 +256,7 @@ class WebSocketLane(asyncio.Protocol):
 
     def _handle(self, frames: list[tuple[int, bytes]]) -> None:
         pongs: list[bytes] = []
-        # One that came in a flood, of which the last is answered.
+        # The latest ping of a flood, which is the only one to be answered.
         flood: bytes | None = None
         until = monotonic() + TURN_TIME if len(frames) > 1 else 0.0
         for index, (kind, payload) in enumerate(frames):
@@ -273,8 +273,8 @@ class WebSocketLane(asyncio.Protocol):
                 self._handle_rare(payload)
             elif kind == websocket.BROKEN:
                 self._handle_rare(payload)
-                # The library waits for the rest of some frames that cannot be.
-                self._break(1002, "no frame of a client (RFC 6455 §5)")
+                # The library would wait for the rest of some impossible frames.
+                self._break(1002, "not a client's frame (RFC 6455 §5)")
             elif kind == websocket.CLOSE:
                 self._write_pongs(pongs)
                 pongs = []
@@ -289,18 +289,18 @@ class WebSocketLane(asyncio.Protocol):
             elif kind == websocket.TOO_LARGE:
                 self._too_large()
         if flood is not None:
-            # The latest alone needs an answer (§5.5.3).
+            # Only the latest needs an answer (§5.5.3).
             pongs.append(websocket.encode_pong(flood))
         if pongs:
             self._write_pongs(pongs)
 
     def _write_pongs(self, pongs: list[bytes]) -> None:
-        # A peer that does not read gets none.
+        # A peer that does not read gets no pongs.
         if pongs and not self.paused:
             self.write(b"".join(pongs))
 
     def _handle_close(self, payload: bytes) -> None:
-        # Even between the fragments of a message, which then has no end (§5.4, §5.5.1).
+        # It may come between fragments, which leaves their message unfinished (§5.4, §5.5.1).
         try:
             Close.parse(payload)
         except ProtocolError as error:
@@ -327,7 +327,7 @@ class WebSocketLane(asyncio.Protocol):
         if isinstance(library.parser_exc, PayloadTooBig):
             self._too_large()
         elif library.parser_exc is not None:
-            # What it has to send is its close frame.
+            # All it has to send is its close frame.
             self._end(b"".join(library.data_to_send()))
 
     def _handle_library_frame(self, frame: Frame) -> None:
@@ -340,7 +340,7 @@ class WebSocketLane(asyncio.Protocol):
             if frame.fin:
                 first = self._message[0].opcode
                 payload = b"".join([bytes(part.data) for part in self._message])
-                # The library's parser keeps its last frame until the next one comes.
+                # The library's parser keeps its last frame until the next one arrives.
                 frame.data = b""
                 self._message = []
                 if self._closing:
@@ -368,7 +368,7 @@ class WebSocketLane(asyncio.Protocol):
     def _half_close(self) -> None:
         if self.transport.is_closing():
             return
-        # Read and thrown away: what is unread when it is cut makes the kernel reset it.
+        # Keep reading and discarding: closing with unread input makes the kernel send RST.
         self._splitter.end()
         self._ahead = []
         self._held = False

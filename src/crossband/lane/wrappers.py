@@ -1,10 +1,10 @@
-"""Which `receive` and `send` an application was given: the server's own, or a middleware's."""
+"""Tells the server's own `receive` and `send` from those of a middleware."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-# Starlette wraps `send` of every request, to know for its error pages whether a response was
+# Starlette wraps `send` of every request, so that its error pages know whether a response has
 # started. These two only look on: (module, qualified name), and the name of what they wrap.
 _ONLOOKERS: Final = {
     ("starlette.middleware.errors", "ServerErrorMiddleware.__call__.<locals>._send"): "send",
@@ -16,9 +16,9 @@ _ONLOOKERS: Final = {
 
 
 def is_own(function: Any, own: Any) -> bool:
-    """Tell whether a `receive` or `send` is the server's own, below wrappers that change nothing.
+    """Return whether this is the server's own, below wrappers that change nothing.
 
-    Any other belongs to a middleware that a lane would bypass.
+    Any other `receive` or `send` belongs to a middleware, which a lane would bypass.
     """
     while function != own:
         place = (getattr(function, "__module__", None), getattr(function, "__qualname__", None))

@@ -1,4 +1,4 @@
-"""The server: an ASGI app, a hub as a rule, on uvicorn with uvloop and httptools."""
+"""The server: runs an ASGI app, usually a hub, on uvicorn with uvloop and httptools."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from crossband.settings import KEEP_ALIVE, Settings
 
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
-# Connections accepted in one iteration of the event loop. libuv accepts one per listener:
-# while fan-out keeps an iteration long, clients that all come back at once would wait for
-# seconds (measured: 10 s for 200 clients, none with this). asyncio accepts the backlog.
+# Connections accepted in one iteration of the event loop. libuv accepts one per listener: while
+# fan-out makes iterations long, clients that all come back at once would wait for seconds
+# (measured: 10 s for 200 clients, and none with this). asyncio accepts the whole backlog.
 _ACCEPTS: Final = 8
 
 
-# What the arguments of `Server` may be, and how that is said.
+# Types of the arguments of `Server`, and how errors name them.
 _PATH: Final = ((str, os.PathLike, NoneType), "a path or None")
 _SWITCH: Final = ((bool,), "True or False")
 _ARGUMENTS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
@@ -55,7 +55,7 @@ _ARGUMENTS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
 
 
 class _Hub(Protocol):
-    """What the server needs of a hub: `crossband.Hub` has it."""
+    """What the server needs from a hub: `crossband.Hub` has it."""
 
     settings: Settings
 
@@ -66,19 +66,19 @@ class _Hub(Protocol):
 class Server:
     """Run an ASGI app, in the current event loop or blocking.
 
-    `async with Server(hub) as server` binds, starts and leaves a server that answers at
-    `server.url`; leaving the block stops it: `hub.stop()` (clients are told and closed
-    with 1001, newcomers refused), no new connections, then what is left is given
-    `shutdown_timeout` seconds.
-    `server.run()` is the same for a process of its own, with signals. Instead of host and port
-    it takes the path of a unix socket, `uds`, with permissions `uds_mode`.
+    `async with Server(hub) as server` binds and starts a server that answers at `server.url`.
+    Leaving the block stops it: first `hub.stop()` (clients are told and closed with 1001, new
+    ones refused), then no new connections, then what is left has `shutdown_timeout` seconds.
+    `server.run()` does the same in a process of its own, with signals. Instead of host and port
+    it takes `uds`, the path of a unix socket, with the permissions `uds_mode`.
 
     A `Hub`, or a Starlette or FastAPI app that mounts one, sets the WebSocket pings, the
     largest message and the shutdown timeout. `keep_alive` is how many seconds a connection may
-    be idle between two HTTP requests: longer than the load balancer in front keeps it, or that
-    sends a request into a closed one now and then (502). Without the `lane` they exchange ASGI
-    messages with it, as on any other server: slower, and the same to clients. Raises `StartError`
-    when the address cannot be bound, a certificate cannot be read or the app fails to start.
+    be idle between two HTTP requests: make it longer than that of the load balancer in front,
+    which would otherwise now and then send a request on a closed connection (502). Without the
+    `lane`, hub and server exchange ASGI messages, as on any other server: slower, but the same
+    to clients. Raises `StartError` if the address cannot be bound, a certificate cannot be read
+    or the app fails to start.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Server:
             _check_proxies(forwarded_allow_ips)
         self.app = app
         self.host: Final = host.removeprefix("[").removesuffix("]")
-        # The port asked for until the server is bound, then the real one.
+        # The requested port until the server is bound, then the real one.
         self.port: int = port
         self.uds: Final = None if uds is None else os.fspath(uds)
         self._uds_mode = uds_mode
@@ -143,7 +143,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Return the address a client on this machine uses, such as `http://127.0.0.1:8000`."""
+        """The address for clients on this machine, such as `http://127.0.0.1:8000`."""
         if self.uds is not None:
             return f"unix:{self.uds}"
         scheme = "http" if self._ssl_certfile is None else "https"
@@ -164,7 +164,7 @@ class Server:
         await self.stop()
 
     async def start(self) -> None:
-        """Bind and start; returns when requests are answered."""
+        """Bind and start; return once requests are answered."""
         if self._task is not None:
             raise RuntimeError("the server is already running")
         config = self._config()
@@ -175,8 +175,8 @@ class Server:
             sockets = await bind_tcp(self.host, self.port, unacknowledged=unacknowledged)
             self.port = sockets[0].getsockname()[1]
         try:
-            # Here rather than in the lifespan, where uvicorn takes a failure for an app
-            # that has no lifespan. Starting twice is harmless.
+            # Here rather than in the lifespan, where uvicorn would read a failure as an app
+            # without a lifespan. Starting twice is harmless.
             for hub in self._hubs:
                 await hub.start()
             self._uvicorn = OrderlyServer(config, self._hubs)
@@ -201,12 +201,12 @@ class Server:
             raise
 
     async def stop(self) -> None:
-        """Stop gracefully; does nothing when the server is not running."""
+        """Stop gracefully; do nothing if the server is not running."""
         task, runner = self._task, self._uvicorn
         if task is None:
             return
         if runner is None:
-            # Somebody else has begun to.
+            # Another caller is already stopping it.
             await asyncio.wait({task})
             return
         self._uvicorn = None
@@ -222,16 +222,16 @@ class Server:
     def run(self, on_start: Callable[[Server], None] | None = None) -> None:
         """Serve until SIGINT or SIGTERM, for a process of its own.
 
-        `on_start` is called once requests are answered. Returns after a graceful stop, or
-        ends the process with 0 where a handler's thread does not end by itself, or a task goes
-        on although it is cancelled. A second signal ends the process at once, with 128 and
-        the signal's number: 143 for SIGTERM.
+        `on_start` is called once requests are answered. Returns after a graceful stop, or ends
+        the process with status 0 if a handler's thread does not end, or a task ignores its
+        cancellation. A second signal ends the process at once, with status 128 plus the
+        signal's number: 143 for SIGTERM.
         """
 
         async def serve(stop: StopRequest) -> None:
             async with self:
-                # Again: a hub that started has put its own handling over ours, for servers
-                # that do not stop hubs first.
+                # Again, because the started hub put its own handlers in front of ours, for
+                # servers that do not stop hubs first.
                 stop.listen()
                 if on_start is not None:
                     on_start(self)
@@ -249,13 +249,13 @@ class Server:
             settings = [hub.settings for hub in self._hubs]
             options["ws_ping_interval"] = min(each.ping_interval for each in settings)
             options["ws_ping_timeout"] = max(each.ping_timeout for each in settings)
-            # Twice the largest message: what is too large still reaches the hub, which
-            # answers it with an error; past this the connection is closed with 1009 only.
+            # Twice the largest message: larger ones still reach the hub, which answers with an
+            # error; beyond this the connection is just closed with 1009.
             options["ws_max_size"] = 2 * max(
                 max(each.limits.message_size, each.limits.max_http_buffer_size) for each in settings
             )
             options["timeout_graceful_shutdown"] = max(each.shutdown_timeout for each in settings)
-        # uvicorn makes its protocols itself: settings reach them by class.
+        # uvicorn creates its protocols itself, so settings reach them through classes.
         times = {
             "head_time": max(limits.head_time for limits in bounds),
             "send_time": max(limits.send_time for limits in bounds),
@@ -276,16 +276,16 @@ class Server:
             ssl_certfile=self._ssl_certfile,
             ssl_keyfile=self._ssl_keyfile,
             root_path=self._root_path,
-            # Nobody is believed unasked: uvicorn would trust every process of this machine.
+            # Trust no proxy by default: uvicorn would trust every process on this machine.
             proxy_headers=self._forwarded_allow_ips is not None,
             forwarded_allow_ips=self._forwarded_allow_ips,
             server_header=False,
-            # Of floats, too, it makes a timer.
+            # It also accepts floats.
             timeout_keep_alive=self._keep_alive,  # type: ignore[arg-type]
             **{"timeout_graceful_shutdown": Settings().shutdown_timeout, **options},
         )
         if self._access_log:
-            # It is logged at "info", whatever the level of the rest.
+            # Access is logged at "info", whatever the level of the rest.
             logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         for name in ("uvicorn.access", "uvicorn.error"):
             logging.getLogger(name).addFilter(redaction.without_credentials)
@@ -310,7 +310,7 @@ def _check_types(**arguments: object) -> None:
 
 
 def _check_proxies(text: str) -> None:
-    """Raise ValueError for a list of proxies with one in it that uvicorn could never match."""
+    """Raise ValueError if a proxy in the list is one that uvicorn could never match."""
     if text.strip() == "*":
         return
     for name in filter(None, (part.strip() for part in text.split(","))):

@@ -1,6 +1,6 @@
 """The sockets that a server listens on: TCP on every address of a name, or a unix socket.
 
-They are bound here and not by uvicorn, so that port 0 works and a busy port is told plainly.
+They are bound here and not by uvicorn, so that port 0 works and a busy port gives a clear error.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, Final
 from crossband.errors import StartError
 
 _BACKLOG: Final = 2048
-# Of a unix socket. As uvicorn: a proxy that runs as another user must be able to connect.
+# Mode of a unix socket, as in uvicorn: a proxy of another user must be able to connect.
 UDS_MODE: Final = 0o666
 
 
 async def bind_tcp(host: str, port: int, *, unacknowledged: float) -> list[socket.socket]:
     """Listen on every address of a host. Raises StartError.
 
-    `unacknowledged` is how many seconds a client may acknowledge nothing of what is
-    written. With port 0 the first address gets a free port, and no other is listened on.
+    `unacknowledged` is for how many seconds a client may acknowledge nothing of what is
+    written. With port 0, listens only on the first address, on a free port.
     """
     if not 0 <= port <= 65_535:
         raise StartError(f"port {port} does not exist; ports are 0 to 65535")
@@ -36,7 +36,7 @@ async def bind_tcp(host: str, port: int, *, unacknowledged: float) -> list[socke
     except (OSError, OverflowError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else str(exc)
         raise StartError(f"cannot listen on {host!r}: {reason}") from exc
-    # "localhost" is two addresses. Port 0 means one free port, so the first only.
+    # "localhost" has two addresses. Port 0 means one free port, so use only the first.
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     sockets: list[socket.socket] = []
     failure: OSError | None = None
@@ -47,7 +47,7 @@ async def bind_tcp(host: str, port: int, *, unacknowledged: float) -> list[socke
             _notice_half_open(sock, unacknowledged)
         except OSError as exc:
             failure = exc
-            # A name may have an IPv6 address on a machine without IPv6.
+            # A name can have an IPv6 address on a machine without IPv6.
             if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 break
         else:
@@ -62,21 +62,21 @@ async def bind_tcp(host: str, port: int, *, unacknowledged: float) -> list[socke
 
 
 def _listen(family: int, address: tuple[Any, ...], *, alone: bool) -> socket.socket:
-    # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, the
-    # two writes of a response wait 40 ms for the client's delayed acknowledgement.
+    # The protocol is given because asyncio sets TCP_NODELAY only then: without it, the two
+    # writes of a response wait 40 ms for the client's delayed acknowledgement.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        # A restart need not wait for the old connections' TIME_WAIT. On Windows the
+        # So that a restart need not wait for TIME_WAIT of old connections. On Windows the
         # option would let two servers share the port.
         if sys.platform != "win32":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # "::" also serves IPv4, as most servers do, unless 0.0.0.0 is bound beside it; the
-            # same port may be bound for 127.0.0.1 beside any other address.
+            # "::" also serves IPv4, as in most servers, unless 0.0.0.0 is bound as well; any
+            # other address leaves the port free for 127.0.0.1.
             dual = alone and address[0] == "::"
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not dual))
         sock.bind(address)
-        # Listening is what fails when another process listens on the same address.
+        # `listen` is the call that fails if another process listens on the same address.
         sock.listen(_BACKLOG)
         sock.setblocking(False)
     except BaseException:
@@ -86,12 +86,12 @@ def _listen(family: int, address: tuple[Any, ...], *, alone: bool) -> socket.soc
 
 
 def _notice_half_open(sock: socket.socket, seconds: float) -> None:
-    """Have the kernel cut accepted connections of which it has no sign for so long.
+    """Let the kernel cut connections that acknowledge nothing for this long.
 
-    A client that vanished without a word acknowledges nothing of what is written. Without
-    this it counts as connected for a quarter of an hour, and longer where little is written:
-    WebSockets have their pings, an event stream has comments, which nobody answers. Linux
-    only (RFC 5482); a connection inherits it from the listener.
+    A client that vanished silently acknowledges nothing of what is written. Without this it
+    would count as connected for a quarter of an hour, or longer if little is written:
+    WebSockets have pings, but nothing answers the comments of an event stream. Linux only
+    (RFC 5482); connections inherit it from the listener.
     """
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is not None:
@@ -119,7 +119,7 @@ def bind_unix(path: str, mode: int) -> socket.socket:
     try:
         _remove_stale(path)
         sock.bind(path)
-        # Before it listens: nobody whom the mode keeps out gets in meanwhile.
+        # Before it listens, so that nobody whom the mode excludes can connect in between.
         Path(path).chmod(mode)
         sock.listen(_BACKLOG)
         sock.setblocking(False)
@@ -133,7 +133,7 @@ def bind_unix(path: str, mode: int) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket file of a server that was killed; refuse one that is in use."""
+    """Remove the socket file of a killed server; raise StartError if it is in use."""
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""uvicorn's server, stopped in an order that it alone cannot know.
+"""uvicorn's server, stopped in an order that it does not know by itself.
 
-Hubs, which end their streams, then listeners, then whatever is left.
+First the hubs, which end their streams, then listeners, then whatever is left.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from crossband.errors import StartError
 
 logger: Final = logging.getLogger("crossband")
 
-# How long a client may take to answer our WebSocket close frame before it is cut.
+# Seconds a client may take to answer our WebSocket close frame before it is cut.
 _CLOSE_REPLY_TIME: Final = 1.0
-# How often a stopping server looks whether its connections are gone; uvicorn: 0.1 s.
+# Seconds between a stopping server's checks for open connections; uvicorn: 0.1 s.
 _DRAIN_TICK: Final = 0.005
 
 
 class Stoppable(Protocol):
-    """What is needed of a hub here."""
+    """What this module needs from a hub."""
 
     async def stop(self) -> None: ...
 
 
 class OrderlyServer(uvicorn.Server):
-    """uvicorn's server without its signals, woken to stop, and stopped in our order."""
+    """uvicorn's server without signals; it is woken to stop, and stops in our order."""
 
     def __init__(self, config: uvicorn.Config, hubs: Sequence[Stoppable]) -> None:
         super().__init__(config)
@@ -51,12 +51,12 @@ class OrderlyServer(uvicorn.Server):
         try:
             await super().startup(sockets)
         except SystemExit:
-            # uvicorn's way to say that the app's lifespan failed; the reason was logged.
+            # uvicorn's way of saying that the app's lifespan failed; the reason is in the log.
             raise StartError("the application failed to start (see the log above)") from None
         self.ready.set()
 
     async def main_loop(self) -> None:
-        # Once a second for the Date header; uvicorn polls for its exit at 10 Hz.
+        # Once a second for the Date header; uvicorn itself polls for its exit at 10 Hz.
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 1.0)
@@ -64,20 +64,20 @@ class OrderlyServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             async with asyncio.timeout(self.config.timeout_graceful_shutdown):
-                # Before the listeners close: a client between two polls opens a connection
-                # to hear of it. Newcomers are refused with 503 meanwhile.
+                # Before the listeners close, because a client between two polls must connect to
+                # learn of it. Meanwhile new clients are refused with 503.
                 await asyncio.gather(*(hub.stop() for hub in self._hubs))
                 await self._stop_accepting()
                 self._close_listeners(sockets)
                 await self._drain()
         except TimeoutError:
-            # Those that nobody has come to ask, since the hub took all the time, end now.
+            # If the hub took all the time, connections not asked to end yet are asked now.
             self._ask(self.server_state.connections)
             await asyncio.sleep(_DRAIN_TICK)
             if left := len(self.server_state.connections):
-                logger.warning("connections that did not end in time and are cut: %d", left)
+                logger.warning("cutting connections that did not end in time: %d", left)
         finally:
-            # Also where whoever stops it has lost patience.
+            # Also if this is cancelled.
             self._close_listeners(sockets)
             for task in list(self.server_state.tasks):
                 task.cancel()
@@ -86,8 +86,8 @@ class OrderlyServer(uvicorn.Server):
         await self.lifespan.shutdown()
 
     async def _stop_accepting(self) -> None:
-        # asyncio makes a connection in the ticks after it accepted, and forgets the client
-        # if its server was closed by then (python/cpython#109564).
+        # asyncio sets a connection up in the ticks after accepting it, and drops the client if
+        # the server is closed by then (python/cpython#109564).
         loop = asyncio.get_running_loop()
         for server in self.servers:
             for sock in server.sockets:
@@ -102,7 +102,7 @@ class OrderlyServer(uvicorn.Server):
             sock.close()
 
     def _ask(self, connections: set[Any]) -> set[Any]:
-        """Ask connections to end; return the WebSockets that a hub closes itself."""
+        """Ask connections to end; return the WebSockets that hubs close themselves."""
         websocket = self.config.ws_protocol_class
         closing = set()
         for connection in list(connections):
@@ -113,11 +113,11 @@ class OrderlyServer(uvicorn.Server):
         return closing
 
     async def _drain(self) -> None:
-        """Wait until every connection has ended, having asked it to."""
+        """Ask every connection to end, and wait until it has."""
         state = self.server_state
         loop = asyncio.get_running_loop()
-        # Hubs close their WebSockets themselves. Cut before the client has answered, it
-        # could lose the close frame to a reset.
+        # Hubs close their WebSockets themselves. If one is cut before its client has answered,
+        # RST could discard the close frame.
         closing: set[Any] = set()
         asked: set[Any] = set()
         give_up = loop.time() + _CLOSE_REPLY_TIME

@@ -1,4 +1,4 @@
-"""A process of its own for a server: event loop, garbage collector, signals, and its end."""
+"""Runs a server as its own process: event loop, garbage collector, signals, exit."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from crossband.hub.runner import places
 logger: Final = logging.getLogger("crossband")
 
 # Seconds for what is left when all is closed: a handler in a thread cannot be cancelled, and
-# Python would wait for it, for ever.
+# Python would wait for it forever.
 _REST_TIME: Final = 1.0
-# Seconds of a stop after which it is told how to end it at once: nobody wonders before.
+# Seconds after which a stop that still runs logs how to end it at once.
 _QUICK_STOP: Final = 1.0
-# Connections are objects that stay: Python's own threshold of 700 has the youngest of them
-# walked at every tenth connect, a tenth of what connects cost.
+# Connections are long-lived objects. With Python's default threshold of 700, the youngest are
+# scanned at every tenth connect, which is a tenth of a connect's cost.
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 
 
 class StopRequest:
-    """Hears SIGINT and SIGTERM: the first asks the server to stop, the second ends the process."""
+    """Handles SIGINT and SIGTERM: the first stops the server, the second the process."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.made: Final = asyncio.Event()
-        # By a thread, as the event loop may be blocked.
+        # In a thread, as the event loop may be blocked.
         self._told = _later(
-            _QUICK_STOP, logger.info, "stopping; Ctrl-C or SIGTERM again ends it at once"
+            _QUICK_STOP, logger.info, "stopping; a second Ctrl-C or SIGTERM ends it at once"
         )
 
     def listen(self) -> None:
-        """Hear the signals, instead of whoever hears them now."""
+        """Handle the signals, in place of their current handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
     def close(self) -> None:
-        """Do not tell any more how to end the process at once."""
+        """No longer log how to end the process at once."""
         self._told.cancel()
 
     def _on_signal(self, *_: object) -> None:
-        # From now on not even a blocked event loop keeps the process.
+        # From now on not even a blocked event loop can keep the process alive.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: os._exit(128 + number))
         if self._told.ident is None:
@@ -57,10 +57,10 @@ class StopRequest:
 
 
 def run(serve: Callable[[StopRequest], Coroutine[Any, Any, None]]) -> None:
-    """Run a server until it returns, which it does soon after it is asked to stop.
+    """Run a server until it returns, soon after it is asked to stop.
 
-    Ends the process with 0 where a thread does not end by itself, or a task goes on although
-    it is cancelled. A second signal ends it at once, with 128 and the signal's number.
+    Ends the process with status 0 if a thread does not end, or a task ignores its cancellation.
+    A second signal ends it at once, with status 128 plus the signal's number.
     """
     last_resort: threading.Timer | None = None
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -77,7 +77,7 @@ def run(serve: Callable[[StopRequest], Coroutine[Any, Any, None]]) -> None:
         if last_resort is not None:
             last_resort.cancel()
         for number, handler in handlers.items():
-            # None is one that is not Python's, which cannot be put back.
+            # None means a handler outside Python, which cannot be put back.
             if handler is not None:
                 signal.signal(number, handler)
         gc.set_threshold(*thresholds)
@@ -94,18 +94,18 @@ async def _serve(serve: Callable[[StopRequest], Coroutine[Any, Any, None]]) -> N
 
 
 def _later(seconds: float, call: Callable[..., None], *args: Any) -> threading.Timer:
-    """Return a timer, not started, that does not keep the process."""
+    """Return a timer, not yet started, that does not keep the process alive."""
     timer = threading.Timer(seconds, call, args)
     timer.daemon = True
     return timer
 
 
 def _leave_rest(loop: asyncio.AbstractEventLoop) -> None:
-    # asyncio cancels what is left, and waits for it; then for the threads.
+    # asyncio cancels the remaining tasks and waits for them, then for the threads.
     tasks = [task for task in asyncio.all_tasks(loop) if task.cancelling()]
     if tasks:
         logger.warning(
-            "tasks went on although they were cancelled, and are cut: %s",
+            "tasks ignored their cancellation and are cut: %s",
             places(tasks) or len(tasks),
         )
     else:
@@ -118,7 +118,7 @@ def _leave_rest(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if sys.platform == "win32":  # uvloop does not exist there
+    if sys.platform == "win32":  # uvloop does not exist for Windows
         return None
     import uvloop
 

@@ -53,6 +53,7 @@ LONGEST: Final = (
     "cli/test_commands.py",
     "test_states.py",
     "test_auth_doors.py",
+    "test_typing.py",
     "examples/test_classic.py",
     "test_limits.py",
 )

@@ -1,15 +1,15 @@
-// What the server tells of itself: the command that works beside it, and where its doors are.
+// What the server says about itself: its command, and the paths of its doors.
 
 export type Doors = Record<"socketio" | "websocket" | "sse", string | null>;
 
 export interface About {
-  /** How to call `crossband` where the server runs. */
+  /** The command that runs `crossband` where the server runs. */
   command: string;
-  /** Below the address that the hub is mounted at; null for a door that is switched off. */
+  /** Paths below the hub's mount point; null for a door that is switched off. */
   doors: Doors;
 }
 
-// Of a server that does not say.
+// For a server that does not say.
 const USUAL: About = {
   command: "crossband",
   doors: { socketio: "/socket.io", websocket: "/ws", sse: "/events" },
@@ -26,12 +26,12 @@ export async function about(base: URL): Promise<About> {
   }
 }
 
-/** The address of a door's path. */
+/** Return the URL of a door's path. */
 export function addressOf(path: string, base: URL): URL {
   return new URL(path.replace(/^\//, ""), base);
 }
 
-/** Write the commands of the page as they work beside this server. */
+/** Fill in the commands of the page as they work with this server. */
 export function fillCommands({ command, doors }: About, base: URL): void {
   const fill = (mark: string, text: string) => {
     for (const place of document.querySelectorAll(`[${mark}]`)) place.textContent = text;

@@ -1,12 +1,12 @@
-// Buttons that copy a text, and say so.
+// Buttons that copy a text and confirm it.
 
-// Milliseconds for which a button shows what came of it.
+// Milliseconds for which a button shows the result.
 const SHOWN = 2_000;
 
-// What a screen reader is told; undefined until a button has the focus.
+// The live region for screen readers; undefined until a button has the focus.
 let announcer: HTMLElement | undefined;
 
-/** Let a button copy what `text` returns; `name` is what a screen reader is told of it. */
+/** Make a button copy what `text` returns; `name` describes it to screen readers. */
 export function copyButton(button: HTMLButtonElement, name: string, text: () => string): void {
   const label = button.textContent ?? "";
   const show = (words: string): void => {
@@ -15,7 +15,7 @@ export function copyButton(button: HTMLButtonElement, name: string, text: () => 
   };
   show(label);
   let timer = 0;
-  // It has to be there before it says something.
+  // The region must exist before its text changes.
   button.addEventListener("focus", () => (announcer ??= createAnnouncer()));
   button.addEventListener("click", () => {
     void copy(text(), button).then((copied) => {
@@ -44,7 +44,7 @@ async function copy(text: string, button: HTMLElement): Promise<boolean> {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // No permission, or no clipboard at all: browsers offer it on https and localhost only.
+    // No permission, or no clipboard: browsers offer it only on https and localhost.
     return copyBySelection(text, button);
   }
 }
@@ -57,7 +57,7 @@ function copyBySelection(text: string, button: HTMLElement): boolean {
   document.body.append(area);
   area.select();
   try {
-    // Deprecated, and the only way where there is no permission.
+    // Deprecated, but the only way without permission.
     return document.execCommand("copy");
   } finally {
     area.remove();

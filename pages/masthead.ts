@@ -1,4 +1,4 @@
-// The header that all pages of the demo share: put into each page's HTML where it is built.
+// The header that all pages of the demo share; the build puts it into each page's HTML.
 import type { Plugin } from "vite";
 
 const PAGES = { start: "Start", doors: "Three doors", chat: "Chat", dashboard: "Dashboard" } as const;
@@ -6,7 +6,7 @@ const PLACE = "<!-- masthead -->";
 
 export type PageName = keyof typeof PAGES;
 
-/** Put the header in place of its comment. `alone`: the page is served without the others. */
+/** Replace the comment with the header. `alone`: the page is served without the others. */
 export function masthead(current: PageName, { alone = false } = {}): Plugin {
   return {
     name: "crossband-masthead",

@@ -109,7 +109,7 @@ async def test_traffic_that_the_server_refuses_is_told(
     board = Board(page)
     await board.open(server.url)
     await page.get_by_test_id("traffic").click()
-    await expect(page.get_by_test_id("traffic-note")).to_contain_text("Not now")
+    await expect(page.get_by_test_id("traffic-note")).to_contain_text("The traffic stopped")
     await expect(page.get_by_test_id("traffic")).to_have_text("Make some traffic")
 
 
@@ -188,7 +188,7 @@ async def test_restart_of_the_server_is_told_and_values_go_on(page: Page) -> Non
     before = await board.times()
     async with Server(create_demo(), port=server.port) as server:
         await expect(board.state).to_have_text("Live")
-        await expect(board.note).to_contain_text("could not go on where it was cut")
+        await expect(board.note).to_contain_text("could not replay what was missed")
         await notify(server, "after")
         await expect(board.notifications).to_have_count(2)
         await board.measures(len(before) + 2)

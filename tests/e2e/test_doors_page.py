@@ -150,7 +150,7 @@ async def test_cut_door_catches_up(doors: Doors, name: str) -> None:
     await door.cut()
     await first.send("missed 1")
     await second.send("missed 2")
-    await expect(door.note).to_contain_text("2 messages went by meanwhile")
+    await expect(door.note).to_contain_text("2 messages missed so far")
     await expect(door.missed).to_have_count(2)
     await door.shows("before")
     await doors.picture(f"{name}-cut")
@@ -272,7 +272,7 @@ async def test_keyboard_and_names_are_enough(doors: Doors) -> None:
     for name, title in NAMES.items():
         await page.get_by_role("textbox", name=f"Message to send over {title}").press("Enter")
         await expect(doors[name].root.get_by_test_id("ack")).to_contain_text("received")
-        await expect(page.get_by_role("log", name=f"Messages heard over {title}")).to_be_visible()
+        await expect(page.get_by_role("log", name=f"Messages received over {title}")).to_be_visible()
     # Whoever types nothing sends the next word of the alphabet.
     await doors["sse"].shows("Alfa", "Bravo", "Charlie")
     await expect(page.get_by_role("status")).to_contain_text("Charlie, from EventSource.")

@@ -262,6 +262,6 @@ async def test_pages_find_doors_at_other_paths(page: Page) -> None:
 async def test_start_page_of_a_server_without_status_is_not_alarmed(page: Page) -> None:
     async with Server(create_demo(api_path=None)) as server:
         await page.goto(server.url)
-        await expect(page.get_by_test_id("state")).to_contain_text("does not tell its numbers")
+        await expect(page.get_by_test_id("state")).to_contain_text("does not publish its numbers")
         await page.get_by_test_id("station-doors").click()
         await expect(page.locator(".door[data-state=connected]")).to_have_count(3)

@@ -56,7 +56,7 @@ async def test_server_that_is_gone_is_told_and_its_numbers_marked(demo: Demo, pa
         await page.goto(server.url)
         await expect(page.get_by_test_id("state")).to_have_attribute("data-state", "connected")
     state = page.get_by_role("status")
-    await expect(state).to_contain_text("The server does not answer")
+    await expect(state).to_contain_text("The server does not respond")
     await expect(page.locator('.live[data-state="stale"]')).to_have_count(3)
     await picture(page, "start-gone")
     async with Server(demo, port=server.port):

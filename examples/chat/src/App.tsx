@@ -1,4 +1,4 @@
-// The page: signed out, a form; signed in, rooms, the log of one of them, and who is there.
+// The page: signed out, a form; signed in, the rooms, the messages of one of them, and its users.
 import { useEffect, useRef, useState, useSyncExternalStore } from "react";
 import { createPortal } from "react-dom";
 

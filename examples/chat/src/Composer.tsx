@@ -1,14 +1,14 @@
-// Where one writes: Enter sends, Shift and Enter begins a new line.
+// The message box: Enter sends, Shift+Enter starts a new line.
 import { type FormEvent, type KeyboardEvent, useEffect, useLayoutEffect, useRef, useState } from "react";
 
 import type { Chat } from "./client";
 import { lengthOf, list } from "./looks";
 import type { Room, State } from "./state";
 
-// The share of a message's length from which on the rest is counted.
+// The share of the longest message from which the remaining characters are shown.
 const TELL = 0.8;
 
-// What is written and not sent, by room: it is there again when the room is.
+// Unsent text by room, restored when the user returns to the room.
 const drafts = new Map<string, string>();
 
 export function Composer({ chat, state, room }: { chat: Chat; state: State; room: Room }) {
@@ -22,12 +22,12 @@ export function Composer({ chat, state, room }: { chat: Chat; state: State; room
   useLayoutEffect(() => {
     const area = box.current;
     if (area === null) return;
-    // As high as its text; the stylesheet sets a bound.
+    // As high as its text, up to the stylesheet's limit.
     area.style.height = "auto";
     area.style.height = `${area.scrollHeight + area.offsetHeight - area.clientHeight}px`;
   }, [text]);
   useEffect(() => {
-    // With a keyboard at hand. On a phone it would cover the room.
+    // Only with a hardware keyboard. On a phone the keyboard would cover the room.
     if (matchMedia("(pointer: fine)").matches) box.current?.focus();
   }, []);
 
@@ -46,7 +46,7 @@ export function Composer({ chat, state, room }: { chat: Chat; state: State; room
   }
 
   function pressed(event: KeyboardEvent): void {
-    // Enter also ends the composition of a character.
+    // Enter also ends an IME composition.
     if (event.key !== "Enter" || event.shiftKey || event.nativeEvent.isComposing) return;
     event.preventDefault();
     send();
@@ -84,11 +84,11 @@ export function Composer({ chat, state, room }: { chat: Chat; state: State; room
       </button>
       <p className="length" id="length" data-over={tooLong} role={tooLong ? "alert" : undefined} data-testid="length">
         {tooLong ? (
-          `This has ${length.toLocaleString()} characters. A message holds ${limit.toLocaleString()}: shorten it, or send it in parts.`
+          `This has ${length.toLocaleString()} characters. The limit is ${limit.toLocaleString()}: shorten it, or send it in parts.`
         ) : length > TELL * limit ? (
           `${(limit - length).toLocaleString()} characters left`
         ) : (
-          <span className="hint">Enter sends, Shift and Enter begins a new line</span>
+          <span className="hint">Enter sends, Shift+Enter starts a new line</span>
         )}
       </p>
     </form>

@@ -1,4 +1,4 @@
-// How the connection is: a lamp for all times, and words when something is to be known.
+// The state of the connection: always a lamp, and a text when something is wrong.
 import { useEffect, useState } from "react";
 
 import type { Link } from "./state";
@@ -29,8 +29,8 @@ export function ConnectionNotice({ link, onRetry }: { link: Link; onRetry: () =>
           <strong>{link.reason}</strong>
         ) : (
           <>
-            <strong>{link.reason || (online ? "The connection is lost." : "You are offline.")}</strong> Trying to come
-            back. What you write is kept, and sent then.
+            <strong>{link.reason || (online ? "The connection was lost." : "You are offline.")}</strong> Reconnecting.
+            What you write is kept, and sent afterwards.
           </>
         )}
       </p>

@@ -1,4 +1,4 @@
-// What was said in a room, and who came and went.
+// The messages of a room, and who joined and left.
 import { Fragment, memo, useEffect, useLayoutEffect, useRef, useState } from "react";
 
 import type { Chat } from "./client";
@@ -6,9 +6,9 @@ import { dayOf, initialOf, list, looksOf, parts, timeOf } from "./looks";
 import type { Message, User } from "./protocol";
 import type { Delivery, Entry, Room } from "./state";
 
-// Pixels from the end at which the log still follows what comes.
+// Within this many pixels of its end, the log follows new entries.
 const NEAR = 80;
-// Milliseconds between two messages of one user that stand under one name.
+// Messages of one user within this many milliseconds share one heading.
 const TOGETHER = 5 * 60_000;
 
 export function Log({ chat, room, me }: { chat: Chat; room: Room; me: User | null }) {
@@ -20,7 +20,7 @@ export function Log({ chat, room, me }: { chat: Chat; room: Room; me: User | nul
   const mine = last?.kind === "message" && last.delivery.state === "sending";
 
   useLayoutEffect(() => {
-    // Whoever writes wants to see it; whoever reads further up does not want to be moved.
+    // Scroll to one's own message, but do not move a reader who has scrolled up.
     if (following.current || mine) toEnd(log.current);
     else setBehind(true);
   }, [last?.key, entries.length, mine]);
@@ -134,7 +134,7 @@ function Notice({ entry }: { entry: Exclude<Entry, { kind: "message" }> }) {
   if (entry.kind === "gap") {
     return (
       <li className="event gap" data-testid="gap">
-        You were away for long: messages may be missing here.
+        Messages may be missing here.
       </li>
     );
   }

@@ -1,11 +1,11 @@
-// Who is in a room. A thousand names are shown as well as three: the browser draws those in sight.
+// The users in a room. A thousand names work as well as three: the browser draws only those in sight.
 import { memo, useMemo, useState } from "react";
 
 import { initialOf, looksOf } from "./looks";
 import type { User } from "./protocol";
 import type { Room } from "./state";
 
-// With more people than this there is a box to look for one.
+// With more users than this there is a search box.
 const MANY = 15;
 
 const order = new Intl.Collator(undefined, { sensitivity: "base", numeric: true });
@@ -40,7 +40,7 @@ export function People({ room, me }: { room: Room; me: User | null }) {
           <Row key={user.id} user={user} mine={user.id === me?.id} />
         ))}
       </ul>
-      {needle !== "" && shown.length === 0 && <p className="aside">Nobody of that name.</p>}
+      {needle !== "" && shown.length === 0 && <p className="aside">Nobody with that name.</p>}
       {unlisted > 0 && needle === "" && <p className="aside">and {unlisted.toLocaleString()} more</p>}
     </section>
   );

@@ -25,7 +25,7 @@ export function SignIn({ chat, state }: { chat: Chat; state: State }) {
         <div className="wave" aria-hidden="true" />
         <h1>Join the conversation</h1>
         <p>
-          Rooms, who is there, and who is typing. Cut the network while you write: every message arrives once, when you
+          Rooms, users and typing notices. Cut the network while you write: every message arrives once, when you
           are back.
         </p>
         <label htmlFor="name">Your name</label>
@@ -48,7 +48,9 @@ export function SignIn({ chat, state }: { chat: Chat; state: State }) {
         <p className="problem" id="name-problem" role="alert">
           {problem}
         </p>
-        <p className="tip">Another tab of this browser is you again. A private window is somebody else.</p>
+        <p className="tip">
+          In another tab of this browser you are the same user. In a private window you are another one.
+        </p>
       </form>
     </main>
   );

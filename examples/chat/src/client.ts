@@ -1,5 +1,5 @@
-// The chat behind the page: the official Socket.IO client, what is yet to be sent, and the state
-// that the components show.
+// The chat behind the page: the official Socket.IO client, the messages still to be sent, and the
+// state that the components show.
 import { type Socket, io } from "socket.io-client";
 
 import {
@@ -15,9 +15,9 @@ import { type Action, type State, explain, initial, nextTick, reduce } from "./s
 
 // Milliseconds.
 const ANSWER_TIME = 10_000;
-// How often to say that the user is still typing; the others believe it for three seconds.
+// How often to repeat that the user is typing; a notice is valid for three seconds.
 const TYPING_EVERY = 1_500;
-// Between two drawings of the page: a thousand arrivals are not a thousand of them.
+// Least time between two renders, so that a thousand arrivals do not cause a thousand renders.
 const FRAME = 40;
 
 const STORAGE = "crossband-chat";
@@ -25,7 +25,7 @@ const STORAGE = "crossband-chat";
 /** What is kept for the next visit, and for the other tabs. */
 interface Identity {
   name: string;
-  // Makes all tabs of this browser one user.
+  // Makes all tabs of this browser the same user.
   key: string;
   rooms: string[];
 }
@@ -39,14 +39,14 @@ export class Chat {
 
   private readonly socket: Socket<ServerToClient, ClientToServer>;
   private identity: Identity | null = recall();
-  // Rooms this connection is in; after a reconnect that recovered nothing, none.
+  // Rooms this connection is in; none after a reconnect without recovery.
   private readonly entered = new Set<string>();
   private registered = false;
-  // Written and not yet acknowledged, oldest first.
+  // Messages not yet acknowledged, oldest first.
   private readonly outbox: Message[] = [];
   private sending = false;
   private slowed: ReturnType<typeof setTimeout> | 0 = 0;
-  // Milliseconds since 1970 of the last keystroke that was told, by room.
+  // When the last typing notice was sent, by room; milliseconds since 1970.
   private readonly keystrokes = new Map<string, number>();
 
   /** `path` is where the server has its Socket.IO door; null where it has none. */
@@ -91,7 +91,7 @@ export class Chat {
     try {
       localStorage.removeItem(STORAGE);
     } catch {
-      // Nothing is kept then.
+      // Then nothing is stored.
     }
     this.identity = null;
     this.outbox.length = 0;
@@ -140,14 +140,14 @@ export class Chat {
     if (typing ? last !== undefined && now - last < TYPING_EVERY : last === undefined) return;
     if (typing) this.keystrokes.set(room, now);
     else this.keystrokes.delete(room);
-    // Volatile: nothing to be sent later.
+    // Volatile: pointless to send later.
     if (this.registered) this.socket.volatile.emit("chat:typing", { room, typing });
   }
 
   /** Tries to connect now, instead of when its turn comes. */
   reconnect(): void {
     if (this.path === null) {
-      const reason = "This server has its Socket.IO door switched off.";
+      const reason = "The Socket.IO door is switched off on this server.";
       this.dispatch({ type: "link", link: { state: "refused", reason } });
       return;
     }
@@ -171,7 +171,7 @@ export class Chat {
     socket.on("connect", () => {
       shutdown = "";
       this.dispatch({ type: "link", link: { state: "connected" } });
-      // Recovered: the same client to the server, and all that was missed follows by itself.
+      // Recovered: the server knows this client, and missed events follow by themselves.
       if (!socket.recovered) this.forgetConnection();
       if (!this.registered) void this.register();
       else void this.enter();
@@ -182,7 +182,7 @@ export class Chat {
       else this.dispatch({ type: "link", link: { state: "refused", reason: "The server ended the connection." } });
     });
     socket.on("connect_error", (error) => {
-      // One that cannot be reached is tried again; this tells of one that does not want us.
+      // The client retries an unreachable server; this is a server that refused.
       if (!socket.active) this.dispatch({ type: "link", link: { state: "refused", reason: error.message } });
     });
     manager.on("reconnect_attempt", (attempt) => {
@@ -201,7 +201,7 @@ export class Chat {
       this.dispatch({ type: "message", message, seen });
     });
 
-    // Whoever is online again need not wait for the next attempt.
+    // Once online again, do not wait for the next attempt.
     addEventListener("online", () => {
       if (this.state.link.state === "lost" && !socket.connected) this.reconnect();
     });
@@ -221,7 +221,7 @@ export class Chat {
     // No longer wanted.
     if (identity !== this.identity) return;
     if (answer === undefined) {
-      // The next connection asks again, if this one is lost.
+      // If this connection is lost, the next one asks again.
       if (this.socket.connected) await this.register();
       return;
     }
@@ -286,7 +286,7 @@ export class Chat {
         if (!this.socket.connected || !this.registered || !this.entered.has(room) || this.slowed) return;
         this.dispatch({ type: "delivery", room, id, delivery: { state: "sending" } });
         const answer = await this.ask((socket) => socket.emitWithAck("chat:message", { room, content, id }));
-        // Whether it arrived nobody knows: it is sent again, and the server knows it by its id.
+        // It may have arrived: send it again, and the server recognises it by its id.
         if (answer === undefined || this.outbox[0] !== draft) continue;
         if (!failed(answer)) this.delivered(draft, answer);
         else if (!this.postponed(draft, answer)) return;
@@ -313,7 +313,7 @@ export class Chat {
       return false;
     }
     if (failure.code === "not_registered" || failure.code === "not_in_room") {
-      // The server has forgotten us.
+      // The server no longer knows this client.
       this.forgetConnection();
       void this.register();
       return false;
@@ -341,7 +341,7 @@ export class Chat {
     try {
       localStorage.setItem(STORAGE, JSON.stringify(this.identity));
     } catch {
-      // Switched off or full: then each tab is a user of its own.
+      // Storage is unavailable or full: then each tab is a separate user.
     }
   }
 
@@ -380,7 +380,7 @@ function recall(): Identity | null {
     if (typeof name !== "string" || typeof key !== "string" || !Array.isArray(rooms)) return null;
     return { name, key, rooms };
   } catch {
-    // Written by something else, or storage is switched off.
+    // Written by another program, or storage is unavailable.
     return null;
   }
 }

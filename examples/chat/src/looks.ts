@@ -1,7 +1,7 @@
 // How names, times and texts are shown.
 import type { User } from "./protocol";
 
-// Those of the stylesheet.
+// As many as the stylesheet has.
 const COLOURS = 10;
 const SHAPES = ["square", "round", "ring", "frame"] as const;
 
@@ -69,7 +69,7 @@ export function parts(text: string): Part[] {
   const found: Part[] = [];
   let at = 0;
   for (const match of text.matchAll(LINK)) {
-    // What ends a sentence is seldom part of the address.
+    // Punctuation at the end of a sentence is rarely part of the URL.
     const link = match[0].replace(/[.,;:!?)\]}]+$/, "");
     if (!URL.canParse(link)) continue;
     if (match.index > at) found.push({ text: text.slice(at, match.index), link: false });

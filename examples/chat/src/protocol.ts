@@ -3,7 +3,7 @@
 export interface User {
   id: string;
   name: string;
-  // A number from 0 that nobody else in the chat has.
+  // A number from 0, unique in the chat.
   colour: number;
 }
 
@@ -25,7 +25,7 @@ export interface RoomInfo {
 /** The answer to `user:register`; lengths are in characters (code points). */
 export interface Welcome {
   user: User;
-  // Whoever shows it is this user: the page keeps it for its other tabs, and for coming back.
+  // Whoever presents it is this user: the page keeps it for its other tabs and for reconnects.
   key: string;
   rooms: RoomInfo[];
   nameLength: number;

@@ -1,4 +1,4 @@
-// What the page knows, and how each thing that happens changes it. Pure: no socket, no clock.
+// The state of the page, and how each action changes it. Pure: no socket, no clock.
 import type { Failure, Message, Presence, RoomInfo, RoomUsers, Typing, User, Welcome } from "./protocol";
 
 /** Milliseconds without a keystroke after which somebody no longer types. */
@@ -9,9 +9,9 @@ const ENTRIES = 500;
 export type Link =
   | { state: "connecting" }
   | { state: "connected" }
-  // Lost; the client tries again by itself.
+  // Lost; the client reconnects by itself.
   | { state: "lost"; attempt: number; reason: string }
-  // The server does not want us; only the user can ask again.
+  // The server refused; only the user can retry.
   | { state: "refused"; reason: string };
 
 export type Delivery =
@@ -23,7 +23,7 @@ export type Delivery =
 
 export type Entry =
   | { kind: "message"; key: string; message: Message; delivery: Delivery }
-  // Who came and went, one after another, since the last message.
+  // Who joined and left, in order, since the last message.
   | { kind: "presence"; key: string; joined: User[]; left: User[] }
   // Something may be missing here.
   | { kind: "gap"; key: string };
@@ -32,10 +32,10 @@ export interface Room extends RoomInfo {
   state: "joining" | "joined" | "failed";
   problem: string;
   users: ReadonlyMap<string, User>;
-  // May be more than are in `users`.
+  // May be more than `users` contains.
   total: number;
   entries: readonly Entry[];
-  // By user id; milliseconds since 1970 until which it is believed.
+  // By user id; valid until then, in milliseconds since 1970.
   typing: ReadonlyMap<string, { user: User; until: number }>;
   unread: number;
 }
@@ -49,7 +49,7 @@ export interface State {
   nameLength: number;
   contentLength: number;
   rooms: readonly RoomInfo[];
-  // Those this tab is in, by name.
+  // The rooms this tab is in, by name.
   joined: Readonly<Record<string, Room>>;
   current: string;
 }
@@ -124,7 +124,7 @@ export function reduce(state: State, action: Action): State {
       }));
     case "users":
       return inRoom(
-        // The server may have given its colour away during a long cut.
+        // The server may have reassigned the colour during a long absence.
         { ...state, me: action.users.users.find(({ id }) => id === state.me?.id) ?? state.me },
         action.users.room,
         (room) => ({
@@ -144,7 +144,7 @@ export function reduce(state: State, action: Action): State {
     }
     case "left": {
       const { user, total } = action.presence;
-      // Missed while away: that this user itself was thought to be gone.
+      // Missed while away: the notice that this user itself had left.
       if (user.id === state.me?.id) return state;
       return inRoom(state, action.presence.room, (room) => ({
         ...room,
@@ -219,13 +219,13 @@ export function nextTick(state: State): number | undefined {
   return ends.length > 0 ? Math.min(...ends) : undefined;
 }
 
-/** What a failure means, in words for whoever wrote. */
+/** Explain a failure to the author of the message. */
 export function explain(failure: Failure): string {
   switch (failure.code) {
     case "name_taken":
-      return "Somebody here has this name already. Choose another.";
+      return "Somebody here already has this name. Choose another.";
     case "rate_limited":
-      return "A little too fast. Wait a moment, then try again.";
+      return "You are sending too fast. Wait a moment, then try again.";
     case "invalid_message":
       return `The server does not accept this. ${failure.reason ?? ""}`.trim();
     default:
@@ -278,7 +278,7 @@ function isPending(entry: Entry): boolean {
 function receive(entries: readonly Entry[], message: Message): readonly Entry[] {
   const key = keyOf(message);
   const known = entries.find((entry) => entry.key === key);
-  // Once is enough, however often it comes.
+  // Add a message only once, however often it arrives.
   if (known !== undefined && !isPending(known)) return entries;
   const others = entries.filter((entry) => entry !== known);
   const at = others.findIndex(isPending);
@@ -290,7 +290,7 @@ function receive(entries: readonly Entry[], message: Message): readonly Entry[] 
 function merge(entries: readonly Entry[], messages: Message[]): readonly Entry[] {
   const received = new Set(entries.filter((entry) => !isPending(entry)).map((entry) => entry.key));
   const fresh = messages.filter((message) => !received.has(keyOf(message)));
-  // Nothing in common: whether they meet, nobody knows.
+  // No message in common: there may be a gap between them.
   if (received.size > 0 && fresh.length === messages.length) {
     const last = entries.findLastIndex((entry) => !isPending(entry));
     if (entries[last]?.kind !== "gap") {
@@ -317,7 +317,7 @@ function note(entries: readonly Entry[], user: User, what: "joined" | "left"): r
     };
     return trim([...entries.slice(0, at + 1), entry, ...rest]);
   }
-  // In and out again leaves no trace.
+  // Joining and leaving again cancel out.
   const opposite = what === "joined" ? "left" : "joined";
   const undone = last[opposite].some(({ id }) => id === user.id);
   const changed: Entry = undone

@@ -1,4 +1,4 @@
-// The page: how it stands with the stream, four panels, the notifications.
+// The page: the state of the stream, four panels, the notifications.
 import { useEffect, useMemo, useState } from "react";
 import { Chart } from "./Chart";
 import { Notifications } from "./Notifications";
@@ -10,7 +10,7 @@ import { Traffic } from "./Traffic";
 import { doors } from "./addresses";
 import { useDashboard } from "./useDashboard";
 
-// Seconds that are shown at least.
+// Least number of seconds shown.
 const LEAST = 60;
 
 export function App(): React.ReactElement {
@@ -18,7 +18,7 @@ export function App(): React.ReactElement {
   const { history, link, lostAt, now } = dashboard;
   const [pointed, setPointed] = useState<number | null>(null);
   const end = useEnd(history, lostAt, now);
-  // A young server's values are not squeezed into a corner.
+  // Do not squeeze the few values of a new server into a corner.
   const begin = Math.max(end - WINDOW, Math.min(history[0]?.sample.time ?? end, end - LEAST));
   const marks = useMemo(() => stretches(history), [history]);
   const newest = history.at(-1)?.sample;
@@ -27,7 +27,7 @@ export function App(): React.ReactElement {
     <>
       <div className="intro">
         <h1>Dashboard</h1>
-        <p className="what">This server, measured by itself once a second and sent as Server-Sent Events.</p>
+        <p className="what">This server measures itself once a second and sends the values as Server-Sent Events.</p>
         {doors.websocket !== null && <Traffic />}
       </div>
       <main id="main" data-link={link} data-testid="dashboard">

@@ -1,4 +1,4 @@
-// What was posted to /api/notify, by this form or by anybody else; the server checks it.
+// Notifications posted to /api/notify, by this form or by anybody else; the server validates them.
 import { type FormEvent, useState } from "react";
 import { NOTIFY_URL } from "./addresses";
 import type { Level, Notification } from "./useDashboard";
@@ -21,7 +21,7 @@ export function Notifications({ notifications }: { notifications: readonly Notif
       <NotifyForm />
       <div className="log" role="log" aria-label="Notifications" tabIndex={0}>
         <ol>
-          {notifications.length === 0 && <li className="empty">None yet. Post one: everybody who looks gets it.</li>}
+          {notifications.length === 0 && <li className="empty">None yet. Send one: everybody watching gets it.</li>}
           {notifications.toReversed().map(({ offset, level, title, message, time }) => (
             <li key={offset} data-level={level} data-testid="notification">
               <p className="head">
@@ -67,7 +67,7 @@ function NotifyForm(): React.ReactElement {
         <textarea name="message" rows={2} {...invalid("message")} data-testid="message" />
       </label>
       <label>
-        Title, if you like
+        Title (optional)
         <input name="title" {...invalid("title")} data-testid="title" />
       </label>
       <label>
@@ -110,6 +110,6 @@ async function post(notification: Record<string, unknown>): Promise<Outcome> {
       ...(typeof field === "string" && { field }),
     };
   } catch {
-    return { kind: "failed", text: "Not sent: the server does not answer." };
+    return { kind: "failed", text: "Not sent: the server does not respond." };
   }
 }

@@ -1,9 +1,9 @@
-// How it stands with the stream, in words; and a knife, to try a cut.
+// The state of the stream in words, and a button that breaks it.
 import { useEffect, useState } from "react";
 import type { Dashboard, Return } from "./useDashboard";
 
 const NAMES = { connecting: "Connecting", live: "Live", lost: "Connection lost", cut: "Cut off", off: "Switched off" };
-// Seconds without a value, on a connection that stands, before it is told.
+// Seconds without a value on an open connection before the page says so.
 const SILENCE = 5;
 
 export function Status({ link, error, history, lostAt, back, now, cut, restore }: Dashboard): React.ReactElement {
@@ -19,9 +19,9 @@ export function Status({ link, error, history, lostAt, back, now, cut, restore }
   let note = "";
   let kind = "plain";
   if (link === "connecting") {
-    note = error === null ? "Asking the server…" : "The server does not answer yet. Still trying.";
+    note = error === null ? "Contacting the server…" : "The server does not respond yet. Still trying.";
   } else if (link === "off") {
-    note = "This server has no event streams: what is shown was asked for once.";
+    note = "This server has no event streams: these values were loaded once.";
   } else if (link !== "live") {
     kind = "away";
     note = away === undefined ? "" : `No values for ${plural(away, "second")}.`;
@@ -33,10 +33,10 @@ export function Status({ link, error, history, lostAt, back, now, cut, restore }
     note = returned(back);
     kind = "back";
   } else {
-    note = "A value each second.";
+    note = "One value per second.";
   }
 
-  // Told once for each change, not for each second.
+  // Announced once per change, not every second.
   const [told, setTold] = useState("");
   const announcement = link === "live" && back !== undefined ? returned(back) : `${NAMES[link]}.`;
   useEffect(() => {
@@ -67,8 +67,8 @@ export function Status({ link, error, history, lostAt, back, now, cut, restore }
 function returned({ seconds, filled, gap }: Return): string {
   const after = `Back after ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s.`;
   if (gap) {
-    const what = filled === 0 ? "Nothing that was missed is left" : `${plural(filled, "value")} filled in`;
-    return `${after} The server could not go on where it was cut. ${what}.`;
+    const what = filled === 0 ? "No missed values are left" : `${plural(filled, "value")} filled in`;
+    return `${after} The server could not replay what was missed. ${what}.`;
   }
   return filled === 0 ? `${after} Nothing was missed.` : `${after} ${plural(filled, "missed value")} filled in.`;
 }

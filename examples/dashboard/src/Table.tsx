@@ -1,4 +1,4 @@
-// The newest values as a table, for those who do not see the charts, and for copying.
+// The newest values as a table, for users who cannot see the charts, and for copying.
 import { useEffect, useRef, useState } from "react";
 import { PANELS } from "./panels";
 import type { History } from "./samples";
@@ -6,10 +6,10 @@ import type { History } from "./samples";
 const ROWS = 30;
 
 export function Table({ history }: { history: History }): React.ReactElement {
-  // A closed table is not made anew each second.
+  // A closed table is not rendered every second.
   const [open, setOpen] = useState(false);
   const frame = useRef<HTMLDivElement>(null);
-  // Whether columns are out of sight.
+  // Whether some columns are out of sight.
   const [wide, setWide] = useState(false);
   useEffect(() => {
     const element = frame.current;

@@ -1,11 +1,11 @@
-// Traffic for a lone visitor: clients of this page that talk to each other for a while. They are
-// as real as any; how much all pages together may do is up to the server (demo/traffic.py).
+// Traffic for a lone visitor: real clients in this page that talk to each other for a while. The
+// server limits the traffic of all pages together (demo/traffic.py).
 import { type Client, connect } from "crossband";
 import { useCallback, useEffect, useRef, useState } from "react";
 import { base, doors } from "./addresses";
 
 const WEBSOCKETS = 5;
-// One: to a server that speaks HTTP/1.1 a browser has six connections for all its pages.
+// Only one: a browser opens six HTTP/1.1 connections to a server, for all its pages together.
 const STREAMS = 1;
 // Milliseconds.
 const DURATION = 10_000;
@@ -43,7 +43,7 @@ export function Traffic(): React.ReactElement {
       });
     const speakers = Array.from({ length: WEBSOCKETS }, () => open("websocket"));
     const listeners = doors.sse === null ? [] : Array.from({ length: STREAMS }, () => open("sse"));
-    for (const client of speakers) client.on("connect_error", ({ message }) => stop(`Not now: ${message}`));
+    for (const client of speakers) client.on("connect_error", ({ message }) => stop(`The traffic stopped: ${message}`));
     let number = 0;
     running.current = {
       clients: [...speakers, ...listeners],
@@ -53,7 +53,7 @@ export function Traffic(): React.ReactElement {
       ending: window.setTimeout(() => stop("The traffic is over."), DURATION),
     };
     setIsRunning(true);
-    setNote(`${WEBSOCKETS + listeners.length} clients of this page talk for ${DURATION / 1_000} seconds.`);
+    setNote(`${WEBSOCKETS + listeners.length} clients in this page talk for ${DURATION / 1_000} seconds.`);
   }
 
   return (

@@ -1,4 +1,4 @@
-// Where the server is: one level above the page, whatever the hub is mounted under.
+// The server's URL: one level above the page, wherever the hub is mounted.
 import { about, addressOf } from "../../../pages/about";
 
 export const base = new URL("..", location.href);

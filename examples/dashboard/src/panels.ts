@@ -1,4 +1,4 @@
-// What the four panels show of a sample. Only what is of a door has a door's colour.
+// What the four panels show of a sample. Only lines about a door have that door's colour.
 import type { Line } from "./Chart";
 import type { Reading, Sample } from "./samples";
 
@@ -6,11 +6,11 @@ export interface Panel {
   name: string;
   title: string;
   lines: readonly (Line & { read: Reading })[];
-  /** Beside the title, of the newest sample. */
+  /** Text beside the title, from the newest sample. */
   aside?: (sample: Sample) => string;
-  /** With its unit, for reading. */
+  /** For reading, with its unit. */
   format: (value: number) => string;
-  /** As short as it goes, for the axis. */
+  /** For the axis, as short as possible. */
   tick: (value: number) => string;
   atLeast: number;
 }

@@ -1,4 +1,4 @@
-// The values of the last minutes: merged from the stream, its replay and what was asked for.
+// The values of the last minutes, merged from the stream, its replay and the HTTP API.
 
 /** The event `sample`. Times are in seconds since 1970, memory in bytes, cpu in percent. */
 export interface Sample {

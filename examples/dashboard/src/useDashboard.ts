@@ -1,6 +1,6 @@
-// What the page knows: the values of the last minutes, the notifications, and how it stands
-// with the stream. A cut is filled in by the stream itself, which goes on after the last cursor;
-// what a new page shows, and what is older than the server's history, is asked for over HTTP.
+// The state of the page: the values of the last minutes, the notifications, and the stream. After
+// a lost connection the stream itself fills in the missed values, from the last cursor. A new page,
+// and values older than the server's history, are loaded over HTTP.
 import { useSSE } from "crossband/react";
 import { useCallback, useEffect, useReducer, useRef, useState } from "react";
 import { EVENTS_URL, METRICS_URL } from "./addresses";
@@ -99,7 +99,7 @@ export function useDashboard(): Dashboard {
   const [state, dispatch] = useReducer(reduce, START);
   const [url, setUrl] = useState<string | null>(EVENTS_URL);
   const [everLive, setEverLive] = useState(false);
-  // How far this clock is ahead of the server's: the least delay seen.
+  // How far this clock is ahead of the server's: the smallest delay seen.
   const ahead = useRef(Infinity);
   const now = useCallback(() => Date.now() / 1_000 - (ahead.current === Infinity ? 0 : ahead.current), []);
 
@@ -114,11 +114,11 @@ export function useDashboard(): Dashboard {
       dispatch({ type: "samples", samples });
       dispatch({ type: "notifications", notifications });
     } catch {
-      // The stream tells how it stands with the server. When it comes back, this is asked again.
+      // The stream shows the state of the server. When it reconnects, this is loaded again.
     }
   }, []);
 
-  // What a stream goes on from when it is opened anew, rather than by itself.
+  // The cursor for a stream that the page reopens itself.
   const cursor = useRef("");
   const { isConnected, error } = useSSE({
     url,

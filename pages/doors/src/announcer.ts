@@ -1,7 +1,7 @@
-// Speaks to screen readers: one voice for the page, so that three doors hearing one message do
-// not read it out three times.
+// Announces events to screen readers, once for the page, so that a message that arrives over
+// three doors is not read out three times.
 
-// Milliseconds to gather what happens together.
+// Milliseconds for which simultaneous events are collected.
 const PAUSE = 500;
 
 export class Announcer {

@@ -1,7 +1,7 @@
-// How many clients the hub has, by transport; asked gently.
+// Shows how many clients the hub has, by transport, by polling its status.
 import { statusUrl } from "./addresses";
 
-// Milliseconds between two questions.
+// Milliseconds between two polls.
 const INTERVAL = 4_000;
 const TRANSPORTS = ["websocket", "polling", "sse"] as const;
 
@@ -11,11 +11,11 @@ interface Status {
 }
 
 export interface Census {
-  /** Ask now rather than at the next interval. */
+  /** Poll now rather than at the next interval. */
   refresh(): void;
 }
 
-/** Keep the numbers under `root` up to date while the page is looked at. */
+/** Keep the numbers under `root` up to date while the page is visible. */
 export function startCensus(root: HTMLElement): Census {
   let timer = 0;
   const field = (name: string): HTMLElement | null => root.querySelector(`[data-count="${name}"]`);
@@ -38,7 +38,7 @@ export function startCensus(root: HTMLElement): Census {
       if (!response.ok) throw new Error(response.statusText);
       show((await response.json()) as Status);
     } catch {
-      // The doors say what is wrong; the numbers are only marked as old.
+      // The doors show what is wrong; the numbers are only marked as out of date.
       root.dataset["state"] = "stale";
     }
     clearTimeout(timer);
@@ -50,7 +50,7 @@ export function startCensus(root: HTMLElement): Census {
   return {
     refresh: () => {
       clearTimeout(timer);
-      // A door that opens or closes is often not the only one: ask once for all.
+      // Doors often open or close together: poll once for all.
       timer = window.setTimeout(() => void ask(), 250);
     },
   };

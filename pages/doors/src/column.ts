@@ -1,4 +1,4 @@
-// One door on the page: shows what happens to it, asks for what the visitor wants.
+// One door on the page: shows its state and messages, and takes the visitor's actions.
 import { copyButton } from "../../copy";
 import type { DoorName, DoorState, Gap } from "./door";
 import type { Heard, Publication } from "./ledger";
@@ -12,7 +12,7 @@ interface Copy {
 export const COPY: Record<DoorName, Copy> = {
   socketio: { name: "Socket.IO", via: "the official socket.io-client, unchanged" },
   websocket: { name: "WebSocket", via: "the browser’s own, with a JSON envelope" },
-  sse: { name: "EventSource", via: "Server-Sent Events, and POST as the way back" },
+  sse: { name: "EventSource", via: "Server-Sent Events, with POST to send" },
 };
 
 const STATES: Record<DoorState, string> = {
@@ -56,9 +56,9 @@ export class Column {
     title.id = `${door}-name`;
     this.root.setAttribute("aria-labelledby", title.id);
     this.part("via").textContent = via;
-    this.part("tape").setAttribute("aria-label", `Messages heard over ${name}`);
+    this.part("tape").setAttribute("aria-label", `Messages received over ${name}`);
     this.part("label").textContent = `Message to send over ${name}`;
-    this.part("empty").textContent = "Nothing heard yet. Send something, at any door.";
+    this.part("empty").textContent = "Nothing received yet. Send something, over any door.";
     this.input.id = `${door}-input`;
     this.part("label").setAttribute("for", this.input.id);
 
@@ -75,7 +75,7 @@ export class Column {
     this.showCode();
   }
 
-  /** What is sent when the visitor types nothing. */
+  /** The text to send when the visitor types nothing. */
   set suggestion(word: string) {
     this.input.placeholder = word;
   }
@@ -107,13 +107,13 @@ export class Column {
     note.dataset["kind"] = kind;
   }
 
-  /** Show what must never be: a publication heard twice, or out of order. */
+  /** Show what must never happen: a publication received twice, or out of order. */
   setAlarm(doubled: number, misplaced: number): void {
     const alarm = this.part("alarm");
     alarm.dataset["doubled"] = String(doubled);
     alarm.dataset["misplaced"] = String(misplaced);
     alarm.hidden = doubled + misplaced === 0;
-    alarm.textContent = `${doubled} heard twice, ${misplaced} out of order: this must never be.`;
+    alarm.textContent = `${doubled} received twice, ${misplaced} out of order: this must never happen.`;
   }
 
   acknowledge(text: string, outcome: "sent" | "received" | "failed"): void {
@@ -140,7 +140,7 @@ export class Column {
     this.pulse();
   }
 
-  /** Leave a place for what the door misses while it is away. */
+  /** Reserve a place for a message that the door misses while it is away. */
   miss({ cursor, number }: Publication): void {
     if (this.ghosts.has(cursor)) return;
     const row = this.row("ghost", number);
@@ -150,7 +150,7 @@ export class Column {
     this.append(row);
   }
 
-  /** What was missed is not coming any more. */
+  /** Mark the missed messages as lost. */
   tellGap({ reason }: Gap, lost: readonly Publication[]): void {
     for (const { cursor } of lost) {
       const row = this.ghosts.get(cursor);
@@ -212,7 +212,7 @@ export class Column {
   }
 }
 
-/** Say in plain words why the server cannot replay. */
+/** Say in plain words why messages cannot be replayed. */
 export function gapText(reason: string): string {
   switch (reason) {
     case "unknown":
@@ -220,7 +220,9 @@ export function gapText(reason: string): string {
     case "expired":
       return "this cursor is older than the server’s history.";
     case "session":
-      return "the server has forgotten this session.";
+      return "the server has dropped this session.";
+    case "lost":
+      return "the server’s broker has lost messages.";
     default:
       return `the server cannot replay (${reason}).`;
   }

@@ -1,20 +1,20 @@
-// What the three doors have in common: the page knows a door only by this.
+// The interface that all three doors implement; the page knows nothing else of a door.
 
 export const DOORS = ["socketio", "websocket", "sse"] as const;
 export type DoorName = (typeof DOORS)[number];
 
 /**
  * connecting → connected; connected → cut (by the visitor) or reconnecting (by anything else);
- * refused: the server said no, and the door does not come back by itself. off: the server has no such door.
+ * refused: the server refused, and the door does not reconnect by itself. off: the server has no such door.
  */
 export type DoorState = "connecting" | "connected" | "cut" | "reconnecting" | "refused" | "off";
 
 export interface Welcome {
-  /** The socket's id at the server: what others see as `from`. */
+  /** The socket's id at the server, which others see as `from`. */
   sid: string;
-  /** The server restored the session, and replays what was missed. */
+  /** Whether the server restored the session, and replays what was missed. */
   recovered: boolean;
-  /** Where the stream stands; undefined where the client library does not tell. */
+  /** The cursor of the stream; undefined if the client library does not expose it. */
   cursor: string | undefined;
 }
 
@@ -23,23 +23,23 @@ export interface Gap {
   offset: string;
 }
 
-/** What a door tells the page. */
+/** What a door reports to the page. */
 export interface DoorListener {
   onState(state: DoorState, detail?: string): void;
   onWelcome(welcome: Welcome): void;
-  /** `data` is whatever was published as `chat:message`, unchecked. */
+  /** `data` is anything published as `chat:message`, unchecked. */
   onMessage(data: unknown, cursor: string): void;
   onGap(gap: Gap): void;
-  /** The server reported an error that belongs to no message of ours. */
+  /** The server reported an error that is not about one of our messages. */
   onError(text: string): void;
-  /** How the bytes travel, as far as the client can tell. */
+  /** The transport, as far as the client knows. */
   onTransport(name: string): void;
 }
 
 export interface Door {
   readonly name: DoorName;
   open(): void;
-  /** Break the connection as a lost network would: the session stays at the server. */
+  /** Break the connection as a network failure would: the server keeps the session. */
   cut(): void;
   restore(): void;
   /** Send `chat:message`; resolves with the server's acknowledgement. */
@@ -58,7 +58,7 @@ export function backoff(attempt: number): number {
   return delay * (0.75 + Math.random() / 2);
 }
 
-/** Read a typed error as the server words it: `{code, error, path?, reason?}`. */
+/** Format an error of the server: `{code, error, path?, reason?}`. */
 export function errorText(error: unknown): string {
   if (typeof error !== "object" || error === null) return String(error);
   const { error: text, reason, path } = error as Record<string, unknown>;

@@ -1,15 +1,15 @@
-// One order over three doors: which door heard which publication, and how. Knows no DOM.
+// One order over three doors: which door received which publication, and how. Without DOM.
 import { DOORS, type DoorName } from "./door";
 
 /**
- * How a door stands to a publication: not yet heard; heard as it happened; missed while the door
- * was away; missed and caught up; missed for good (the server told of a gap).
+ * The state of a publication at a door: not yet received; received live; missed while the door
+ * was away; missed and caught up; lost (the server sent a gap).
  */
 export type Mark = "awaited" | "live" | "missed" | "caught-up" | "lost";
 
 export interface Publication {
   readonly cursor: string;
-  /** Counts from 1 on this page. */
+  /** Its number on this page, from 1. */
   readonly number: number;
   readonly from: string;
   readonly content: string;
@@ -19,27 +19,27 @@ export interface Publication {
 export interface Heard {
   publication: Publication;
   mark: "live" | "caught-up";
-  /** No door had heard it before. */
+  /** Whether no door had received it before. */
   isNew: boolean;
 }
 
 interface DoorRecord {
   away: boolean;
-  /** The last publication heard, if it is still remembered. */
+  /** The last publication received, if it is still remembered. */
   last: Publication | undefined;
-  /** Every cursor heard, to notice one that comes twice. */
+  /** Every cursor received, to notice duplicates. */
   readonly cursors: Set<string>;
-  /** While true, what comes is a replay that no other door can vouch for. */
+  /** While true, arrivals are a replay that no other door can confirm. */
   replaying: boolean;
   doubled: number;
   misplaced: number;
 }
 
-// Publications remembered. A hub's history holds 1,000 by default.
+// How many publications are remembered.
 const MEMORY = 1_000;
 
 export class Ledger {
-  /** As the server ordered them, oldest first. */
+  /** In the server's order, oldest first. */
   readonly publications: Publication[] = [];
   private readonly byCursor = new Map<string, Publication>();
   private readonly records: Record<DoorName, DoorRecord>;
@@ -57,32 +57,32 @@ export class Ledger {
     this.records = { socketio: record(), websocket: record(), sse: record() };
   }
 
-  /** The door is cut or lost; what others hear from now on, it misses. */
+  /** The door is disconnected; it misses what others receive from now on. */
   leave(door: DoorName): Publication[] {
     this.records[door].away = true;
     this.records[door].replaying = false;
     return this.remark(door, "awaited", "missed");
   }
 
-  /** The door is back, and its replay begins (or a fresh session does). */
+  /** The door is back, and its replay or a new session begins. */
   enter(door: DoorName, recovered: boolean): void {
     this.records[door].away = false;
     this.records[door].replaying = recovered;
   }
 
-  /** The replay is over: nothing came for a while. */
+  /** The replay is over: nothing arrived for a while. */
   settle(door: DoorName): void {
     this.records[door].replaying = false;
   }
 
-  /** The server cannot replay what the door missed. Returns what is lost to it. */
+  /** The server cannot replay what the door missed. Returns the lost publications. */
   gap(door: DoorName): Publication[] {
     this.records[door].replaying = false;
     this.records[door].last = undefined;
     return this.remark(door, "missed", "lost");
   }
 
-  /** How many publications went by that the door has not heard, so far as the others know. */
+  /** Return how many publications the door has missed, as far as the other doors know. */
   missed(door: DoorName): number {
     return this.publications.filter(({ marks }) => marks[door] === "missed").length;
   }
@@ -95,7 +95,7 @@ export class Ledger {
     return this.records[door].misplaced;
   }
 
-  /** Record that a door heard a publication; undefined when it had heard it before. */
+  /** Record that a door received a publication; returns undefined for a duplicate. */
   hear(door: DoorName, cursor: string, from: string, content: string): Heard | undefined {
     const record = this.records[door];
     if (record.cursors.has(cursor)) {
@@ -122,7 +122,7 @@ export class Ledger {
 
   private isCaughtUp(door: DoorName, publication: Publication, isNew: boolean): boolean {
     if (publication.marks[door] === "missed") return true;
-    // Nobody on this page was there to hear it: take the door's own replay for it.
+    // No other door was connected then: trust this door's replay.
     const { replaying } = this.records[door];
     const others = DOORS.filter((other) => other !== door);
     return replaying && isNew && others.every((other) => this.records[other].away);
@@ -143,8 +143,8 @@ export class Ledger {
       content,
       marks: { socketio: mark("socketio"), websocket: mark("websocket"), sse: mark("sse") },
     };
-    // A door hears in order: what is new to all belongs right behind what this door heard last,
-    // even if another door has run ahead.
+    // A door receives in order: a publication new to all belongs right after the last one that this
+    // door received, even if another door is ahead.
     const { last } = this.records[door];
     const at = last === undefined || after === -1 ? this.publications.length : after + 1;
     this.publications.splice(at, 0, publication);

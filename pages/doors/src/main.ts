@@ -11,13 +11,13 @@ import { Scale } from "./scale";
 import { SocketIODoor } from "./socketio";
 import { WebSocketDoor } from "./websocket";
 
-// What is sent when the visitor types nothing: easy to see in order.
+// Sent when the visitor types nothing: words whose order is easy to see.
 const WORDS = (
   "Alfa Bravo Charlie Delta Echo Foxtrot Golf Hotel India Juliett Kilo Lima Mike " +
   "November Oscar Papa Quebec Romeo Sierra Tango Uniform Victor Whiskey X-ray Yankee Zulu"
 ).split(" ");
 
-// Quiet for this long after a door came back, in milliseconds, and its replay is over.
+// A replay is over when a door has been quiet for this long after it came back, in milliseconds.
 const QUIET = 300;
 
 interface Desk {
@@ -35,7 +35,7 @@ interface Desk {
 
 const ledger = new Ledger();
 const announcer = new Announcer(element("announcer"));
-// Which door of this page a socket id belongs to. A door that had to start anew has had several.
+// The door of this page that a socket id belongs to. A door that started afresh has had several.
 const owners = new Map<string, DoorName>();
 const scale = new Scale(element("scale"), ledger.publications, ({ from }) => owners.get(from));
 const census = startCensus(element("census"));
@@ -115,7 +115,7 @@ function listenerOf(name: DoorName): DoorListener {
 function changeState(name: DoorName, state: DoorState, detail?: string): void {
   const desk = desks[name];
   const before = desk.state;
-  // Before the first connection there is nothing to come back to.
+  // Before the first connection it is no reconnect.
   if (state === "reconnecting" && !desk.wasOpen) state = "connecting";
   desk.state = state;
   desk.wasOpen ||= state === "connected";
@@ -127,7 +127,7 @@ function changeState(name: DoorName, state: DoorState, detail?: string): void {
     if (detail === undefined) desk.column.setNote("Opening the door…");
     else desk.column.setNote(`No answer yet. Still trying (${detail}).`, "error");
   } else if (state === "connected") {
-    // What was said of the connection that is gone.
+    // Clear the note about the previous connection.
     desk.column.acknowledge("", "sent");
     announcer.say(`${COPY[name].name} connected.`);
   } else {
@@ -170,15 +170,15 @@ function hear(name: DoorName, data: unknown, cursor: string): void {
 function tellAbsence(name: DoorName, detail?: string): void {
   const { column, state, cursor } = desks[name];
   const missed = ledger.missed(name);
-  const gone = missed === 0 ? "" : ` ${plural(missed)} went by meanwhile.`;
+  const gone = missed === 0 ? "" : ` ${plural(missed)} missed so far.`;
   const at = cursor === "" ? "" : ` at cursor ${cursor}`;
   if (state === "cut") column.setNote(`Cut${at}.${gone}`, "away");
-  else if (state === "refused") column.setNote(`The server said no: ${detail ?? ""}`, "error");
-  else if (detail === undefined) column.setNote(`Coming back${at}.${gone}`, "away");
+  else if (state === "refused") column.setNote(`The server refused: ${detail ?? ""}`, "error");
+  else if (detail === undefined) column.setNote(`Reconnecting${at}.${gone}`, "away");
   else column.setNote(`Connection lost${at} (${detail}). Still trying.${gone}`, "away");
 }
 
-/** Say what a door that was recovered has caught up with so far. */
+/** Show how far a recovered door has caught up. */
 function tellProgress(name: DoorName): void {
   const { column, awaySince, caughtUp } = desks[name];
   const seconds = awaySince === undefined ? 0 : (performance.now() - awaySince) / 1_000;
@@ -204,7 +204,7 @@ function waitForQuiet(name: DoorName): void {
 function switchOff(name: DoorName): void {
   desks[name].state = "off";
   desks[name].column.setState("off");
-  desks[name].column.setNote("This server has the door switched off.");
+  desks[name].column.setNote("This door is switched off on this server.");
   scale.setState(name, "off");
 }
 

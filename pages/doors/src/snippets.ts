@@ -1,4 +1,4 @@
-// The code of each door, as a visitor can copy it: with the addresses of this very hub.
+// Code for each door that visitors can copy, with the URLs of this hub.
 import { base, eventsUrl, socketioPath, websocketUrl } from "./addresses";
 import type { DoorName } from "./door";
 
@@ -16,7 +16,7 @@ socket.on("chat:message", ({ from, content }) =>
 const say = (content) =>
   socket.emit("chat:message", { content });
 
-// After a cut it brings its cursor by itself:
+// Reconnects, and sends its cursor:
 socket.on("connect", () =>
   log(socket.recovered));
 `,
@@ -58,8 +58,8 @@ on("welcome", (data) => sid = data.sid);
 on("chat:message", ({ from, content }) =>
   show(from, content));
 
-// After a cut it brings its cursor by itself.
-// The way back is a POST:
+// Reconnects, and sends its cursor.
+// To send, POST:
 const say = (content) => fetch(
   \`\${door}/\${sid}?session=\${key}\`, {
     method: "POST",

@@ -1,8 +1,8 @@
-// What goes on at each page now: asked of the hub, gently. And commands to copy.
+// Shows how busy each page is, by polling the hub's status, and lets visitors copy commands.
 import { about, fillCommands } from "../../about";
 import { copyButton } from "../../copy";
 
-// Milliseconds between two questions.
+// Milliseconds between two polls.
 const INTERVAL = 2_000;
 
 interface Status {
@@ -26,7 +26,7 @@ function show(status: Status): void {
   tell("connected", `The server has been up for ${duration(status.uptime)} (Crossband ${status.version}).`);
 }
 
-/** Say how it stands with the server. Screen readers hear of a change of state, not of each minute. */
+/** Show the state of the server. Screen readers announce a change of state, not each minute. */
 function tell(kind: "connected" | "lost", text: string): void {
   if (state.dataset["state"] === kind && kind === "connected") {
     state.setAttribute("aria-live", "off");
@@ -47,16 +47,16 @@ async function ask(): Promise<void> {
     else throw new Error(response.statusText);
   } catch {
     for (const live of lives) live.dataset["state"] = "stale";
-    tell("lost", "The server does not answer. The numbers are old; this page keeps asking.");
+    tell("lost", "The server does not respond. The numbers are out of date; this page keeps trying.");
   }
   clearTimeout(timer);
   timer = window.setTimeout(() => void ask(), INTERVAL);
 }
 
-/** The status can be closed, or kept to those with a key. */
+/** The status may be switched off, or reserved for holders of an API key. */
 function keepsItsNumbers(): void {
   for (const live of lives) live.hidden = true;
-  tell("connected", "The server is up. It does not tell its numbers.");
+  tell("connected", "The server is up. It does not publish its numbers.");
 }
 
 function duration(seconds: number): string {

@@ -180,6 +180,7 @@ def test_any_bytes_are_split_without_an_exception(chunks: list[bytes]) -> None:
         b"\x89\xfe\x00\x80",  # a ping of more than 125 bytes
         b"\x82\xff" + b"\xff" * 8,  # a length of 2^64-1
         b"\x82\xff\x80" + b"\x00" * 7,  # of 2^63
+        b"\x83\xff" + b"\x00" * 4 + b"\xff" * 4,  # too large, of an opcode that is not defined
     ],
 )
 def test_what_is_no_frame_is_known_at_once(wire: bytes) -> None:
@@ -222,6 +223,11 @@ def test_exactly_the_limit_passes() -> None:
     splitter = FrameSplitter(130)
     assert split(splitter, masked(Opcode.BINARY, b"x" * 130)) == [(BINARY, b"x" * 130)]
     assert split(splitter, masked(Opcode.BINARY, b"x" * 131)) == [(TOO_LARGE, b"")]
+
+
+def test_limit_of_messages_is_none_of_control_frames() -> None:
+    splitter = FrameSplitter(10)
+    assert split(splitter, masked(Opcode.PING, b"x" * 125)) == [(PING, b"x" * 125)]
 
 
 def test_compressed_frames_are_left_to_the_library() -> None:

@@ -263,6 +263,10 @@ class WebSocketLane(asyncio.Protocol):
             if self._held or (index and monotonic() > until):
                 self._ahead = frames[index:]
                 break
+            if pongs and kind != websocket.PING:
+                # What comes next may end it, and after a close frame nothing may follow.
+                self._write_pongs(pongs)
+                pongs = []
             if kind == websocket.TEXT and not self._closing:
                 self._handle_text(payload)
             elif kind == websocket.BINARY and not self._closing:
@@ -276,8 +280,6 @@ class WebSocketLane(asyncio.Protocol):
                 # The library would wait for the rest of some impossible frames.
                 self._break(1002, "not a client's frame (RFC 6455 §5)")
             elif kind == websocket.CLOSE:
-                self._write_pongs(pongs)
-                pongs = []
                 self._handle_close(payload)
             elif self._closing:
                 continue
@@ -296,7 +298,7 @@ class WebSocketLane(asyncio.Protocol):
 
     def _write_pongs(self, pongs: list[bytes]) -> None:
         # A peer that does not read gets no pongs.
-        if pongs and not self.paused:
+        if not self.paused:
             self.write(b"".join(pongs))
 
     def _handle_close(self, payload: bytes) -> None:

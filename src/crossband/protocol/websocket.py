@@ -192,7 +192,10 @@ class FrameSplitter:
                 length = int.from_bytes(data[position + 2 : position + head - 4], "big")
                 if length >> 63:
                     return self._stop(frames, BROKEN, data[position:])
-            if length > self.limit:
+            if length > self.limit and not first & 0x08:
+                if first & 0x0F > BINARY:
+                    # An opcode that is not defined.
+                    return self._stop(frames, BROKEN, data[position:])
                 return self._stop(frames, TOO_LARGE, b"")
             need = head + length
             if left < need:

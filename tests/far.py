@@ -29,11 +29,23 @@ MAX_QUEUE = 10_000
 class Engine:
     """What stands elsewhere: the log, the sessions, and who listens."""
 
-    def __init__(self, memory: MemoryBroker, *, seed: int = 0, delay: float = 0.002) -> None:
+    def __init__(
+        self,
+        memory: MemoryBroker,
+        *,
+        seed: int = 0,
+        delay: float = 0.002,
+        patience: float = 2.0,
+        forgets: float = 0.0,
+    ) -> None:
         self._memory = memory
         self.chance = random.Random(seed)
         # Seconds; each step takes up to so long.
         self.delay = delay
+        # Seconds after which who waits for a node without a connection is told so.
+        self.patience = patience
+        # How many of the requests are carried out, and their replies never come.
+        self.forgets = forgets
         # All that was recorded, by namespace: position n is at n - 1.
         self.raw: dict[str, list[Publication]] = defaultdict(list)
         self.nodes: dict[str, FarBroker] = {}
@@ -98,6 +110,9 @@ class FarBroker(Broker):
         self._commands: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._numbers = 0
         self._tasks: list[asyncio.Task[None]] = []
+        # Who waits for a reply, and who for a publication to be delivered here.
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
         # How often its connection was cut, and how many commands were sent twice.
         self.cuts = self.retries = 0
 
@@ -136,40 +151,64 @@ class FarBroker(Broker):
     async def stop(self) -> None:
         if self._stopped:
             return
+        # What was queued is carried out first.
         self._stopped = True
         self._up.set()
-        # What was queued is carried out first.
-        while not self._commands.empty() and self._tasks:
-            await self._carry_out(self._commands.get_nowait())
-        self._receiver = None
-        self._engine.nodes.pop(self.id, None)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await self._commands.join()
+        await self._progressed()
+        await asyncio.gather(*self._settling)
+        await self._end()
 
     async def kill(self) -> None:
         """Be gone at once, as a process that is killed."""
         self._stopped = True
-        self._receiver = None
-        self._engine.nodes.pop(self.id, None)
+        for waiting in list(self._waiting):
+            if not waiting.done():
+                waiting.set_exception(BrokerUnavailable("the node was killed"))
+        await self._end()
         for other in self._engine.nodes.values():
             other.bus.gone(self.id)
-        for task in self._tasks:
+
+    async def _end(self) -> None:
+        self._receiver = None
+        self._engine.nodes.pop(self.id, None)
+        tasks = [*self._tasks, *self._settling]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # Nothing is attached when it starts again.
+        self._delivered.clear()
+        self._commands = asyncio.Queue()
+        self._incoming = asyncio.Queue()
 
     # Commands, in order.
 
     async def _write(self) -> None:
         while True:
-            await self._carry_out(await self._commands.get())
+            command = await self._commands.get()
+            await self._engine.late()
+            await self._up.wait()
+            await command()
+            self._commands.task_done()
 
-    async def _carry_out(self, command: Callable[[], Awaitable[None]]) -> None:
-        await self._engine.late()
-        await self._up.wait()
-        await command()
+    def _wait(self) -> asyncio.Future[Any]:
+        """Return a future that fails where the connection stays away for too long."""
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[Any] = loop.create_future()
+
+        def give_up() -> None:
+            if not waiting.done() and not self._up.is_set():
+                waiting.set_exception(BrokerUnavailable("no connection to the broker"))
+
+        timer = loop.call_later(self._engine.patience, give_up)
+        self._waiting.add(waiting)
+
+        def done(_: asyncio.Future[Any]) -> None:
+            timer.cancel()
+            self._waiting.discard(waiting)
+
+        waiting.add_done_callback(done)
+        return waiting
 
     def command(self, run: Callable[[], None]) -> None:
         """Queue a command that nobody waits for."""
@@ -181,7 +220,9 @@ class FarBroker(Broker):
 
     async def request(self, run: Callable[[], Awaitable[T]]) -> T:
         """Queue a command, and return its reply, late."""
-        reply: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if self._stopped:
+            raise BrokerUnavailable("the broker is stopped")
+        reply: asyncio.Future[T] = self._wait()
 
         async def carry_out() -> None:
             try:
@@ -190,11 +231,13 @@ class FarBroker(Broker):
                 if not reply.done():
                     reply.set_exception(error)
                 return
-            if not reply.done():
+            if reply.done():
+                return
+            if self._engine.chance.random() < self._engine.forgets:
+                reply.set_exception(BrokerUnavailable("the connection was lost"))
+            else:
                 reply.set_result(result)
 
-        if self._stopped:
-            raise BrokerUnavailable("the broker is stopped")
         self._commands.put_nowait(carry_out)
         result = await reply
         await self._engine.late()
@@ -204,17 +247,20 @@ class FarBroker(Broker):
         self, publication: Publication, *, record: bool = True
     ) -> asyncio.Future[str | None]:
         loop = asyncio.get_running_loop()
-        settled: asyncio.Future[str | None] = loop.create_future()
-        if self._commands.qsize() >= MAX_QUEUE:
-            settled.set_exception(BrokerUnavailable("too much waits to be published"))
-            return settled
+        settled: asyncio.Future[str | None] = self._wait()
         if self._stopped:
             settled.set_result(None)
+            return settled
+        if self._commands.qsize() >= MAX_QUEUE:
+            settled.set_exception(BrokerUnavailable("too much waits to be published"))
             return settled
         self._numbers += 1
         number = self._numbers
 
         async def carry_out() -> None:
+            if settled.done():
+                # Given up before it was sent.
+                return
             engine = self._engine
             recorded = engine.publish(self.id, number, publication, record)
             if engine.chance.random() < 0.05:
@@ -223,19 +269,21 @@ class FarBroker(Broker):
                 await self._up.wait()
                 self.retries += 1
                 assert engine.publish(self.id, number, publication, record) is recorded
-            task = loop.create_task(self._settle(settled, recorded))
-            self._tasks.append(task)
-            task.add_done_callback(self._tasks.remove)
+            # A volatile one is behind all that was recorded before it.
+            position = recorded.position or engine.top(recorded.namespace)
+            task = loop.create_task(self._settle(settled, recorded, position))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
 
         self._commands.put_nowait(carry_out)
         return settled
 
-    async def _settle(self, settled: asyncio.Future[str | None], recorded: Publication) -> None:
-        try:
-            await self.reached(recorded.namespace, recorded.position)
-        finally:
-            if not settled.done():
-                settled.set_result(recorded.cursor)
+    async def _settle(
+        self, settled: asyncio.Future[str | None], recorded: Publication, position: int
+    ) -> None:
+        await self.reached(recorded.namespace, position)
+        if not settled.done():
+            settled.set_result(recorded.cursor)
 
     async def reached(self, namespace: str, position: int) -> None:
         """Wait until a position was delivered on this node, if it is attached."""
@@ -267,8 +315,11 @@ class FarBroker(Broker):
                 else:
                     # What was missed is before it.
                     self._read_to(namespace, publication.position)
-            async with self._progress:
-                self._progress.notify_all()
+            await self._progressed()
+
+    async def _progressed(self) -> None:
+        async with self._progress:
+            self._progress.notify_all()
 
     def _read_to(self, namespace: str, position: int) -> None:
         delivered = self._delivered[namespace]
@@ -290,16 +341,24 @@ class FarBroker(Broker):
         return asyncio.shield(under_way)
 
     async def _attach(self, namespace: str) -> None:
+        me = asyncio.current_task()
+
         async def subscribe() -> None:
-            self._delivered[namespace] = self._engine.top(namespace)
+            # It may have been detached again before it was done.
+            if self._attaching.get(namespace) is me:
+                self._delivered[namespace] = self._engine.top(namespace)
 
         try:
             await self.request(subscribe)
         finally:
-            del self._attaching[namespace]
+            if self._attaching.get(namespace) is me:
+                del self._attaching[namespace]
 
     def detach(self, namespace: str) -> None:
         self._delivered.pop(namespace, None)
+        self._attaching.pop(namespace, None)
+        # Who waits for a position of it waits no more.
+        self._incoming.put_nowait(None)
 
     def head(self, namespace: str) -> str:
         delivered = self._delivered[namespace]

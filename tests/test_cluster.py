@@ -420,6 +420,87 @@ async def test_session_that_is_still_connected_elsewhere_is_ended_there(
     assert second.recovered
 
 
+def with_a_name(hub: Hub) -> None:
+    @hub.on("remember")
+    async def remember(socket: Socket, name: str) -> None:
+        socket.data["name"] = name
+
+    @hub.on("name")
+    async def name(socket: Socket) -> Any:
+        return socket.data.get("name")
+
+
+async def test_client_that_leaves_while_its_session_is_taken_leaves_it_to_its_next_attempt(
+    far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await far.start(with_a_name)
+    client = new_client("websocket")
+    await client.connect(far.urls[0], session="k" * 20)
+    await far.here.emit("news", 1)
+    await client.next_event("news")
+    await client.call("remember", "Ada")
+    slow = far.brokers[0].bus
+    real, asked = slow.received, asyncio.Event()
+
+    def late(data: bytes) -> None:
+        asyncio.get_running_loop().call_later(0.1, real, data)
+        asked.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slow, "received", late)
+        impatient = WebSocketClient()
+        attempt = asyncio.create_task(
+            impatient.connect(far.urls[1], session="k" * 20, offset=client.offset)
+        )
+        await asked.wait()
+        attempt.cancel()
+        await asyncio.wait([attempt])
+        await impatient.close()
+        async with asyncio.timeout(WAIT):
+            await client.gone.wait()
+    broker = far.brokers[0]
+    assert isinstance(broker, FarBroker)
+    # Nobody is connected, and the store knows it: the session expires with its age.
+    await until(lambda: not broker._engine.memory.sessions._connected)
+    await client.cut()
+    client.url = far.urls[1]
+    await client.resume()
+    assert client.recovered
+    assert await client.call("name") == "Ada"
+
+
+@pytest.mark.parametrize("where", [1, 2], ids=["same node", "third node"])
+async def test_of_two_that_take_a_session_at_once_the_later_gets_all_that_was_known(
+    where: int, far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(MemoryBroker(), seed=3)
+    far.brokers = [engine.node(), engine.node(), engine.node()]
+    await far.start(with_a_name)
+    first, earlier, later = (new_client("websocket") for _ in range(3))
+    await first.connect(far.urls[0], session="k" * 20)
+    await far.here.emit("news", 1)
+    offset = (await first.next_event("news")).offset
+    # Not saved since: only the node that has the client knows.
+    await first.call("remember", "Ada")
+    slow = far.brokers[0].bus
+    real, asked = slow.received, asyncio.Event()
+
+    def late(data: bytes) -> None:
+        asyncio.get_running_loop().call_later(0.2, real, data)
+        asked.set()
+
+    monkeypatch.setattr(slow, "received", late)
+    attempt = asyncio.create_task(earlier.connect(far.urls[1], session="k" * 20, offset=offset))
+    await asked.wait()
+    await later.connect(far.urls[where], session="k" * 20, offset=offset)
+    assert far.here.sockets == {}
+    assert later.recovered
+    assert await later.call("name") == "Ada"
+    await attempt
+    assert not earlier.recovered
+    assert earlier.sid != later.sid
+
+
 async def test_clients_of_a_node_that_was_killed_come_back_elsewhere(
     far: Nodes, new_client: NewClient
 ) -> None:
@@ -437,6 +518,29 @@ async def test_clients_of_a_node_that_was_killed_come_back_elsewhere(
     assert one.recovered
     assert (await one.next_event("news")).data == 1
     assert [event.data for event in other.log] == [0, 1]
+
+
+async def test_offset_that_only_another_node_can_place_is_a_gap_and_repeats_nothing(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    client = new_client("python-socketio")
+    await client.connect(nodes.urls[0])
+    for number in range(3):
+        await nodes.here.emit("number", number)
+        await client.next_event("number")
+    await nodes.here.volatile.emit("text", "no cursor")
+    await client.next_event("text")
+    await client.cut()
+    # As the official client has it: the last string of an event.
+    client.offset = "no cursor"
+    client.url = nodes.urls[1]
+    await client.resume()
+    assert not client.recovered
+    await nodes.there.emit("number", 3)
+    for number in range(4):
+        await until(lambda number=number: number in client.data_of("number"))  # type: ignore[misc]
+    assert client.data_of("number") == [0, 1, 2, 3]
 
 
 async def test_resume_ahead_of_this_node_neither_misses_nor_doubles(
@@ -563,6 +667,48 @@ async def test_what_a_handler_emits_goes_out_before_its_acknowledgement(
     await client.close()
 
 
+async def test_what_a_handler_emits_from_a_thread_goes_out_before_its_acknowledgement(
+    nodes: Nodes,
+) -> None:
+    def prepare(hub: Hub) -> None:
+        @hub.on("work")
+        async def work(socket: Socket) -> None:
+            def compute() -> None:
+                socket.emit("number", 1)
+
+            await asyncio.to_thread(compute)
+
+        @hub.on("two ways")
+        async def two_ways(socket: Socket) -> None:
+            socket.emit("number", 1)
+            # Not recorded, and perhaps published sooner than that is heard here.
+            hub.volatile.emit("hint")
+
+    await nodes.start(prepare)
+    client = WebSocketClient()
+    frames: list[str] = []
+    client.sink = lambda name, data: frames.append(name)
+    await client.connect(nodes.urls[0])
+    for _ in range(20):
+        for event in ("work", "two ways"):
+            frames.clear()
+            await client.call(event)
+            assert "number" in frames
+    await client.close()
+
+
+async def test_emission_of_a_stopped_hub_reaches_nobody_from_any_thread(nodes: Nodes) -> None:
+    await nodes.start()
+    for hub in nodes.hubs:
+        await hub.stop()
+    nodes.here.emit("news", 1)
+
+    def emit() -> None:
+        nodes.here.emit("news", 1).result(WAIT)
+
+    await asyncio.to_thread(emit)
+
+
 async def test_broker_out_of_reach_is_told_to_who_awaits(
     far: Nodes, new_client: NewClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -665,6 +811,36 @@ async def test_live_clients_are_told_what_is_lost(nodes: Nodes, new_client: NewC
     assert nodes.here.status()["gaps"]["lost"] == 2
     await nodes.here.emit("news", 2)
     assert (await client.next_event("news")).data == 2
+
+
+async def test_client_that_is_being_let_in_is_told_what_is_lost(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    examined, go_on = asyncio.Event(), asyncio.Event()
+
+    def prepare(hub: Hub) -> None:
+        @hub.use
+        async def examine(socket: Socket) -> None:
+            if socket.recovered:
+                examined.set()
+                await go_on.wait()
+
+    await nodes.start(prepare)
+    client = new_client("websocket")
+    await client.connect(nodes.urls[0])
+    cursor = await nodes.here.emit("news", 1)
+    await client.next_event("news")
+    await client.cut()
+    back = asyncio.create_task(client.resume())
+    await examined.wait()
+    # What it is to be caught up with was read before.
+    nodes.here._core.directory.lost("/")
+    await nodes.here.emit("news", 2)
+    go_on.set()
+    await back
+    assert (await client.next_event("news")).data == 2
+    assert client.gaps == [{"reason": "lost", "offset": cursor}]
+    assert client.unread("gap") == 1
 
 
 async def test_namespaces_of_a_pattern_are_detached_with_their_last_client(
@@ -802,3 +978,43 @@ async def test_what_cannot_be_kept_is_told_where_it_is_set(
     assert told[3] == "the keys of socket.data are text, not 1"
     (socket,) = nodes.here.sockets.values()
     assert socket.data == {"good": 1, "better": [2]}
+
+
+async def test_what_became_unfit_since_it_was_set_hides_no_client(
+    nodes: Nodes, new_client: NewClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prepare(hub: Hub) -> None:
+        @hub.on("spoil")
+        async def spoil(socket: Socket) -> None:
+            socket.data["good"] = 1
+            socket.data["list"] = []
+            socket.data["list"].append(threading.Lock())
+
+    await nodes.start(prepare)
+    one, other = await two(nodes, new_client)
+    await other.call("spoil")
+    found = {socket.id: socket.data for socket in await nodes.here.fetch_sockets()}
+    assert found == {one.sid: {}, other.sid: {"good": 1}}
+    assert "socket.data['list'][0] cannot be kept" in caplog.text
+    # Nor does it keep the client from coming back elsewhere.
+    await nodes.here.emit("news", 1)
+    await other.next_event("news")
+    back = new_client("websocket")
+    await back.connect(nodes.urls[0], session=other.session, offset=other.offset)
+    assert back.recovered
+
+
+async def test_acknowledgement_without_a_form_between_nodes_spoils_no_other(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    one, other = await two(nodes, new_client)
+    third = new_client("websocket")
+    await third.connect(nodes.urls[1])
+    await third.call("join", "both")
+    one.answer("who", lambda data: "one")
+    other.answer("who", lambda data: 10**30)
+    third.answer("who", lambda data: "third")
+    with pytest.raises(AckTimeout) as failure:
+        await nodes.here.to("both").timeout(1).emit_with_ack("who")
+    assert sorted(failure.value.responses) == ["one", "third"]

@@ -125,7 +125,10 @@ class Broker(ABC):
 
     @abstractmethod
     async def stop(self) -> None:
-        """Release everything. Publishing afterwards raises nothing and reaches nobody."""
+        """Carry out what was queued, if it can be, end all futures, and release everything.
+
+        No namespace is attached then. Publishing afterwards raises nothing and reaches nobody.
+        """
 
     @property
     def problem(self) -> str | None:
@@ -143,7 +146,11 @@ class Broker(ABC):
 
     @abstractmethod
     def detach(self, namespace: str) -> None:
-        """Carry a namespace no more: its last client has left."""
+        """Carry a namespace no more: its last client has left.
+
+        Also one that could not be attached, or is still being: it is attached anew by the next
+        call of `attach`. Futures of what was published in it do not wait for its delivery.
+        """
 
     @abstractmethod
     def publish(
@@ -153,8 +160,11 @@ class Broker(ABC):
 
         It is queued at once, behind what was published before it on this node, whether or not
         anybody waits. Returns its cursor (None when `record` is off), or a future of it where
-        the log is elsewhere; that one raises BrokerUnavailable. On a node that is attached to
-        the namespace, the publication is delivered before its cursor is known.
+        the log is elsewhere; that one raises BrokerUnavailable within some seconds where it
+        cannot be reached, and then it may have been published all the same. On a node that is
+        attached to the namespace, a recorded publication is delivered before its future ends.
+        Futures of one namespace end in the order of their publications, with or without a
+        cursor; only one that fails may end sooner.
         """
 
     @abstractmethod

@@ -157,19 +157,29 @@ _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Session)
 
 
+def fit_data(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what can be kept of a client's data: without what became unfit since it was set."""
+    fits = {}
+    for key, value in data.items():
+        try:
+            check_plain(value, f"socket.data[{key!r}]")
+            fits[key] = value
+        except (TypeError, ValueError) as error:
+            logger.error("a session loses a value: %s", error)
+    return fits
+
+
+def fit(session: Session) -> Session:
+    """Return a session whose data can be kept."""
+    return msgspec.structs.replace(session, data=fit_data(session.data))
+
+
 def pack(session: Session) -> bytes:
     """Return a session's bytes, without what became unfit in it since it was set."""
     try:
         return _encoder.encode(session)
-    except (TypeError, ValueError, RecursionError):
-        fit = {}
-        for key, value in session.data.items():
-            try:
-                check_plain(value, f"socket.data[{key!r}]")
-                fit[key] = value
-            except (TypeError, ValueError) as error:
-                logger.error("a session loses a value: %s", error)
-        return _encoder.encode(msgspec.structs.replace(session, data=fit))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return _encoder.encode(fit(session))
 
 
 def unpack(data: bytes) -> Session:

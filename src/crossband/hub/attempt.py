@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,36 @@ class Endings(Protocol):
         """Leave everything as if the client had not come."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Taking:
+    """A session on its way to this node."""
+
+    # As the store has it. None where it has ended.
+    given: asyncio.Future[Session | None]
+    # As it was known where its client was.
+    known: asyncio.Future[Session | None]
+
+    async def number(self) -> int | None:
+        """Return the number of this taking, once it is known; None where nothing was taken."""
+        await asyncio.wait([self.given])
+        session = _result(self.given)
+        return None if session is None else session.take
+
+    async def outcome(self) -> Session | None:
+        """Wait for the session; None where nothing was taken."""
+        await asyncio.wait([self.known])
+        return self.result()
+
+    def result(self) -> Session | None:
+        """Return the session, now that it is known; None where nothing was taken."""
+        return _result(self.known)
+
+
+def _result(future: asyncio.Future[Session | None]) -> Session | None:
+    failed = future.cancelled() or future.exception() is not None
+    return None if failed else future.result()
+
+
 @dataclass(slots=True, eq=False)
 class Admission:
     """A client that was let in and is not welcomed yet.
@@ -58,6 +89,8 @@ class Admission:
     rooms: frozenset[str]
     # How many there had been when it was asked who it is.
     revocations: int
+    # How the session comes to this node. None before, and when it has started anew.
+    taking: Taking | None = None
     # The session was taken from the broker, to be put back if the client goes away.
     taken: bool = False
 

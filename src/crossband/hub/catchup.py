@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Final
 
 from crossband.broker import Publication
-from crossband.codecs import Wire, tag_of
+from crossband.codecs import Codec, Wire, tag_of
 from crossband.connection import Connection
 from crossband.policies import Tag, shed
 
@@ -48,9 +48,11 @@ class ReplayBuffer(deque["Publication | Wire"]):
     buffer but those whose events its client may have to get.
     """
 
-    def __init__(self, connection: Connection, *, count: int, size: int) -> None:
+    def __init__(self, connection: Connection, codec: Codec, *, count: int, size: int) -> None:
         super().__init__()
         self.connection = connection
+        # As its client reads.
+        self.codec = codec
         # The client's own socket id, once it is known, and those whose rooms it is in.
         self.ids: frozenset[str] = frozenset()
         # Messages, and bytes of their data; a client further behind is disconnected.

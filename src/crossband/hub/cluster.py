@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from crossband.broker.bus import HEARTBEAT
+from crossband.broker.sessions import fit, fit_data
 from crossband.errors import BrokerUnavailable, CloseCode, EventError
 from crossband.hub import messages
 from crossband.hub.access import Access
@@ -114,13 +115,15 @@ class Cluster:
             return asyncio.ensure_future(self._gather(message))
         if isinstance(message, (messages.Join, messages.Leave, messages.Disconnect)):
             return asyncio.ensure_future(self._do(message))
+        if isinstance(message, messages.Hand):
+            if self._resumptions.is_taking(message.namespace, message.key):
+                return asyncio.ensure_future(self._hand_later(message))
+            return messages.encode(self._hand(message))
         return messages.encode(self._answer(message))
 
     def _answer(
         self,
-        message: (
-            messages.Count | messages.Fetch | messages.Hand | messages.Revoked | messages.CountUser
-        ),
+        message: (messages.Count | messages.Fetch | messages.Revoked | messages.CountUser),
     ) -> Any:
         if isinstance(message, messages.Count):
             return len(self._chosen(message.choice))
@@ -128,9 +131,7 @@ class Cluster:
             return [profile_of(socket) for socket in self._chosen(message.choice)]
         if isinstance(message, messages.Revoked):
             return self._expiry.revoke(message.user, message.time)
-        if isinstance(message, messages.CountUser):
-            return self._quotas.count_of(message.user) - self._replaced(message)
-        return self._hand(message)
+        return self._quotas.count_of(message.user) - self._replaced(message)
 
     def _chosen(self, choice: Choice) -> list[Socket]:
         namespace = self._directory.namespaces.get(choice.namespace)
@@ -146,14 +147,21 @@ class Cluster:
 
     def _hand(self, message: messages.Hand) -> Handed:
         """End a client that has come back at another node, and say what is known of it."""
-        self._resumptions.hand_over(message.namespace, message.key)
         namespace = self._directory.namespaces.get(message.namespace)
         live = None if namespace is None else namespace.members.live(message.key)
         if live is None or live.record.take >= message.take:
             return Handed(None)
         self._departures.leave(live, "transport close", keep_session=False)
         live.connection.end_socket(message.namespace, CloseCode.SESSION_TAKEN, "resumed elsewhere")
-        return Handed(live.record)
+        return Handed(fit(live.record))
+
+    async def _hand_later(self, message: messages.Hand) -> bytes:
+        """Hand over a session that is itself still being taken, or whose client waits."""
+        session = await self._resumptions.hand_over(message.namespace, message.key, message.take)
+        handed = self._hand(message)
+        if handed.session is None and session is not None:
+            handed = Handed(fit(session))
+        return messages.encode(handed)
 
     async def _do(self, message: messages.Join | messages.Leave | messages.Disconnect) -> bytes:
         done = Done()
@@ -177,7 +185,7 @@ class Cluster:
         answers, missing = await namespace.fanout.collect(
             message.event, message.payload, choice.rooms, choice.except_, message.timeout
         )
-        return messages.encode(Gathered(answers, missing))
+        return messages.gathered(answers, missing)
 
 
 def profile_of(socket: Socket) -> Profile:
@@ -186,7 +194,7 @@ def profile_of(socket: Socket) -> Profile:
     return Profile(
         socket.id,
         sorted(socket.rooms),
-        socket.data,
+        fit_data(socket.data),
         socket.transport,
         None if socket.identity is None else socket.identity.user,
         handshake.address,

@@ -126,11 +126,18 @@ class Fanout(Generic[R]):
     def tell_lost(self) -> None:
         """Tell all clients of a gap: the broker has proof that something is lost."""
         head = self._node.broker.head(self.name)
-        for recipient in list(self.members.by_id.values()):
+        # Who is being caught up is told in its place, also before it is welcomed.
+        for buffer in self.buffers:
             self._traffic.gap("lost")
-            notice = recipient.codec.gap(self.name, reason="lost", offset=head)
+            notice = buffer.codec.gap(self.name, reason="lost", offset=head)
             if notice is not None:
-                recipient.send(notice)
+                buffer.keep(notice)
+        for recipient in list(self.members.by_id.values()):
+            if recipient.catching is None:
+                self._traffic.gap("lost")
+                notice = recipient.codec.gap(self.name, reason="lost", offset=head)
+                if notice is not None:
+                    recipient.send(notice)
 
     def deliver(self, publication: Publication) -> None:
         """Give a publication to its recipients. Hot: the loop is once per recipient.

@@ -5,12 +5,15 @@ What one node hears is decoded against these types; what does not fit is dropped
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import msgspec
 
 from crossband.broker import Session
 from crossband.protocol.payload import Payload
+
+logger = logging.getLogger("crossband")
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True):
@@ -134,6 +137,28 @@ class Handed(msgspec.Struct, frozen=True):
 
 _decoder: Final = msgspec.msgpack.Decoder(Message)
 encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def gathered(answers: list[Any], missing: int) -> bytes:
+    """Return acknowledgements as bytes; one that has no form between nodes counts as missing."""
+    try:
+        return encode(Gathered(answers, missing))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        fits = [answer for answer in answers if _has_form(answer)]
+        logger.error(
+            "%d acknowledgements have no form between nodes: numbers of more than 64 bits, or "
+            "nested too deeply",
+            len(answers) - len(fits),
+        )
+        return encode(Gathered(fits, missing + len(answers) - len(fits)))
+
+
+def _has_form(answer: Any) -> bool:
+    try:
+        msgspec.msgpack.decode(encode(answer))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return False
+    return True
 
 
 def decode(body: bytes) -> Message:

@@ -38,6 +38,11 @@ class Emitted:
         # go on in its context.
         self.last: dict[str, asyncio.Future[str | None]] | None = {}
 
+    def add(self, namespace: str, outcome: asyncio.Future[str | None]) -> None:
+        """Note an emission. One that failed at once says nothing of those before it."""
+        if self.last is not None and not outcome.done():
+            self.last[namespace] = outcome
+
     async def published(self) -> None:
         """Wait until all of it is published, or failed to be."""
         pending, self.last = self.last, None
@@ -225,12 +230,13 @@ class Node:
                 "the hub has not started, and nobody can hear the event: emit in a handler, in an "
                 "on_start function, or later"
             )
+        if loop is None and not self.broker.publishes_at_once:
+            # Stopped: it reaches nobody, and brokers are called on their loop only.
+            return None
         if loop is None or self._thread == threading.get_ident():
             outcome = self.broker.publish(publication, record=record)
             if isinstance(outcome, asyncio.Future):
-                mine = emitted.get()
-                if mine is not None and mine.last is not None:
-                    mine.last[publication.namespace] = outcome
+                _note(publication, outcome)
             return outcome
         answer: concurrent.futures.Future[str | None] = concurrent.futures.Future()
 
@@ -252,12 +258,20 @@ class Node:
                     answer.set_exception(error)
                 return
             if isinstance(outcome, asyncio.Future):
+                _note(publication, outcome)
                 outcome.add_done_callback(settle if wanted else _ignore)
             elif wanted:
                 answer.set_result(outcome)
 
         loop.call_soon_threadsafe(publish)
         return answer
+
+
+def _note(publication: Publication, outcome: asyncio.Future[str | None]) -> None:
+    """Let the handler that this runs in, if any, end no sooner than its emission."""
+    mine = emitted.get()
+    if mine is not None:
+        mine.add(publication.namespace, outcome)
 
 
 def _ignore(published: asyncio.Future[str | None]) -> None:

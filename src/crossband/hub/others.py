@@ -38,7 +38,7 @@ async def ask(
     for node, body in answers.given.items():
         try:
             given.append((node, msgspec.msgpack.decode(body, type=answer)))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             logger.error("dropped an answer of node %s: %s", node, error)
             answers.missing.add(node)
     if answers.missing:

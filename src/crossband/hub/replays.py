@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from crossband.codecs import Wire
+from crossband.codecs import Codec, Wire
 from crossband.connection import Connection
 from crossband.hub.catchup import TURN, CatchUp, ReplayBuffer, concerns
 from crossband.hub.fanout import Fanout, Recipient
@@ -29,7 +29,9 @@ class Replays:
         """The number of clients that are being caught up."""
         return len(self._fanout.buffers)
 
-    def open_buffer(self, connection: Connection, rooms: Iterable[str] = ()) -> ReplayBuffer:
+    def open_buffer(
+        self, connection: Connection, codec: Codec, rooms: Iterable[str] = ()
+    ) -> ReplayBuffer:
         """Collect all that is recorded here from now on, until released.
 
         What is for single clients only if its room is one of these.
@@ -37,6 +39,7 @@ class Replays:
         settings = self._node.settings
         buffer = ReplayBuffer(
             connection,
+            codec,
             count=max(2 * settings.history_size, FEWEST_HELD),
             size=max(2 * settings.history_bytes, settings.limits.outbox),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sys
 import time
@@ -14,7 +15,7 @@ from crossband.connection import Connection
 from crossband.errors import Gap
 from crossband.handshake import Handshake
 from crossband.hub.access import Access
-from crossband.hub.attempt import Admission, Endings, Resume
+from crossband.hub.attempt import Admission, Endings, Resume, Taking
 from crossband.hub.catchup import CatchUp
 from crossband.hub.data import SocketData, merged
 from crossband.hub.messages import Hand, Handed
@@ -33,6 +34,8 @@ class Resumptions:
         self._access = access
         # Admissions that have taken their session and are being answered, by namespace and key.
         self._opening: dict[tuple[str, str], Admission] = {}
+        # What is being taken, whether or not its client still waits: the last of each session.
+        self._takings: dict[tuple[str, str], Taking] = {}
 
     async def _find_place(
         self, namespace: Namespace, session: Session, offset: str
@@ -44,6 +47,9 @@ class Resumptions:
         none is lost. Raises Gap, also where that first one may be forgotten and others are not.
         """
         name, sid = namespace.name, session.sid
+        if session.owner != self._node.id:
+            # The node that sent it the event knows; here nothing can be told.
+            raise Gap("unknown")
         places = namespace.fanout.places.of(offset, frozenset((sid, *session.rooms)))
         oldest = namespace.fanout.places.first
         try:
@@ -132,7 +138,7 @@ class Resumptions:
         rooms = frozenset[str]() if session is None else frozenset(session.rooms)
         if cursor is not None:
             buffer = namespace.replays.open_buffer(
-                connection, () if session is None else (session.sid, *rooms)
+                connection, codec, () if session is None else (session.sid, *rooms)
             )
             sid = None if session is None else session.sid
             try:
@@ -204,16 +210,20 @@ class Resumptions:
             # The client has come by another way meanwhile, and waits here no more.
             self._start_anew(admission)
             return
+        before = self._taking(place)
         earlier = self._opening.get(place)
         if earlier is not None:
             # Its client is not answered yet, and starts anew if it is there to be.
             self._start_anew(earlier)
+        taking = admission.taking = self._begin_taking(session, before)
         self._opening[place] = admission
         taken = None
         try:
-            taken = await self._node.sessions.take(session, self._node.id)
-            if taken is not None and taken.owner != self._node.id:
-                taken = await self._ask_for(taken)
+            taken = await asyncio.shield(taking.known)
+        except BaseException:
+            # The store may have given it to this node all the same.
+            taking.known.add_done_callback(lambda _: self._put_back(admission, taking.result()))
+            raise
         finally:
             if taken is None and self._opening.get(place) is admission:
                 del self._opening[place]
@@ -233,23 +243,72 @@ class Resumptions:
             record.take = taken.take
         admission.session, admission.taken = taken, True
 
-    async def _ask_for(self, taken: Session) -> Session:
-        """Let the node that had a client end it, and return the session as it knew it."""
+    def _taking(self, place: tuple[str, str]) -> Taking | None:
+        """Return how a session came to this node, as long as its client is not answered."""
+        taking = self._takings.get(place)
+        if taking is None and (admission := self._opening.get(place)) is not None:
+            taking = admission.taking
+        return taking
+
+    def _begin_taking(self, session: Session, before: Taking | None) -> Taking:
+        """Take a session, to the end: a client that leaves meanwhile must not leave it taken."""
+        place = (session.namespace, session.key)
+        given = asyncio.ensure_future(self._node.sessions.take(session, self._node.id))
+        known = asyncio.ensure_future(self._learn(given, before))
+        taking = self._takings[place] = Taking(given, known)
+
+        def done(_: asyncio.Future[Session | None]) -> None:
+            if self._takings.get(place) is taking:
+                del self._takings[place]
+
+        known.add_done_callback(done)
+        return taking
+
+    async def _learn(
+        self, given: asyncio.Future[Session | None], before: Taking | None
+    ) -> Session | None:
+        """Return a session that is given to this node as it was known where its client was."""
+        taken = await given
+        if taken is None:
+            return None
+        latest: Session | None = None
         previous, taken.owner = taken.owner, self._node.id
-        if previous not in self._node.bus.members:
-            return taken
-        hand = Hand(taken.namespace, taken.key, taken.take)
-        given, _ = await ask(self._node.bus, hand, Handed, to=[previous])
-        for _, handed in given:
-            if (latest := handed.session) is not None and latest.sid == taken.sid:
-                taken.rooms, taken.data, taken.asked = latest.rooms, latest.data, latest.asked
+        if previous != self._node.id:
+            if previous in self._node.bus.members:
+                # The client is ended there first: it is served by one node at a time.
+                hand = Hand(taken.namespace, taken.key, taken.take)
+                given_up, _ = await ask(self._node.bus, hand, Handed, to=[previous])
+                for _, handed in given_up:
+                    latest = handed.session
+        elif before is not None:
+            # An earlier attempt of the client on this node; it may still be asking.
+            latest = await before.outcome()
+        if latest is not None and latest.sid == taken.sid:
+            taken.rooms, taken.data, taken.asked = latest.rooms, latest.data, latest.asked
         return taken
 
-    def hand_over(self, namespace: str, key: str) -> None:
-        """Let a client that is not answered yet start anew: it has come to another node."""
-        admission = self._opening.pop((namespace, key), None)
-        if admission is not None:
+    async def hand_over(self, namespace: str, key: str, take: int) -> Session | None:
+        """Let go of a session that another node took, and return it as it is known here.
+
+        A client that is not answered yet starts anew. Nothing happens where this node took
+        the session later than the other: who took it earlier never waits for who did later.
+        """
+        place = (namespace, key)
+        taking = self._taking(place)
+        if taking is None:
+            return None
+        number = await taking.number()
+        if number is None or number >= take:
+            return None
+        admission = self._opening.get(place)
+        if admission is not None and admission.taking is taking:
+            del self._opening[place]
             self._start_anew(admission)
+        return await taking.outcome()
+
+    def is_taking(self, namespace: str, key: str) -> bool:
+        """Return whether a session is on its way to a client of this node."""
+        return self._taking((namespace, key)) is not None
 
     def follow(self, admission: Admission, session: Session) -> None:
         """Take over what a session has become since it was looked at."""
@@ -281,22 +340,29 @@ class Resumptions:
             socket.record.asked = record.asked
         socket.recovered = False
         admission.gap = "session"
-        admission.catch_up = admission.session = None
+        admission.catch_up = admission.session = admission.taking = None
         admission.taken = False
 
     def give_back(self, admission: Admission) -> None:
         """Put back the session of a client that is not let in after all."""
-        session = admission.session
-        if session is None or not admission.taken:
-            return
         self._settle(admission)
+        if admission.session is not None and admission.taken:
+            self._return(admission, admission.session)
+
+    def _put_back(self, admission: Admission, session: Session | None) -> None:
+        """Put back a session that came when its client had gone."""
+        if session is not None:
+            self._return(admission, session)
+
+    def _return(self, admission: Admission, session: Session) -> None:
         live = admission.socket.namespace.members.live(session.key)
-        if live is not None:
+        if live is None:
+            if not self._access.revoked_since(session.user, admission.revocations):
+                self._node.sessions.release(session)
+        elif live.record.take < session.take:
             # Its old connection, or somebody else who has taken up the key since.
             live.record.take = session.take
             self._node.sessions.save(live.record)
-        elif not self._access.revoked_since(session.user, admission.revocations):
-            self._node.sessions.release(session)
 
     def opened(self, admission: Admission) -> None:
         """Note that a client is answered: it has its session, or a new one of another key."""

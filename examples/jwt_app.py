@@ -1,4 +1,4 @@
-"""One login for every door: POST /login gives a token, which WebSocket, Socket.IO and SSE take."""
+"""One login for every door: POST /login returns a token for WebSocket, Socket.IO and SSE."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from starlette.routing import Mount, Route
 
 from crossband import Hub, JWTAuth, Socket, rooms_claim
 
-# Without one of your own, tokens are good until the server restarts.
+# Without a secret of your own, tokens are valid until the server restarts.
 SECRET = os.environ.get("SECRET") or secrets.token_hex(32)
 LIFETIME = 900
-# Your database in earnest, and hashes of the passwords.
+# In production, use your database, with hashed passwords.
 USERS = {"alice": ("wonderland", ["general", "team-*"]), "bob": ("builder", ["general"])}
 
 hub = Hub(authenticate=JWTAuth(SECRET, audience="chat"), authorize=rooms_claim)

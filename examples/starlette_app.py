@@ -29,7 +29,7 @@ async def connect(socket: Socket) -> None:
 
 @hub.on("chat:message")
 async def chat_message(socket: Socket, message: Message) -> dict[str, str]:
-    """Pass a client's message on to its room; what is returned is the acknowledgement."""
+    """Publish a client's message to its room; the return value is the acknowledgement."""
     await hub.to(message.room).emit("chat:message", {"from": socket.id, "text": message.text})
     return {"status": "received"}
 

@@ -1,4 +1,4 @@
-// Builds dist/: the two entries as they are, and (--mode single) the client as one minified file
+// Builds dist/: the two entry points, and (--mode single) the client as one minified file
 // for pages without a bundler. The declarations are tsc's.
 import { defineConfig } from "vite";
 

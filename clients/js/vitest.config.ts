@@ -3,7 +3,7 @@ import { defineConfig } from "vitest/config";
 export default defineConfig({
   test: {
     include: ["tests/*.test.{ts,tsx}"],
-    // Guards against hanging: those against the server start it, which takes a busy machine its time.
+    // Guards against hanging: some tests start the server, which may be slow on a busy machine.
     testTimeout: 120_000,
     hookTimeout: 120_000,
     restoreMocks: true,

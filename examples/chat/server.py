@@ -12,7 +12,7 @@ from starlette.staticfiles import StaticFiles
 from crossband import Hub
 from crossband.demo import chat
 
-# Made by `npm run dist`.
+# Built by `npm run dist`.
 PAGE = Path(__file__).with_name("dist")
 
 hub = Hub()
@@ -35,7 +35,7 @@ app = Starlette(
     routes=[
         Route("/", to_the_page),
         Mount("/chat", StaticFiles(directory=PAGE, html=True, check_dir=False)),
-        # Whatever is not the page's is the hub's: /socket.io/, /ws, /events, /api/status.
+        # All other paths belong to the hub: /socket.io/, /ws, /events, /api/status.
         Mount("/", hub),
     ],
     lifespan=hub.lifespan,

@@ -18,13 +18,13 @@ hub = Hub()
 async def message(socket: Socket, text: str) -> dict[str, str]:
     message_id = str(uuid.uuid4())
     await socket.broadcast.emit("message", {"messageId": message_id, "text": text})
-    # What a handler returns is the acknowledgement, for clients that asked for one.
+    # A handler's return value is the acknowledgement, for clients that ask for one.
     return {"status": "received", "messageId": message_id}
 
 
 @hub.on("ask")
 async def ask(socket: Socket, who: str, question: str) -> dict[str, object]:
-    """Ask another client, and answer with its answer."""
+    """Ask another client, and return its answer."""
     other = hub.sockets.get(who)
     if other is None:
         raise EventError("There is nobody of that id", code="nobody")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from crossband import ConnectionRefused, Hub, Socket, bearer_token
 
-# Your database in earnest; for tokens that expire see ../jwt_app.py.
+# In production, use your database; for tokens that expire see ../jwt_app.py.
 USERS = {"alice-token": "alice", "bob-token": "bob"}
 
 hub = Hub()

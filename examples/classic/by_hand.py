@@ -13,18 +13,18 @@ from crossband import Hub, Limits, Socket
 from crossband.server import Server
 
 hub = Hub(
-    # Seconds: a client that is gone without a word is noticed within 15.
+    # Seconds: a client that vanishes silently is noticed within 15.
     ping_interval=10,
     ping_timeout=5,
     # Comments on idle event streams, which have no pings.
     keepalive_interval=10,
-    # For goodbyes and what is being handled when the server stops; the rest is cut.
+    # Time for goodbyes and running handlers when the server stops; then connections are closed.
     shutdown_timeout=3,
     limits=Limits(
         message_size=4_096,
         message_rate=20,  # a second, by connection
         burst_time=1,
-        flood_time=2,  # seconds it is held back to that rate, then it is refused
+        flood_time=2,  # seconds it is throttled to that rate, then it is refused
         refusals=10,
         connections_per_address=100,
         outbox=262_144,

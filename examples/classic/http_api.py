@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from crossband import Hub, Socket
 
 hub = Hub()
-# Messages by the door they came through.
+# Number of messages per door.
 messages: Counter[str] = Counter()
 
 

@@ -12,7 +12,7 @@ import os
 
 from crossband import ConnectionRefused, Hub, Socket
 
-# Without a key of yours nobody is let in.
+# Without a key nobody is admitted.
 ADMIN_KEY = os.environ.get("ADMIN_KEY", "")
 
 hub = Hub()

@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from crossband import Hub
 
-# A browser's EventSource comes back with its last id by itself. Whose id is older than the last
-# 100 events, or than an hour, gets a `gap` first, and knows that it has to load the rest elsewhere.
+# A browser's EventSource reconnects with its last id by itself. If that id is older than the last
+# 100 events, or than an hour, the client gets a `gap` first, and must load the rest elsewhere.
 hub = Hub(history_size=100, history_age=3600)

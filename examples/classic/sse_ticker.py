@@ -24,7 +24,7 @@ async def tick() -> None:
         await asyncio.sleep(INTERVAL)
         number += 1
         now = dt.datetime.now(dt.UTC)
-        # Volatile: nobody wants yesterday's time, so it is not kept for those who come back.
+        # Volatile: an old time is useless, so it is not kept for clients that come back.
         await hub.volatile.emit("tick", {"number": number, "time": now, "heard": len(hub.sockets)})
 
 

@@ -29,7 +29,7 @@ class Notification(msgspec.Struct):
 
 @hub.use_event
 async def known_types_only(socket: Socket, event: str, args: list[Any]) -> None:
-    # Without this the answer to the rest is "Unknown event".
+    # Without this, other events are answered with "Unknown event".
     if event not in hub.events:
         raise InvalidMessage(f"Expected one of: {', '.join(hub.events)}", path="$.type")
 

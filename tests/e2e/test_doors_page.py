@@ -272,7 +272,8 @@ async def test_keyboard_and_names_are_enough(doors: Doors) -> None:
     for name, title in NAMES.items():
         await page.get_by_role("textbox", name=f"Message to send over {title}").press("Enter")
         await expect(doors[name].root.get_by_test_id("ack")).to_contain_text("received")
-        await expect(page.get_by_role("log", name=f"Messages received over {title}")).to_be_visible()
+        messages = page.get_by_role("log", name=f"Messages received over {title}")
+        await expect(messages).to_be_visible()
     # Whoever types nothing sends the next word of the alphabet.
     await doors["sse"].shows("Alfa", "Bravo", "Charlie")
     await expect(page.get_by_role("status")).to_contain_text("Charlie, from EventSource.")

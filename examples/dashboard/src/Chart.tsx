@@ -1,11 +1,11 @@
-// A line chart of the last minutes. uPlot draws it; the colours are those of the page's style.
+// A line chart of the last minutes, drawn by uPlot in the colours of the page's stylesheet.
 import { useEffect, useRef } from "react";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 
 export interface Line {
   label: string;
-  /** A colour of the style sheet, such as "--sse". */
+  /** A colour variable of the stylesheet, such as "--sse". */
   color: string;
   dashed?: boolean;
 }
@@ -18,29 +18,29 @@ interface Props {
   end: number;
   /** Stretches to mark. */
   marks: readonly [from: number, to: number][];
-  /** Since when nothing is known, if so. */
+  /** When the data stopped, if it did. */
   lostAt: number | undefined;
-  /** The least that the scale reaches up to. */
+  /** The least upper end of the scale. */
   atLeast: number;
   format: (value: number) => string;
   label: string;
-  /** The pointer is over this value of `data`, or over none. */
+  /** Called with the index of the value under the pointer, or null. */
   onPoint: (index: number | null) => void;
 }
 
 // CSS pixels.
 const HEIGHT = 154;
-// At least: half of a time, which stands under the left edge, has room in it.
+// Least width: half of a time label, under the left edge, must fit.
 const AXIS_WIDTH = 40;
-// Half of a time, which stands under the right edge.
+// Room for half of a time label under the right edge.
 const RIGHT = 30;
-// The lowest value stands half below the bottom edge: no time runs into it.
+// The lowest label is half below the bottom edge: keep the times clear of it.
 const GAP = 9;
 
 export function Chart(props: Props): React.ReactElement {
   const place = useRef<HTMLDivElement>(null);
   const chart = useRef<uPlot>(undefined);
-  // What the chart's own functions read when it draws.
+  // The chart's own functions read this when it draws.
   const newest = useRef(props);
   newest.current = props;
   const { lines, data, end, marks, lostAt, label } = props;
@@ -116,22 +116,22 @@ export function Chart(props: Props): React.ReactElement {
     };
   }, [lines]);
 
-  // `end` moves also while no value comes.
+  // `end` also moves while no value arrives.
   useEffect(() => chart.current?.setData(data), [data, end, marks, lostAt]);
 
   return <div className="chart" ref={place} role="img" aria-label={label} />;
 }
 
-/** The width of an axis that shows all of its longest label, in CSS pixels. */
+/** Return the width of an axis that fits its longest label, in CSS pixels. */
 function widthOf(plot: uPlot, labels: string[] | null, index: number): number {
   const { font, gap = 0 } = plot.axes[index] ?? {};
-  // uPlot has made of it a list: the font at this screen's scale comes first.
+  // uPlot has turned it into a list: the font at this screen's scale comes first.
   plot.ctx.font = String(Array.isArray(font) ? font[0] : font);
   const widths = (labels ?? []).map((label) => plot.ctx.measureText(label).width / devicePixelRatio);
   return Math.ceil(Math.max(AXIS_WIDTH, ...widths.map((width) => width + gap + 6)));
 }
 
-/** Paint what is under the lines: what was filled in, and what is not known. */
+/** Paint under the lines: the stretches that were filled in, and those without data. */
 function drawMarks(plot: uPlot, { marks, lostAt, end }: Props, color: (name: string) => string): void {
   const { ctx, bbox } = plot;
   ctx.save();
@@ -143,7 +143,7 @@ function drawMarks(plot: uPlot, { marks, lostAt, end }: Props, color: (name: str
     return [left, bbox.top, plot.valToPos(to, "x", true) - left, bbox.height];
   };
   ctx.fillStyle = color("--mark-wash");
-  // Half a second on both sides: a single value is to be seen as well.
+  // Half a second on both sides, so that a single value is visible too.
   for (const [from, to] of marks) ctx.fillRect(...stretch(from - 0.5, to + 0.5));
   if (lostAt !== undefined) {
     const [left, top, width, height] = stretch(lostAt, end);

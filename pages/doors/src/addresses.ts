@@ -1,4 +1,4 @@
-// Where the doors are: one level above the page, whatever the hub is mounted under.
+// The URLs of the doors: one level above the page, wherever the hub is mounted.
 import { type About, about, addressOf } from "../../about";
 
 const ids = new Uint8Array(16);
@@ -6,14 +6,14 @@ const ids = new Uint8Array(16);
 /** `http(s)://host/mount/` of the hub that served this page. */
 export const base = new URL("..", location.href);
 
-/** What the server tells of itself; the page waits for it before it opens a door. */
+/** What the server says about itself; the page waits for it before it opens a door. */
 export const told: About = await about(base);
 
 export function eventsUrl(): URL {
   return addressOf(told.doors.sse ?? "/events", base);
 }
 
-/** Where a stream's client posts. Its id is public; the session shows that it is the client. */
+/** The URL that a stream's client posts to. Its id is public; the session proves its identity. */
 export function backChannelUrl(sid: string, session: string): URL {
   return new URL(`${eventsUrl().href}/${encodeURIComponent(sid)}?session=${session}`);
 }
@@ -32,7 +32,7 @@ export function socketioPath(): string {
   return addressOf(told.doors.socketio ?? "/socket.io", base).pathname;
 }
 
-/** A session key of our own choosing: a bearer secret of 128 random bits. */
+/** Return a new session key: a bearer secret of 128 random bits. */
 export function sessionKey(): string {
   // Not crypto.randomUUID(): browsers hide it on plain http other than localhost.
   return Array.from(crypto.getRandomValues(ids), (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -1,4 +1,4 @@
-// The Server-Sent Events door: the browser's own EventSource, and POST as its way back.
+// The Server-Sent Events door: the browser's own EventSource, and POST to send.
 import { backChannelUrl, eventsUrl, sessionKey } from "./addresses";
 import { ACK_TIMEOUT, type Door, type DoorListener, type Gap, Refusal, backoff, errorText } from "./door";
 
@@ -81,7 +81,7 @@ export class EventSourceDoor implements Door {
     });
     source.addEventListener("error", (event) => {
       if (source !== this.source) return;
-      // An event named `error` is the server's word; a plain one is the connection's.
+      // An `error` event with data comes from the server; one without comes from the connection.
       if (event instanceof MessageEvent) {
         this.listener.onError(errorText(JSON.parse(event.data as string)));
       } else {
@@ -100,8 +100,8 @@ export class EventSourceDoor implements Door {
   private onLost(source: EventSource): void {
     this.attempt += 1;
     this.listener.onState("reconnecting", `attempt ${this.attempt}`);
-    // CONNECTING: the browser retries by itself. CLOSED: it gave up, as it does on an answer
-    // that is no event stream (a proxy's 502 while the server restarts), so we do.
+    // CONNECTING: the browser retries by itself. CLOSED: it gave up, as after a response
+    // that is not an event stream (a proxy's 502 while the server restarts), so we do.
     if (source.readyState !== EventSource.CLOSED) return;
     this.drop();
     this.retryTimer = window.setTimeout(() => this.connect(), backoff(this.attempt));

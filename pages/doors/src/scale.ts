@@ -58,7 +58,7 @@ export class Scale {
     if (lane !== null) lane.dataset["state"] = state;
   }
 
-  /** Draw again before the next frame. */
+  /** Redraw before the next frame. */
   update(): void {
     if (this.due !== 0) return;
     this.due = requestAnimationFrame(() => {

@@ -1,4 +1,4 @@
-// The Socket.IO door: the official client, unchanged. Resuming is its own business.
+// The Socket.IO door: the official client, unchanged. It resumes by itself.
 import { io } from "socket.io-client";
 
 import { base, socketioPath } from "./addresses";
@@ -27,7 +27,7 @@ export class SocketIODoor implements Door {
       listener.onWelcome({
         sid: socket.id ?? "",
         recovered: socket.recovered,
-        // The official client keeps its offset to itself until an event carries one.
+        // The official client does not expose its offset until an event carries one.
         cursor: undefined,
       });
     });
@@ -38,7 +38,7 @@ export class SocketIODoor implements Door {
     });
     socket.on("connect_error", (error) => {
       if (this.isCut) return;
-      // Tells of a server that refuses; of one that cannot be reached, reconnect_attempt does.
+      // For a server that refuses; for one that cannot be reached, see reconnect_attempt.
       if (!socket.active) listener.onState("refused", error.message);
     });
     manager.on("reconnect_attempt", (attempt) => {
@@ -62,12 +62,12 @@ export class SocketIODoor implements Door {
     const { socket } = this;
     this.isCut = true;
     if (socket.connected) {
-      // Closes the engine below the socket, as a lost network would. socket.disconnect() would
-      // tell the server goodbye, and end the session on purpose.
+      // Closes the engine below the socket, as a network failure would. socket.disconnect() would
+        // send a DISCONNECT, which ends the session.
       socket.io.reconnection(false);
       socket.io.engine.close();
     } else {
-      // Says nothing to the server: there is no connection. Ends the attempts to get one.
+      // Sends nothing, as there is no connection; stops the reconnect attempts.
       socket.disconnect();
       this.listener.onState("cut");
     }

@@ -14,7 +14,7 @@ interface Frame {
   message?: string;
 }
 
-// Close codes after which the server would say the same again: docs/reference/close-codes.md.
+// Close codes after which the client stays away: docs/reference/close-codes.md.
 const FINAL_CODES = /^(100[0237-9]|400[0-7]|44\d\d)$/;
 
 export class WebSocketDoor implements Door {
@@ -74,8 +74,8 @@ export class WebSocketDoor implements Door {
     if (this.cursor !== undefined) url.searchParams.set("lastEventId", this.cursor);
     const socket = new WebSocket(url);
     this.socket = socket;
-    // A socket that was dropped keeps talking until its close is answered: what it still says
-    // would move the cursor, so only the current one is heard.
+    // A dropped socket may still deliver messages until its close is answered. They would move the
+    // cursor, so only the current socket counts.
     socket.onmessage = ({ data }: MessageEvent<string>) => {
       if (socket === this.socket) this.onFrame(JSON.parse(data) as Frame);
     };
@@ -114,7 +114,7 @@ export class WebSocketDoor implements Door {
       case "welcome":
         this.attempt = 0;
         this.session = frame.session;
-        // After a recovery the replay is still to come: this is where it begins.
+        // After a recovery the replay follows: it starts from here.
         if (frame.offset) this.cursor = frame.offset;
         this.listener.onState("connected");
         this.listener.onTransport("websocket");

@@ -321,6 +321,41 @@ async def test_node_that_was_out_of_reach_hears_of_a_revocation_later(
     assert not again.gone.is_set()
 
 
+async def test_revocation_heard_of_late_leaves_who_came_since(
+    far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.cluster.HEARTBEAT", 0.02)
+    monkeypatch.setattr("crossband.hub.others.ask.__kwdefaults__", {"to": None, "timeout": 0.1})
+    examined, go_on = asyncio.Event(), asyncio.Event()
+
+    def prepare(hub: Hub) -> None:
+        @hub.use
+        async def examine(socket: Socket) -> None:
+            if socket.handshake.query.get("wait"):
+                examined.set()
+                await go_on.wait()
+
+    def authenticate(handshake: Any) -> Identity:
+        return Identity("ada", issued=float(handshake.query["issued"][0]))
+
+    await far.start(prepare, authenticate=authenticate)
+    old, new = new_client("websocket"), new_client("websocket")
+    await old.connect(far.urls[1], auth={"issued": "1"})
+    away = far.brokers[1]
+    assert isinstance(away, FarBroker)
+    away.cut(0.5)
+    await far.here.revoke("ada")
+    later = str(far.there._core.access._clock() + 1)
+    coming = asyncio.create_task(new.connect(far.urls[1], auth={"issued": later, "wait": "1"}))
+    await examined.wait()
+    async with asyncio.timeout(WAIT):
+        await old.gone.wait()
+    go_on.set()
+    await coming
+    await far.there.emit("news", 1)
+    assert (await new.next_event("news")).data == 1
+
+
 async def test_connections_per_user_are_counted_over_all_nodes(
     nodes: Nodes, new_client: NewClient
 ) -> None:
@@ -499,6 +534,34 @@ async def test_of_two_that_take_a_session_at_once_the_later_gets_all_that_was_kn
     await attempt
     assert not earlier.recovered
     assert earlier.sid != later.sid
+
+
+@pytest.mark.parametrize("away", ["a moment", "too long"])
+async def test_node_that_missed_a_hand_over_ends_the_client_later(
+    away: str, far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.cluster.HEARTBEAT", 0.02)
+    monkeypatch.setattr("crossband.hub.others.ask.__kwdefaults__", {"to": None, "timeout": 0.1})
+    if away == "too long":
+        monkeypatch.setattr("crossband.hub.cluster.SILENCE", 0.2)
+        # What it is told meanwhile, and again, it never hears.
+        monkeypatch.setattr("crossband.hub.cluster.Cluster.hear", lambda *_: None)
+    await far.start()
+    first, second, bystander = (new_client("websocket") for _ in range(3))
+    await first.connect(far.urls[0], session="k" * 20)
+    await bystander.connect(far.urls[0])
+    await far.here.emit("news", 1)
+    offset = (await first.next_event("news")).offset
+    cut_off = far.brokers[0]
+    assert isinstance(cut_off, FarBroker)
+    cut_off.cut(0.5)
+    await second.connect(far.urls[1], session="k" * 20, offset=offset)
+    assert second.recovered
+    async with asyncio.timeout(WAIT):
+        await first.gone.wait()
+    assert "4001" in first.farewell
+    assert not second.gone.is_set()
+    assert not bystander.gone.is_set()
 
 
 async def test_clients_of_a_node_that_was_killed_come_back_elsewhere(

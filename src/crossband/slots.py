@@ -92,16 +92,18 @@ class Slot:
         # A Socket.IO connection can have several users, one per namespace.
         self._users: list[Hashable] = []
 
-    def identify(self, user: Hashable, *, leaving: int = 0) -> None:
-        """Also count the connection for a user. Raises TooManyConnections.
+    def identify(self, user: Hashable, *, leaving: int = 0) -> bool:
+        """Also count the connection for a user; return whether it was not yet.
 
-        This connection is about to replace `leaving` of the user's others.
+        This connection is about to replace `leaving` of the user's others. Raises
+        TooManyConnections.
         """
         slots = self._slots
         if slots is None or not slots._per_user or user in self._users:
-            return
+            return False
         slots._give_user(user, leaving)
         self._users.append(user)
+        return True
 
     def forget(self, user: Hashable) -> None:
         """Stop counting the connection for a user."""

@@ -96,7 +96,11 @@ class Access:
 
     def is_revoked(self, user: str, when: float) -> bool:
         """Return whether a user's tokens of up to this time are refused already."""
-        return self._revoked.get(user, _NEVER)[0] >= when
+        return self.revoked_at(user) >= when
+
+    def revoked_at(self, user: str) -> float:
+        """Return the time up to which a user's tokens are refused."""
+        return self._revoked.get(user, _NEVER)[0]
 
     def revoked_since(self, user: str | None, revocations: int) -> bool:
         """Return whether a user was revoked after revocation number `revocations`."""

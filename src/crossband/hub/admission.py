@@ -109,13 +109,15 @@ class Admissions:
                 f"A client may ask for {self._node.settings.limits.subscriptions} rooms",
                 code="too_many_subscriptions",
             )
-        if identity is not None:
-            self._count_user(connection, identity.user, namespace, resume)
+        # In another namespace it may be counted already, and is to stay so.
+        counted = identity is not None and self._count_user(
+            connection, identity.user, namespace, resume
+        )
         attaching = self._directory.attach(namespace)
         try:
             if attaching is not None:
                 await attaching
-            if identity is not None:
+            if identity is not None and counted:
                 await self._quotas.count_elsewhere(connection, identity.user, name, resume.key)
             admission = await self._resumptions.resume(
                 namespace,
@@ -197,7 +199,7 @@ class Admissions:
 
     def _count_user(
         self, connection: Connection, user: str, namespace: Namespace, resume: Resume
-    ) -> None:
+    ) -> bool:
         live = None if resume.key is None else namespace.members.live(resume.key)
         replaces = (
             live is not None
@@ -205,7 +207,7 @@ class Admissions:
             and live.identity is not None
             and live.identity.user == user
         )
-        self._quotas.count_user(connection, user, replaces=replaces)
+        return self._quotas.count_user(connection, user, replaces=replaces)
 
 
 @contextmanager

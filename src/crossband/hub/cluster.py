@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from crossband.broker.bus import HEARTBEAT
+from crossband.broker.bus import HEARTBEAT, SILENCE
 from crossband.broker.sessions import fit, fit_data
 from crossband.errors import BrokerUnavailable, CloseCode, EventError
 from crossband.hub import messages
@@ -72,16 +72,38 @@ class Cluster:
             self._beating = None
 
     async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        heard = loop.time()
         while True:
             self._node.sessions.renew(self._node.id)
             await asyncio.sleep(HEARTBEAT)
             try:
                 await self._catch_up()
+                away, heard = loop.time() - heard, loop.time()
+                if away > SILENCE:
+                    await self._look_after()
             except BrokerUnavailable:
                 # It will be back, and what was missed is asked for again.
                 continue
             except Exception:
-                logger.exception("the revocations of other nodes cannot be read")
+                logger.exception("a heartbeat of this node failed")
+
+    async def _look_after(self) -> None:
+        """Keep the sessions of this node's clients, but for those that other nodes took.
+
+        To be called when it was out of reach for so long that it counted as gone: what it was
+        told meanwhile is lost, and its sessions are left alone.
+        """
+        for namespace in list(self._directory.namespaces.values()):
+            for socket in list(namespace.sockets.values()):
+                record = socket.record
+                kept = await self._node.sessions.find(namespace.name, record.key)
+                if not socket.connected:
+                    continue
+                if kept is None or kept.owner == self._node.id:
+                    self._node.sessions.save(record)
+                else:
+                    self._end_taken(socket)
 
     async def _catch_up(self) -> None:
         """Apply the revocations that this node did not hear of, as it was out of reach."""
@@ -151,9 +173,15 @@ class Cluster:
         live = None if namespace is None else namespace.members.live(message.key)
         if live is None or live.record.take >= message.take:
             return Handed(None)
-        self._departures.leave(live, "transport close", keep_session=False)
-        live.connection.end_socket(message.namespace, CloseCode.SESSION_TAKEN, "resumed elsewhere")
+        self._end_taken(live)
         return Handed(fit(live.record))
+
+    def _end_taken(self, socket: Socket) -> None:
+        """End a client whose session another node has taken."""
+        self._departures.leave(socket, "transport close", keep_session=False)
+        socket.connection.end_socket(
+            socket.namespace.name, CloseCode.SESSION_TAKEN, "resumed elsewhere"
+        )
 
     async def _hand_later(self, message: messages.Hand) -> bytes:
         """Hand over a session that is itself still being taken, or whose client waits."""

@@ -49,15 +49,22 @@ class Emission(Awaitable["str | None"]):
     def __await__(self) -> Generator[Any, None, str | None]:
         outcome = self._outcome
         if isinstance(outcome, concurrent.futures.Future):
-            self.awaited = True
-            return (yield from asyncio.shield(asyncio.wrap_future(outcome)).__await__())
+            return (yield from self._published(asyncio.wrap_future(outcome)))
         if isinstance(outcome, asyncio.Future):
-            self.awaited = True
-            outcome = yield from asyncio.shield(outcome).__await__()
+            outcome = yield from self._published(outcome)
         way = self._way
         if way is not None and not way.roomy:
             yield from way.room().__await__()
         return outcome
+
+    def _published(self, outcome: asyncio.Future[str | None]) -> Generator[Any, None, str | None]:
+        self.awaited = True
+        try:
+            return (yield from asyncio.shield(outcome).__await__())
+        except asyncio.CancelledError:
+            # Who waited has given up.
+            self.awaited = False
+            raise
 
     def result(self, timeout: float | None = None) -> str | None:
         """Return the cursor; in another thread, wait for it up to `timeout` seconds.
@@ -70,7 +77,11 @@ class Emission(Awaitable["str | None"]):
             return outcome
         if isinstance(outcome, concurrent.futures.Future):
             self.awaited = True
-            return outcome.result(timeout)
+            try:
+                return outcome.result(timeout)
+            except TimeoutError:
+                self.awaited = False
+                raise
         if outcome.done():
             self.awaited = True
             return outcome.result()

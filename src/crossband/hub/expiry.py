@@ -64,7 +64,10 @@ class Expiry:
     def check_admitted(self, socket: Socket, revocations: int) -> None:
         """End a client whose user was revoked after revocation number `revocations`."""
         user = None if socket.identity is None else socket.identity.user
-        if self._access.revoked_since(user, revocations):
+        if user is None or not self._access.revoked_since(user, revocations):
+            return
+        # Heard of late, it may be older than what the client has shown.
+        if not _is_newer(socket, self._access.revoked_at(user)):
             self._dismiss(socket, REVOKED, CloseCode.REVOKED, revoked())
 
     def left(self, socket: Socket) -> None:

@@ -86,15 +86,17 @@ class Quotas:
                 address,
             )
 
-    def count_user(self, connection: Connection, user: str, *, replaces: bool) -> None:
-        """Count a connection for its user too. Raises TooManyConnections.
+    def count_user(self, connection: Connection, user: str, *, replaces: bool) -> bool:
+        """Count a connection for its user too; return whether it was not yet.
 
         One that `replaces` another of the user, which is about to be closed, is not one more.
+        Raises TooManyConnections.
         """
-        if connection.slot is not None:
-            connection.slot.identify(user, leaving=int(replaces))
+        slot = connection.slot
+        counted = slot is not None and slot.identify(user, leaving=int(replaces))
         if connection.meter is not None and self._user_rates is not None:
             connection.meter.shared = self._user_rates.of(user, time.monotonic())
+        return counted
 
     def count_of(self, user: str) -> int:
         """Return how many connections of this node are counted for a user."""
@@ -105,7 +107,7 @@ class Quotas:
     ) -> None:
         """Raise TooManyConnections where a user has too many connections over all nodes.
 
-        It is counted here already: of two that come in at two nodes at once, both may be
+        It was counted here just now: of two that come in at two nodes at once, both may be
         refused, but never are too many let in.
         """
         limit = self._node.settings.limits.connections_per_user

@@ -36,6 +36,7 @@ class Resumptions:
         self._opening: dict[tuple[str, str], Admission] = {}
         # What is being taken, whether or not its client still waits: the last of each session.
         self._takings: dict[tuple[str, str], Taking] = {}
+        self._insisting: set[asyncio.Task[None]] = set()
 
     async def _find_place(
         self, namespace: Namespace, session: Session, offset: str
@@ -277,15 +278,25 @@ class Resumptions:
             if previous in self._node.bus.members:
                 # The client is ended there first: it is served by one node at a time.
                 hand = Hand(taken.namespace, taken.key, taken.take)
-                given_up, _ = await ask(self._node.bus, hand, Handed, to=[previous])
-                for _, handed in given_up:
+                answers, missing = await ask(self._node.bus, hand, Handed, to=[previous])
+                for _, handed in answers:
                     latest = handed.session
+                if missing:
+                    insisting = asyncio.ensure_future(self._insist(hand, previous))
+                    self._insisting.add(insisting)
+                    insisting.add_done_callback(self._insisting.discard)
         elif before is not None:
             # An earlier attempt of the client on this node; it may still be asking.
             latest = await before.outcome()
         if latest is not None and latest.sid == taken.sid:
             taken.rooms, taken.data, taken.asked = latest.rooms, latest.data, latest.asked
         return taken
+
+    async def _insist(self, hand: Hand, node: str) -> None:
+        """Ask a node that did not hear until it does: it may still serve the client."""
+        missing = {node}
+        while missing and node in self._node.bus.members and not self._node.stopping:
+            _, missing = await ask(self._node.bus, hand, Handed, to=[node])
 
     async def hand_over(self, namespace: str, key: str, take: int) -> Session | None:
         """Let go of a session that another node took, and return it as it is known here.

@@ -587,8 +587,12 @@ async def test_offset_that_only_another_node_can_place_is_a_gap_and_repeats_noth
     nodes: Nodes, new_client: NewClient
 ) -> None:
     await nodes.start()
-    client = new_client("python-socketio")
+    client, other = new_client("python-socketio"), new_client("websocket")
     await client.connect(nodes.urls[0])
+    # The other node hears from here on only, and does not know what was before.
+    await nodes.here.emit("number", -1)
+    await client.next_event("number")
+    await other.connect(nodes.urls[1])
     for number in range(3):
         await nodes.here.emit("number", number)
         await client.next_event("number")
@@ -599,11 +603,34 @@ async def test_offset_that_only_another_node_can_place_is_a_gap_and_repeats_noth
     client.offset = "no cursor"
     client.url = nodes.urls[1]
     await client.resume()
-    assert not client.recovered
     await nodes.there.emit("number", 3)
     for number in range(4):
         await until(lambda number=number: number in client.data_of("number"))  # type: ignore[misc]
-    assert client.data_of("number") == [0, 1, 2, 3]
+    assert client.data_of("number") == [-1, 0, 1, 2, 3]
+
+
+async def test_offset_of_an_event_that_both_nodes_heard_loses_nothing(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    client, other = new_client("python-socketio"), new_client("websocket")
+    await client.connect(nodes.urls[0])
+    await other.connect(nodes.urls[1])
+    await nodes.here.emit("number", 0)
+    await client.next_event("number")
+    # Of the other node's clients nobody gets it.
+    await nodes.here.volatile.to(client.sid).emit("text", "no cursor")
+    await client.next_event("text")
+    await other.settled()
+    await client.cut()
+    await nodes.there.emit("number", 1)
+    client.offset = "no cursor"
+    client.url = nodes.urls[1]
+    await client.resume()
+    assert (await client.next_event("number")).data == 1
+    assert client.data_of("number") == [0, 1]
+    assert nodes.there.sockets.keys() >= {client.sid}
+    assert not nodes.there.status()["gaps"]
 
 
 async def test_resume_ahead_of_this_node_neither_misses_nor_doubles(

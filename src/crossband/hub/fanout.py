@@ -152,11 +152,12 @@ class Fanout(Generic[R]):
             for buffer in self.buffers:
                 buffer.take(publication)
         recipients = self.members.match(publication.rooms, publication.except_)
+        # Another node's recipient may come here next, and show it for its offset.
+        if not recorded and (recipients or self.bus.members) and self.places.has_one(publication):
+            self.places.note(publication, self._node.broker.head(self.name))
         if not recipients:
             return
         self._traffic.delivered += len(recipients)
-        if not recorded and self.places.has_one(publication):
-            self.places.note(publication, self._node.broker.head(self.name))
         ticker = self._node.ticker
         wires: dict[Codec, Wire | None] = {}
         current: Codec | None = None

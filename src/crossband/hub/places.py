@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from time import monotonic
 from typing import NamedTuple
@@ -32,9 +33,12 @@ class Places:
     name where it has no argument.
     """
 
-    __slots__ = ("_tails",)
+    __slots__ = ("_tails", "begun")
 
     def __init__(self) -> None:
+        # Where this node began to hear the namespace: what other nodes sent before, it does not
+        # know.
+        self.begun = Place("", -math.inf)
         self._tails: deque[tuple[Publication, Place]] = deque(maxlen=TAILS)
 
     @staticmethod
@@ -59,6 +63,10 @@ class Places:
             if last == offset and concerns(publication, rooms):
                 places.setdefault(place.cursor, place)
         return list(places.values())
+
+    def begin(self, cursor: str) -> None:
+        """Note that this node hears all that is sent from here on."""
+        self.begun = Place(cursor, monotonic())
 
     @property
     def first(self) -> Place | None:

@@ -48,11 +48,15 @@ class Resumptions:
         none is lost. Raises Gap, also where that first one may be forgotten and others are not.
         """
         name, sid = namespace.name, session.sid
-        if session.owner != self._node.id:
-            # The node that sent it the event knows; here nothing can be told.
-            raise Gap("unknown")
+        elsewhere = session.owner != self._node.id
         places = namespace.fanout.places.of(offset, frozenset((sid, *session.rooms)))
         oldest = namespace.fanout.places.first
+        if elsewhere:
+            if not places:
+                # Another node sent the event, and this one did not hear it.
+                raise Gap("unknown")
+            if oldest is None and namespace.fanout.places.begun.cursor != session.cursor:
+                oldest = namespace.fanout.places.begun
         try:
             # Or a cursor from before its pid: nothing came since it started.
             missed = await self._missed(name, session.cursor, sid)
@@ -74,6 +78,8 @@ class Resumptions:
                 # What was forgotten was before it, too.
                 oldest = None
             if not places and oldest is None:
+                if elsewhere:
+                    raise Gap("unknown")
                 return session.cursor, missed
         if oldest is not None:
             # What a client has answered to it has received, and since its last answer it has

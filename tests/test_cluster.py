@@ -41,6 +41,7 @@ from tests.clients import (
 from tests.clients.base import WAIT
 from tests.conftest import Serve
 from tests.far import Engine, FarBroker
+from tests.front import Front
 from tests.waiting import until
 
 
@@ -583,54 +584,33 @@ async def test_clients_of_a_node_that_was_killed_come_back_elsewhere(
     assert [event.data for event in other.log] == [0, 1]
 
 
-async def test_offset_that_only_another_node_can_place_is_a_gap_and_repeats_nothing(
-    nodes: Nodes, new_client: NewClient
+@pytest.mark.node
+@pytest.mark.parametrize("heard", [True, False], ids=["heard here too", "sent before"])
+async def test_offset_of_another_node_loses_and_repeats_nothing(
+    heard: bool, nodes: Nodes, new_client: NewClient
 ) -> None:
     await nodes.start()
-    client, other = new_client("python-socketio"), new_client("websocket")
-    await client.connect(nodes.urls[0])
-    # The other node hears from here on only, and does not know what was before.
-    await nodes.here.emit("number", -1)
-    await client.next_event("number")
-    await other.connect(nodes.urls[1])
-    for number in range(3):
-        await nodes.here.emit("number", number)
+    client, other = new_client("socket.io-client websocket"), new_client("websocket")
+    async with Front(nodes.urls) as front:
+        await client.connect(front.url)
+        if heard:
+            await other.connect(nodes.urls[1])
+        await nodes.here.emit("number", 0)
         await client.next_event("number")
-    await nodes.here.volatile.emit("text", "no cursor")
-    await client.next_event("text")
-    await client.cut()
-    # As the official client has it: the last string of an event.
-    client.offset = "no cursor"
-    client.url = nodes.urls[1]
-    await client.resume()
-    await nodes.there.emit("number", 3)
-    for number in range(4):
-        await until(lambda number=number: number in client.data_of("number"))  # type: ignore[misc]
-    assert client.data_of("number") == [-1, 0, 1, 2, 3]
-
-
-async def test_offset_of_an_event_that_both_nodes_heard_loses_nothing(
-    nodes: Nodes, new_client: NewClient
-) -> None:
-    await nodes.start()
-    client, other = new_client("python-socketio"), new_client("websocket")
-    await client.connect(nodes.urls[0])
-    await other.connect(nodes.urls[1])
-    await nodes.here.emit("number", 0)
-    await client.next_event("number")
-    # Of the other node's clients nobody gets it.
-    await nodes.here.volatile.to(client.sid).emit("text", "no cursor")
-    await client.next_event("text")
-    await other.settled()
-    await client.cut()
-    await nodes.there.emit("number", 1)
-    client.offset = "no cursor"
-    client.url = nodes.urls[1]
-    await client.resume()
-    assert (await client.next_event("number")).data == 1
-    assert client.data_of("number") == [0, 1]
-    assert nodes.there.sockets.keys() >= {client.sid}
-    assert not nodes.there.status()["gaps"]
+        # It takes this for its offset. Of the other node's clients nobody gets it.
+        await nodes.here.volatile.to(client.sid).emit("text", "no cursor")
+        await client.next_event("text")
+        if heard:
+            await nodes.there.emit("last", 1)
+            await other.next_event("last")
+        await client.cut()
+        front.target = 1
+        await client.resume()
+        assert client.recovered is heard
+        await nodes.there.emit("number", 1)
+        assert (await client.next_event("number")).data == 1
+        assert client.data_of("number") == [0, 1]
+        assert len(nodes.there.sockets) == 1 + heard
 
 
 async def test_resume_ahead_of_this_node_neither_misses_nor_doubles(

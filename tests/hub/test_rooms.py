@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossband.broker import Publication, Session
-from crossband.hub.catchup import concerns
+from crossband.codecs import ENVELOPE
+from crossband.hub.catchup import ReplayBuffer, concerns
 from crossband.hub.rooms import Rooms
 from crossband.protocol.payload import EMPTY
 
@@ -42,6 +44,7 @@ class Somebody:
 def test_recipients_are_those_whom_a_publication_concerns(
     steps: list[tuple[int, str]], chosen: tuple[str, ...], left_out: tuple[str, ...]
 ) -> None:
+    link = mock.Mock(closed=False)
     rooms: Rooms[Somebody] = Rooms()
     people = [Somebody(sid, Session("/", f"key of {sid}", sid, set(), {}, "")) for sid in SIDS]
     # In order of joining; those whose own it is come last.
@@ -65,6 +68,12 @@ def test_recipients_are_those_whom_a_publication_concerns(
     assert rooms.match(chosen, left_out) == [
         somebody for somebody in dict.fromkeys(candidates) if concerns(publication, somebody.rooms)
     ]
+    for somebody in people:
+        # One who is still catching up finds it in its buffer.
+        buffer = ReplayBuffer(link, ENVELOPE, count=9, size=9)
+        buffer.ids = somebody.rooms
+        buffer.take(publication)
+        assert buffer or not concerns(publication, somebody.rooms)
     for somebody in people:
         rooms.remove(somebody)
     assert (rooms.match((), ()), rooms.room_count) == ([], 0)

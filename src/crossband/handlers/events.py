@@ -160,11 +160,15 @@ class EventSchema:
             # Any extra arguments are for `*args`.
             shape = shapes[index] if index < len(shapes) else shapes[-1]
             try:
-                before = len(left)
-                value = payload.place(msgspec.json.decode(raw), left) if attachments else None
-                # What holds no binary value is decoded as it is in any other event: the text of
-                # a number or a date says more than the value that JSON's own types have for it.
-                bound.append(shape.convert(value) if len(left) < before else shape.decode(raw))
+                if attachments:
+                    before = len(left)
+                    value = payload.place(msgspec.json.decode(raw), left)
+                    if len(left) < before:
+                        bound.append(shape.convert(value))
+                        continue
+                # What holds no binary value is decoded as in any other event: the text of a
+                # number or a date says more than the value that JSON's own types have for it.
+                bound.append(shape.decode(raw))
             except RecursionError:
                 reason, path = "Nested too deeply", "$"
             except (msgspec.MsgspecError, ValueError) as error:

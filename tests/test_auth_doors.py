@@ -577,7 +577,7 @@ async def test_anonymous_client_does_not_become_somebody(
     server = await serve(hub)
     client = new_client("websocket")
     await client.connect(server.url)
-    with pytest.raises(EventFailed, match="Connect anew to be somebody"):
+    with pytest.raises(EventFailed, match="Connect again to be somebody"):
         await client.call("token:refresh", token())
     assert await client.call("whoami") is None
 

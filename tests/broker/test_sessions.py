@@ -291,7 +291,7 @@ def test_what_is_not_plain_is_told(value: Any, message: str) -> None:
 def test_what_holds_itself_is_told() -> None:
     circle: list[Any] = []
     circle.append(circle)
-    with pytest.raises(ValueError, match="holds itself"):
+    with pytest.raises(ValueError, match="contains itself"):
         check_plain(circle, "it")
 
 

@@ -397,6 +397,6 @@ async def test_admission_ends_once(hub: BareHub) -> None:
         raise ZeroDivisionError
     for ended in (opened, left, failed):
         for end in (ended.open, ended.withdraw):
-            with pytest.raises(RuntimeError, match="has ended"):
+            with pytest.raises(RuntimeError, match="already ended"):
                 end()
     assert list(hub.sockets) == [opened.socket.id]

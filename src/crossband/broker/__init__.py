@@ -1,7 +1,7 @@
-"""The contracts of what nodes share: the log of publications, the sessions, and the bus.
+"""The contracts of what nodes share: the log of publications, the sessions and the bus.
 
-A Broker has all three: it orders and records publications itself, and its `sessions` and its
-`bus` come with it. `tests/broker/` holds the contracts as tests, which every broker passes.
+A Broker has all three: it orders and records publications itself, and comes with `sessions` and
+a `bus`. `tests/broker/` has the contracts as tests, which every broker must pass.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = [
     "SessionStore",
 ]
 
-# Publications in a page of history. Enough that most clients that come back need one, and few
-# enough that a log elsewhere is not held up by reading them.
+# Publications in a page of history: enough for most returning clients, and few enough that
+# reading them does not hold up a log elsewhere.
 HISTORY_PAGE: Final = 1_000
 
 
@@ -40,7 +40,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     namespace: str
     event: str
     payload: Payload
-    # Empty: everybody in the namespace.
+    # Empty means everybody in the namespace.
     rooms: tuple[str, ...] = ()
     # Rooms, or socket ids, that do not get it.
     except_: tuple[str, ...] = ()
@@ -48,20 +48,20 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     cursor: str | None = None
     # Older ones may be dropped for a client that is behind; such an event is not recorded.
     policy: Literal["drop_oldest", "latest"] | None = None
-    # Under "latest": what the event is about.
+    # With "latest": what the event is about.
     key: str | int | None = None
-    # Where it stands in its namespace's order: the later, the higher. 0 without a cursor.
+    # Its place in its namespace's order: later ones are higher. 0 without a cursor.
     position: int = 0
 
     @property
     def size(self) -> int:
-        """Count the bytes of its data, as a history does."""
+        """The bytes of its data, as histories count them."""
         json, attachments = self.payload.json, self.payload.attachments
         return len(json) + sum(map(len, attachments)) if attachments else len(json)
 
     @property
     def private(self) -> bool:
-        """Whether its rooms are socket ids: it is for one client, or for some, by name."""
+        """Whether its rooms are socket ids: it is for certain clients alone."""
         return bool(self.rooms) and all(map(is_socket_id, self.rooms))
 
     def at(self, cursor: str, position: int) -> Publication:
@@ -81,46 +81,46 @@ class Page(msgspec.Struct, frozen=True):
     """A part of a namespace's history, oldest first."""
 
     publications: list[Publication]
-    # Where it ends: all up to here is in this page or those before, or not for who asked.
+    # Where it ends: all up to here is in this page or earlier ones, or not for the client.
     position: int
-    # To ask for the next page with.
+    # The cursor to ask for the next page with.
     cursor: str
-    # There is no further page: `position` is the last place that was delivered on this node.
+    # True if there are no more pages: `position` is the last one delivered on this node.
     last: bool = True
 
 
 class Receiver(Protocol):
-    """Who is told what a broker hears; called on the event loop, and never raises."""
+    """Gets what a broker hears; called on the event loop, and never raises."""
 
     def deliver(self, publication: Publication) -> None:
-        """Give a publication to the clients of this node."""
+        """Deliver a publication to the clients of this node."""
 
     def lost(self, namespace: str) -> None:
-        """Tell the clients of a namespace of a gap: something that was recorded is gone."""
+        """Tell the clients of a namespace of a gap: something recorded is lost."""
 
 
 class Broker(ABC):
-    """Order the publications of every namespace and keep what returning clients need.
+    """Orders the publications of all namespaces, keeps what returning clients need.
 
     A broker serves one hub on one event loop, and is called on that loop only. Cursors are
-    opaque, `[A-Za-z0-9._-]+`, at most 128 characters, and carry an epoch: one that this log did
-    not hand out is told apart.
+    opaque, `[A-Za-z0-9._-]+`, at most 128 characters, and contain an epoch, so that cursors of
+    other logs are recognized.
 
-    Where the log is elsewhere, it may be out of reach for a while. That is not a gap: what is
-    asked of it then raises BrokerUnavailable, and clients keep their cursors.
+    A log elsewhere may be out of reach for a while. That is not a gap: calls then raise
+    BrokerUnavailable, and clients keep their cursors.
     """
 
     # The sessions of all nodes, and this node's end of the bus between them.
     sessions: SessionStore
     bus: Bus
-    # `publish` returns no futures, and what it was given has been delivered then.
+    # If True, `publish` returns no futures, and has delivered the publication when it returns.
     publishes_at_once: bool = False
 
     @abstractmethod
     async def start(self, receiver: Receiver) -> None:
-        """Begin to carry publications: `receiver` gets each, in its namespace's order.
+        """Start carrying publications: `receiver` gets each, in its namespace's order.
 
-        Raises BrokerUnavailable where it cannot be reached.
+        Raises BrokerUnavailable if it cannot be reached.
         """
 
     @abstractmethod
@@ -132,16 +132,15 @@ class Broker(ABC):
 
     @property
     def problem(self) -> str | None:
-        """Why this node is out of touch with the others, for operators; None while it is not."""
+        """Why this node is out of touch with the others, for operators, or None."""
         return None
 
     @abstractmethod
     def attach(self, namespace: str) -> Awaitable[None] | None:
         """Carry the publications of a namespace to this node, from now on.
 
-        Called before the first client is let in. None where it is attached already; else an
-        awaitable that ends when nothing published from then on is missed, or raises
-        BrokerUnavailable.
+        Called before the first client is admitted. Returns None if it is already attached, else
+        an awaitable that ends once nothing more can be missed, or raises BrokerUnavailable.
         """
 
     @abstractmethod
@@ -171,7 +170,7 @@ class Broker(ABC):
     def head(self, namespace: str) -> str:
         """Return the cursor of the last publication delivered to this node.
 
-        Of a namespace that is attached.
+        The namespace must be attached.
         """
 
     @abstractmethod
@@ -180,10 +179,10 @@ class Broker(ABC):
     ) -> Page:
         """Return what was recorded after a cursor: at most `limit` publications of it.
 
-        With what was sent to the socket `sid` alone: of a client that comes back as itself.
+        Includes what was sent to the socket `sid` alone, for a client that resumes.
 
-        All up to the page's position was delivered on this node by then, also where the cursor
-        was ahead of it: whoever collects deliveries from before this call, and drops those up
-        to the position of the last page, misses nothing and gets nothing twice. Raises Gap
-        (`unknown` or `expired`), or BrokerUnavailable.
+        By the time it returns, this node has delivered all up to the page's position, even if
+        the cursor was ahead of it. So a caller that collects deliveries from before this call,
+        and drops those up to the position of the last page, misses nothing and gets nothing
+        twice. Raises Gap (`unknown` or `expired`), or BrokerUnavailable.
         """

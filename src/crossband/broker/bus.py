@@ -1,7 +1,7 @@
 """The contract of a bus: messages from node to node, and questions with answers.
 
 `tests/broker/test_bus.py` is the same contract as tests. A bus elsewhere implements four
-methods; who waits for which answer is known here.
+methods; questions are matched to answers here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import msgspec
 
 logger: Final = logging.getLogger("crossband")
 
-# Seconds between two signs of life of a node, and without one after which it is gone.
+# Seconds between two heartbeats of a node, and without one before it counts as gone.
 HEARTBEAT: Final = 2.5
 SILENCE: Final = 7.0
-# Bytes of one message. Redis cuts a subscriber that is 32 MiB behind.
+# Bytes of one message. Redis disconnects a subscriber that is 32 MiB behind.
 MAX_MESSAGE: Final = 8_388_608
 
-# Takes a message and who sent it; what it returns is the answer, if that was asked for.
+# Takes the sending node and a message; returns the answer, if one was asked for.
 Hear = Callable[[str, bytes], "Awaitable[bytes | None] | bytes | None"]
 
 
@@ -32,14 +32,14 @@ class Frame(msgspec.Struct, array_like=True):
 
     kind: Literal["tell", "ask", "answer"]
     sender: str
-    # Of a question, and of its answer. 0 else.
+    # The same for a question and its answer. 0 for other messages.
     number: int
-    # None as an answer: the question was heard, and could not be answered.
+    # In an answer, None means that the question arrived but could not be answered.
     body: bytes | None
 
 
 class Answers(msgspec.Struct):
-    """What came of a question."""
+    """The outcome of a question."""
 
     # By node.
     given: dict[str, bytes]
@@ -48,7 +48,7 @@ class Answers(msgspec.Struct):
 
 
 class _Question:
-    """A question that is waited for."""
+    """A question whose answers are awaited."""
 
     __slots__ = ("answers", "done", "waiting")
 
@@ -74,11 +74,10 @@ _decoder: Final = msgspec.msgpack.Decoder(Frame)
 
 
 class Bus(ABC):
-    """Carry messages between the nodes of a hub.
+    """Carries messages between the nodes of a hub.
 
-    Messages from one node to another come in the order in which they were sent, once or not at
-    all. Nothing that comes in can end the bus: what cannot be decoded is dropped, with a line
-    in the log.
+    Messages from one node to another arrive in the order in which they were sent, once or not at
+    all. No message can end the bus: what cannot be decoded is dropped and logged.
     """
 
     def __init__(self, node: str) -> None:
@@ -88,32 +87,32 @@ class Bus(ABC):
         self._hear: Hear | None = None
         self._numbers = itertools.count(1)
         self._questions: dict[int, _Question] = {}
-        # Answers that take their time.
+        # Answers that are still being worked out.
         self._answering: set[asyncio.Future[bytes | None]] = set()
 
-    # What an implementation has to do.
+    # What an implementation must provide.
 
     @abstractmethod
     async def join(self) -> None:
-        """Become a member: from here on frames come, to be given to `received`."""
+        """Become a member: from here on, pass arriving frames to `received`."""
 
     @abstractmethod
     async def part(self) -> None:
-        """Be a member no more."""
+        """Stop being a member."""
 
     @abstractmethod
     def send(self, frame: bytes, to: str | None) -> None:
-        """Send a frame to a member, or to all others. Returns at once; nothing is raised."""
+        """Send a frame to a member, or to all others. Returns at once; never raises."""
 
     @property
     @abstractmethod
     def members(self) -> frozenset[str]:
         """The other nodes that are alive, as far as this one knows."""
 
-    # What it calls.
+    # What an implementation calls.
 
     def received(self, data: bytes) -> None:
-        """Take a frame from another node."""
+        """Handle a frame from another node."""
         try:
             frame = _decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -155,7 +154,7 @@ class Bus(ABC):
         self._send("answer", frame.number, body, frame.sender)
 
     def gone(self, node: str) -> None:
-        """Wait for no answers of a node: it is not a member any more."""
+        """Stop waiting for a node's answers: it is no longer a member."""
         for question in list(self._questions.values()):
             question.settle(node, None)
 
@@ -167,7 +166,7 @@ class Bus(ABC):
         await self.join()
 
     async def stop(self) -> None:
-        """Leave; who waits for answers gets none."""
+        """Leave; questions that still wait get no more answers."""
         if self._hear is None:
             return
         self._hear = None
@@ -179,18 +178,17 @@ class Bus(ABC):
             task.cancel()
 
     def tell(self, body: bytes, to: str | None = None) -> None:
-        """Send a message to a node, or to all others; nothing tells whether it arrives.
+        """Send a message to a node, or to all others, without confirmation.
 
-        Raises ValueError for one that is too large.
+        Raises ValueError if it is too large.
         """
         self._send("tell", 0, body, to)
 
     async def ask(self, body: bytes, to: Iterable[str] | None = None, *, timeout: float) -> Answers:
         """Ask some nodes, or all others, and return their answers.
 
-        It takes as long as the slowest of those that are alive, and no longer than `timeout`
-        seconds: a node that leaves meanwhile is not waited for. Raises ValueError for a
-        question that is too large.
+        Takes as long as the slowest live node, but no longer than `timeout` seconds; does not
+        wait for a node that leaves meanwhile. Raises ValueError if the question is too large.
         """
         nodes = self.members if to is None else frozenset(to) - {self.node}
         question = _Question(nodes, asyncio.get_running_loop().create_future())

@@ -1,6 +1,6 @@
-"""The history of one namespace: what was for many, and what was for one session alone.
+"""The history of one namespace: events for many, and events for one session alone.
 
-Time is an argument. Knows no sessions beyond their socket ids.
+Time is an argument. Of sessions it knows only their socket ids.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from crossband.errors import Gap
 # (time recorded, number, publication).
 Entry = tuple[float, int, Publication]
 
-# Bytes that an event takes beside its data, and a session's log beside its events, on CPython
-# 3.11. Private logs count with it: there may be any number of them with a few small events each.
+# Bytes that an event takes in addition to its data, and a session's log in addition to its
+# events, on CPython 3.11. Private logs count them, as there may be many with few small events.
 EVENT_COST: Final = 450
 LOG_COST: Final = 800
 
@@ -24,8 +24,8 @@ LOG_COST: Final = 800
 def newer(entries: deque[Entry], position: int) -> list[Entry]:
     """Return the entries with a number above a position, oldest first.
 
-    Looked for from the newest: most clients that come back missed little, and a deque is slow
-    to index in its middle.
+    Searches from the newest: most returning clients missed little, and a deque is slow to index
+    in the middle.
     """
     found = []
     for entry in reversed(entries):
@@ -37,35 +37,34 @@ def newer(entries: deque[Entry], position: int) -> list[Entry]:
 
 
 class Private:
-    """What was sent to one session alone."""
+    """Events sent to one session alone."""
 
     __slots__ = ("cost", "entries")
 
     def __init__(self) -> None:
         # Oldest first.
         self.entries: deque[Entry] = deque()
-        # Bytes: LOG_COST, and of each entry its data and EVENT_COST.
+        # Bytes: LOG_COST, plus the data and EVENT_COST of each entry.
         self.cost: int = LOG_COST
 
 
 class Privates:
     """The private logs of a namespace.
 
-    Each is bounded by count and age. Together they are bounded by bytes: past it the sessions
-    that have more than their equal share lose their oldest, so none pushes out another's.
+    Each is bounded by count and age. Together they are bounded by bytes: beyond that, sessions
+    with more than an equal share lose their oldest events, so that none pushes out another's.
     """
 
     __slots__ = ("_age", "_cost", "_limit", "_logs", "_lost", "_size")
 
     def __init__(self, *, size: int, limit: int, age: float) -> None:
-        # Entries of one session.
+        # Most entries of one session.
         self._size = size
-        # Bytes of all sessions, and how many there are.
+        # Most bytes of all sessions, and their number now.
         self._limit = limit
         self._cost = 0
         self._age = age
-        # By socket id, without empty ones. Those at the front are the next to be looked at
-        # when room is short.
+        # By socket id, without empty ones. When room is short, the search starts at the front.
         self._logs: OrderedDict[str, Private] = OrderedDict()
         # The highest number that each session lost.
         self._lost: dict[str, int] = {}
@@ -89,7 +88,7 @@ class Privates:
             if own.cost > share:
                 self._drop_oldest(sid, own)
                 continue
-            # Then another one has more than its share.
+            # Otherwise another session has more than its share.
             first, other = next(iter(self._logs.items()))
             if other.cost > share:
                 self._drop_oldest(first, other)
@@ -97,7 +96,7 @@ class Privates:
                 self._logs.move_to_end(first)
 
     def after(self, sid: str, position: int, now: float) -> list[Entry]:
-        """Return what one session was sent after a position. Raises Gap."""
+        """Return what was sent to one session after a position. Raises Gap."""
         own = self._logs.get(sid)
         if own is not None:
             self._evict(sid, own, now)
@@ -111,7 +110,7 @@ class Privates:
             self._evict(sid, own, now)
 
     def forget(self, sid: str) -> None:
-        """Drop all that one session was sent: nobody will ask for it."""
+        """Drop all that was sent to one session: nobody will ask for it."""
         own = self._logs.pop(sid, None)
         if own is not None:
             self._cost -= own.cost
@@ -137,8 +136,8 @@ class Privates:
 class Log:
     """The order of one namespace, and its history, bounded by count, bytes and age.
 
-    One sequence of numbers for all: to each client the log has holes where events were sent to
-    others alone.
+    There is one sequence of numbers: to a client, it has holes where events were sent to others
+    alone.
     """
 
     __slots__ = (
@@ -155,14 +154,14 @@ class Log:
 
     def __init__(self, *, size: int, limit: int, age: float, epoch: str) -> None:
         self._size = size
-        # Of the bytes, and how many there are.
+        # Most bytes, and their number now.
         self._limit = limit
         self._bytes = 0
         self._age = age
         self._epoch = epoch
-        # What was not for one session alone, oldest first.
+        # Events that were not for certain sessions alone, oldest first.
         self._entries: deque[Entry] = deque()
-        # The last number given, and the highest that was evicted from the entries.
+        # The last number assigned, and the highest that was evicted from the entries.
         self._last = 0
         self._lost = 0
         self.private: Final = Privates(size=size, limit=limit, age=age)
@@ -176,12 +175,12 @@ class Log:
         return f"{self._epoch}-{self._last}"
 
     def number(self, publication: Publication) -> Publication:
-        """Give a publication the next cursor, and keep nothing of it."""
+        """Give a publication the next cursor, without keeping it."""
         self._last += 1
         return publication.at(f"{self._epoch}-{self._last}", self._last)
 
     def append(self, publication: Publication, now: float) -> Publication:
-        """Record a publication under the next cursor. Hot: once per event."""
+        """Record a publication with the next cursor. Hot: once per event."""
         recorded = self.number(publication)
         self._entries.append((now, self._last, recorded))
         self._bytes += recorded.size
@@ -189,7 +188,7 @@ class Log:
         return recorded
 
     def append_private(self, publication: Publication, sids: list[str], now: float) -> Publication:
-        """Record a publication under the next cursor, for these sessions alone."""
+        """Record a publication with the next cursor, for these sessions alone."""
         recorded = self.number(publication)
         entry = (now, self._last, recorded)
         for sid in sids:
@@ -221,11 +220,11 @@ class Log:
 
     def _position(self, cursor: str) -> int:
         epoch, _, number = cursor.rpartition("-")
-        # 19 digits hold any count; int() of more is slow, and refused past 4,300.
+        # Any count fits 19 digits; int() of more is slow, and fails past 4,300.
         if epoch != self._epoch or not number.isascii() or not number.isdigit() or len(number) > 19:
             raise Gap("unknown")
         position = int(number)
-        # One cursor, one spelling: "01" was never handed out.
+        # A cursor has one spelling: "01" was never handed out.
         if position > self._last or str(position) != number:
             raise Gap("unknown")
         return position

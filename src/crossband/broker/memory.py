@@ -19,22 +19,22 @@ from crossband.broker.memory_sessions import MemorySessions
 from crossband.broker.sessions import SessionStore
 from crossband.names import new_id
 
-# Namespaces made by pattern are named by clients: past this many that something was published
-# in, the log that was idle longest is forgotten, and its cursors become unknown.
+# At most this many logs, as clients choose the names of namespaces that match a pattern. The
+# least recently used is dropped, and its cursors become unknown.
 MAX_LOGS = 10_000
-# Epochs that are kept to be told again: each connect asks for one.
+# Cached epochs: each connect asks for one.
 EPOCHS = 1_000
-# Seconds between two looks for what is too old: half the history's age, within these.
+# Seconds between two sweeps: half the history's age, within these bounds.
 SHORTEST_SWEEP, LONGEST_SWEEP = 0.1, 60.0
 
 
 class MemoryBroker(Broker):
-    """Order, record and deliver within one process.
+    """Orders, records and delivers within one process.
 
-    `history_size` counts publications per namespace, `history_bytes` the bytes of their data;
-    `history_age` is in seconds and also how long a disconnected session is kept. What is sent to
-    single clients is kept beside, within the same bounds: the size for each client, the bytes
-    for all of a namespace together.
+    `history_size` counts publications per namespace, `history_bytes` the bytes of their data.
+    `history_age` is in seconds, and also how long a disconnected session is kept. Events sent to
+    single clients are kept separately, within the same bounds: the size for each client, the
+    bytes for all clients of a namespace together.
     """
 
     publishes_at_once = True
@@ -59,14 +59,14 @@ class MemoryBroker(Broker):
     def peer(self) -> Self:
         """Return the broker of another hub in this process: the two hubs are one to clients.
 
-        For tests of what runs on many nodes. All run on one event loop.
+        For tests with several nodes. All of them run on one event loop.
         """
         other = object.__new__(type(self))
         other._join(self._memory)
         return other
 
     async def start(self, receiver: Receiver) -> None:
-        """Begin to carry publications. Raises RuntimeError on another loop than its peers'."""
+        """Start carrying publications. Raises RuntimeError if its peers' loop differs."""
         self._memory.start(self.bus.node, receiver, asyncio.get_running_loop())
         self._receiver = receiver
 
@@ -85,7 +85,7 @@ class MemoryBroker(Broker):
         memory = self._memory
         if record:
             publication = memory.record(publication)
-        # Before the first start it is recorded all the same; after a stop it reaches nobody.
+        # Before the first start it is recorded too; after a stop it reaches nobody.
         if self._receiver is not None:
             for receiver in memory.receivers:
                 receiver.deliver(publication)
@@ -108,28 +108,28 @@ class Memory:
         self._limit = limit
         self._age = age
         self._clock = clock
-        # Of the nodes that run, by their id; and those alone, as each publication needs them.
+        # Receivers of running nodes, by node id; and without ids, as every publication needs them.
         self._nodes: dict[str, Receiver] = {}
         self.receivers: tuple[Receiver, ...] = ()
         self.hall: dict[str, MemoryBus] = {}
         self.sessions: MemorySessions = MemorySessions(
             age=age, clock=clock, forget=self._forget_private, sweep_later=self._sweep_later
         )
-        # Of namespaces that something was recorded in; most recently used last.
+        # Logs of namespaces in which something was recorded; most recently used last.
         self._logs: OrderedDict[str, Log] = OrderedDict()
-        # How many of them were forgotten, and what the epochs are made of besides.
+        # The number of dropped logs, from which epochs are made, and the function that makes them.
         self._forgotten = 0
         self._epoch = lru_cache(EPOCHS)(partial(_epoch, secrets.token_bytes(16)))
         # None until started.
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Drops what is too old where nothing else happens. None while there is nothing.
+        # Drops what is too old even if nothing else happens. None while there is nothing.
         self._sweeping: asyncio.TimerHandle | None = None
 
     def start(self, node: str, receiver: Receiver, loop: asyncio.AbstractEventLoop) -> None:
         if self._nodes and self._loop is not None and self._loop is not loop:
             if not self._loop.is_closed():
                 raise RuntimeError("a MemoryBroker and its peers run on one event loop")
-            # Nobody stopped them; they are gone with it.
+            # The nodes were not stopped, but have gone with their loop.
             self._nodes.clear()
             self._sweeping = None
         self._loop = loop
@@ -155,7 +155,7 @@ class Memory:
             name, sessions = publication.namespace, self.sessions
             visitors = sessions.visitors
             if not visitors or not any((name, room) in visitors for room in publication.rooms):
-                # Without a session nobody can come back for it.
+                # Without a session, no client can come back for it.
                 sids = [room for room in publication.rooms if sessions.knows(name, room)]
                 return log.append_private(publication, sids, self._clock())
         return log.append(publication, self._clock())
@@ -189,10 +189,10 @@ class Memory:
         return log
 
     def _new_log(self, namespace: str) -> Log:
-        """Return the log of a namespace that nothing was recorded in: not kept until then.
+        """Return a log for a namespace in which nothing was recorded, without keeping it.
 
-        So clients who only name namespaces take no place from one with a history. Its epoch is
-        the same each time, until some log was forgotten, which this one may be.
+        So clients that only name namespaces do not displace logs with a history. Its epoch is the
+        same each time until some log is dropped, because that may have been this one.
         """
         epoch = self._epoch(self._forgotten, namespace)
         return Log(size=self._size, limit=self._limit, age=self._age, epoch=epoch)
@@ -213,6 +213,6 @@ class Memory:
 
 
 def _epoch(secret: bytes, forgotten: int, namespace: str) -> str:
-    """Return 40 bits that nobody guesses: an old cursor meets them again once in 10^12."""
+    """Return 40 unguessable bits: an old cursor matches them once in 10^12."""
     name = f"{forgotten} {namespace}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(name, key=secret, digest_size=5).hexdigest()

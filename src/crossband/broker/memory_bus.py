@@ -1,4 +1,4 @@
-"""The bus within one process: what another node would get, bytes and all, in the next tick."""
+"""The bus within one process: nodes get the same bytes as over a wire, in the next tick."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class MemoryBus(Bus):
 
     def __init__(self, node: str, hall: dict[str, MemoryBus]) -> None:
         super().__init__(node)
-        # Those that have joined, by node: shared by all.
+        # Members by node, shared by all.
         self._hall = hall
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -1,4 +1,4 @@
-"""The session store within one process: a dict, and what is due to be forgotten."""
+"""The session store within one process: a dict, and the order in which sessions expire."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Place = tuple[str, str]
 class MemorySessions(SessionStore):
     """The sessions of all nodes of a process.
 
-    Also tells the logs whose events are private: which socket ids have a session, and which of
-    those somebody else has joined the room of.
+    Also tells the logs which events are private: which socket ids have a session, and into which
+    of their rooms others have joined.
     """
 
     def __init__(
@@ -38,23 +38,23 @@ class MemorySessions(SessionStore):
     ) -> None:
         self._age = age
         self._clock = clock
-        # Told of each namespace and socket id that nobody can come back as.
+        # Called with each namespace and socket id that no client can resume any more.
         self._forget = forget
-        # Asked to call `expire` some time, now that there is something to expire.
+        # Arranges a later call of `expire`, once there is something to expire.
         self._sweep_later = sweep_later
         # By namespace and key. Those of connected clients expire with their node; the others
         # are in order of their expiry.
         self._connected: dict[Place, Session] = {}
         self._waiting: OrderedDict[Place, tuple[float, Session]] = OrderedDict()
-        # Nodes of this process: as long as they run, so long they live.
+        # Nodes of this process: they are alive as long as they run.
         self._running: set[str] = set()
         # Other owners of connected sessions, and until when they count as alive.
         self._leases: dict[str, float] = {}
-        # (namespace, socket id) of all sessions, and of which other ids each is in the room.
+        # By (namespace, socket id) of all sessions: the other ids whose rooms each is in.
         self._ids: dict[Place, frozenset[str]] = {}
-        # How many sessions are in the room of an id that is not their own.
+        # How many other sessions are in the room of an id.
         self.visitors: Counter[Place] = Counter()
-        # By user; longest ago first.
+        # By user; oldest first.
         self._revoked: dict[str, Revocation] = {}
         self._revocations = 0
 
@@ -64,7 +64,7 @@ class MemorySessions(SessionStore):
         return not self._waiting and not self._leases
 
     def knows(self, namespace: str, sid: str) -> bool:
-        """Return whether somebody may come back as this socket."""
+        """Return whether a client may come back as this socket."""
         return (namespace, sid) in self._ids
 
     # Nodes.
@@ -74,7 +74,7 @@ class MemorySessions(SessionStore):
         self._leases.pop(owner, None)
 
     def node_stopped(self, owner: str) -> None:
-        """Let what a node left behind expire."""
+        """Let the sessions that a node left behind expire."""
         if owner in self._running:
             self._running.discard(owner)
             self._leave_alone(owner, self._clock())
@@ -85,7 +85,7 @@ class MemorySessions(SessionStore):
             self._sweep_later()
 
     def _leave_alone(self, owner: str, since: float) -> None:
-        """Keep the sessions of a node that is gone for the history's age."""
+        """Keep the sessions of a node that has gone for the history's age."""
         left = [place for place, kept in self._connected.items() if kept.owner == owner]
         for place in left:
             self._waiting[place] = (since + self._age, self._connected.pop(place))
@@ -133,7 +133,7 @@ class MemorySessions(SessionStore):
         kept = self._kept(place)
         if kept is None or kept.sid != session.sid:
             return None
-        # To another node it goes as it would over a wire.
+        # For another node, encode and decode it as over a wire.
         copy = kept if kept.owner == owner else unpack(pack(kept))
         taken = msgspec.structs.replace(copy, rooms=set(copy.rooms), take=kept.take + 1)
         self._waiting.pop(place, None)
@@ -160,7 +160,7 @@ class MemorySessions(SessionStore):
         return [each for each in self._revoked.values() if each.number > after]
 
     def expire(self) -> None:
-        """Forget what is due."""
+        """Drop sessions that are due."""
         now = self._clock()
         for owner in [owner for owner, until in self._leases.items() if until <= now]:
             self._leave_alone(owner, self._leases.pop(owner))
@@ -178,7 +178,7 @@ class MemorySessions(SessionStore):
         return session
 
     def _may(self, place: Place, kept: Session | None, session: Session) -> bool:
-        """Return whether what is said of a session counts; what was kept is forgotten then."""
+        """Return whether a call for a session counts; if so, forget what was kept."""
         if kept is None and (waiting := self._waiting.get(place)) is not None:
             kept = waiting[1]
         if kept is None or kept is session:
@@ -196,7 +196,7 @@ class MemorySessions(SessionStore):
         if session is not None:
             self._lose(session)
 
-    # Socket ids: whose events are private, and for how long somebody may come back for them.
+    # Socket ids: whose events are private, and how long a client may come back for them.
 
     def _know(self, session: Session) -> None:
         place = (session.namespace, session.sid)

@@ -1,4 +1,4 @@
-"""The contract of a session store: what is kept of clients, and whose node each is on.
+"""The contract of a session store: what is kept of clients, and which node has each.
 
 `tests/broker/test_sessions.py` is the same contract as tests.
 """
@@ -14,17 +14,17 @@ import msgspec
 
 logger: Final = logging.getLogger("crossband")
 
-# Seconds after which the sessions of a node that shows no sign of life count as left alone:
-# three heartbeats, and one to spare.
+# Seconds without a sign of life after which a node's sessions count as abandoned: three
+# heartbeats, and one to spare.
 LEASE: Final = 10.0
-# Users whose older tokens are refused; past it the revocation longest ago is forgotten.
+# Users whose older tokens are refused; beyond this the oldest revocation is forgotten.
 MAX_REVOKED: Final = 10_000
-# Levels of lists and dicts in what is kept of a client.
+# Levels of lists and dicts in a client's data.
 MAX_DEPTH: Final = 64
 
 
 class Session(msgspec.Struct):
-    """What is kept of a client so that it can come back as itself."""
+    """What is kept of a client so that it can resume."""
 
     namespace: str
     # The client's secret: Socket.IO `pid`, `session` on the other doors.
@@ -32,24 +32,24 @@ class Session(msgspec.Struct):
     sid: str
     # Rooms it joined, without the room of its own id.
     rooms: set[str]
-    # Plain data, as `check_plain` has it.
+    # Plain data, as `check_plain` defines it.
     data: dict[str, Any]
-    # Where it started to listen: for a client that comes back before it received anything.
+    # Where it started to listen, for a client that comes back before it received anything.
     cursor: str
-    # Whose it is: only this user resumes it. None for anonymous clients.
+    # Only this user may resume it. None for anonymous clients.
     user: str | None = None
-    # Those of the rooms that were joined by the client's own wish.
+    # The rooms among them that the client asked for (`subscribe`).
     asked: frozenset[str] = frozenset()
-    # The node that serves the client, or did so last.
+    # The node that serves the client, or last did.
     owner: str = ""
-    # How many times the session was taken: who took it earlier has no say any more.
+    # How many times the session was taken: calls of earlier owners no longer count.
     take: int = 0
 
 
 class Revocation(msgspec.Struct, frozen=True):
     """A user whose tokens from before a time are refused."""
 
-    # The later, the higher.
+    # Later ones are higher.
     number: int
     user: str
     # Seconds since 1970.
@@ -57,39 +57,39 @@ class Revocation(msgspec.Struct, frozen=True):
 
 
 class SessionStore(ABC):
-    """Keep the sessions of all nodes.
+    """Keeps the sessions of all nodes.
 
-    A session has one owner at a time, and a number of how many times it was taken. What an
-    earlier owner still says of it is ignored: a connection that dies slowly overwrites nothing
-    of what its client does elsewhere. Sessions of connected clients are kept while their owner
-    shows signs of life; those of others as long as the history.
+    A session has one owner at a time, and counts how many times it was taken. Calls of an
+    earlier owner are ignored, so that a connection that dies slowly does not overwrite what its
+    client does elsewhere. Sessions of connected clients are kept while their owner shows signs
+    of life, others for as long as the history.
 
-    Calls that return nothing are queued in order and at once, also where the store is elsewhere.
-    Those that are awaited see what was queued before them, and raise BrokerUnavailable.
+    Calls that return nothing are queued at once and in order, even if the store is elsewhere.
+    Calls that are awaited see what was queued before them, and may raise BrokerUnavailable.
     """
 
     @abstractmethod
     def save(self, session: Session) -> None:
-        """Keep a session whose client is connected. Ignored where another has taken it."""
+        """Keep a session whose client is connected. Ignored if another owner took it."""
 
     @abstractmethod
     def release(self, session: Session) -> None:
-        """Keep a session whose client has left, from now for the history's age.
+        """Keep a session whose client has left, for the history's age from now.
 
-        Ignored where another has taken it.
+        Ignored if another owner took it.
         """
 
     @abstractmethod
     def drop(self, session: Session) -> None:
-        """Forget a session. Ignored where another has taken it."""
+        """Drop a session. Ignored if another owner took it."""
 
     @abstractmethod
     async def find(self, namespace: str, key: str) -> Session | None:
-        """Return a session, not to be changed, and leave it where it is."""
+        """Return a session without taking it; it must not be changed."""
 
     @abstractmethod
     async def take(self, session: Session, owner: str) -> Session | None:
-        """Make a session that was found a node's own, and return it as it is by now.
+        """Make a node the owner of a session that was found; return its current state.
 
         It has the next take number then; the returned `owner` is the node that had it before.
         Of several who take it, the last one has it. None where it has ended, or is the session
@@ -98,26 +98,26 @@ class SessionStore(ABC):
 
     @abstractmethod
     def renew(self, owner: str) -> None:
-        """Show that a node is alive: its sessions are kept for LEASE seconds more."""
+        """Show that a node is alive: its sessions are kept for another LEASE seconds."""
 
     @abstractmethod
     async def revoke(self, user: str, time: float) -> Revocation:
-        """Record that a user's tokens of up to a time are refused, and drop its sessions."""
+        """Refuse a user's tokens issued up to a time, and drop the user's sessions."""
 
     @abstractmethod
     async def revocations(self, after: int = 0) -> list[Revocation]:
-        """Return the revocations behind a number, oldest first; MAX_REVOKED users at most."""
+        """Return revocations after a number, oldest first; at most MAX_REVOKED."""
 
 
-# What `socket.data` may hold: what comes back as it was, from whatever store.
+# Types that `socket.data` may hold: they come back unchanged from any store.
 _ATOMS: Final = frozenset((type(None), bool, str, bytes))
 
 
 def check_plain(value: object, path: str, depth: int = MAX_DEPTH) -> None:
     """Raise TypeError or ValueError for what a session cannot keep.
 
-    It keeps None, booleans, numbers, text, bytes, and lists, tuples and dicts of these with
-    text as keys; a tuple comes back as a list. `path` says where the value stands.
+    It keeps None, booleans, numbers, text, bytes, and lists, tuples and dicts of these with text
+    keys; a tuple comes back as a list. `path` says where the value is.
     """
     kind = type(value)
     if kind in _ATOMS:
@@ -133,7 +133,7 @@ def check_plain(value: object, path: str, depth: int = MAX_DEPTH) -> None:
         if not math.isfinite(value):  # type: ignore[arg-type]
             raise ValueError(f"{path} is {value!r}: keep None, or a number")
     elif not depth:
-        raise ValueError(f"{path} is nested too deeply, or holds itself")
+        raise ValueError(f"{path} is nested too deeply, or contains itself")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -175,7 +175,7 @@ def fit(session: Session) -> Session:
 
 
 def pack(session: Session) -> bytes:
-    """Return a session's bytes, without what became unfit in it since it was set."""
+    """Return a session's bytes, without values that became unfit after they were set."""
     try:
         return _encoder.encode(session)
     except (TypeError, ValueError, OverflowError, RecursionError):
@@ -183,5 +183,5 @@ def pack(session: Session) -> bytes:
 
 
 def unpack(data: bytes) -> Session:
-    """Return the session that these bytes are of. Raises msgspec.DecodeError."""
+    """Return the session in these bytes. Raises msgspec.DecodeError."""
     return _decoder.decode(data)

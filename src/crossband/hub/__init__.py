@@ -1,1 +1,1 @@
-"""Namespaces, rooms, dispatch and fan-out. Knows codecs and connections, no transport."""
+"""Namespaces, rooms, dispatch and fan-out. Knows codecs and connections, but no transports."""

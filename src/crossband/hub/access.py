@@ -1,4 +1,4 @@
-"""The hub's side of auth: who a client is, what it may do, and whose older tokens are refused."""
+"""The hub's side of auth: who a client is, what it may do, and which tokens are revoked."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ logger: Final = logging.getLogger("crossband")
 Authenticate = Callable[[Handshake], Identity | Awaitable[Identity | None] | None]
 Authorize = Callable[[Identity | None, Action, str | None], bool | Awaitable[bool]]
 
-# Users whose older tokens are refused; past it the revocation longest ago is forgotten.
+# Users whose older tokens are refused; beyond this the oldest revocation is forgotten.
 MAX_REVOKED: Final = 10_000
 _NEVER: Final = (-math.inf, 0)
 
 
 class Access:
-    """Asks the application's `authenticate` and `authorize`, and refuses what was revoked."""
+    """Calls the application's `authenticate` and `authorize`; refuses revoked tokens."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Access:
         self.authenticate = authenticate
         self.authorize = authorize
         self._clock = clock
-        # By user, when it was revoked, and the number of that revocation; longest ago first.
+        # By user: when it was revoked, and the number of that revocation; oldest first.
         self._revoked: dict[str, tuple[float, int]] = {}
         self.revocations: int = 0
 
@@ -59,7 +59,7 @@ class Access:
             async with timer:
                 identity = await call(self.authenticate, handshake)
         except (Exception, asyncio.CancelledError) as error:
-            # Cancelled is also one that awaited something that was.
+            # CancelledError can also come from something that it awaited.
             if isinstance(error, asyncio.CancelledError) and cancelling():
                 raise
             if isinstance(error, ConnectionRefused):
@@ -68,7 +68,7 @@ class Access:
                 refusal = ConnectionRefused(error.message, code=error.code, status=error.status)
                 refusal.details.update(error.details)
                 raise refusal from error
-            # It may have let a timeout of its own pass.
+            # The TimeoutError may be one of its own.
             if isinstance(error, TimeoutError) and timer.expired():
                 logger.warning("authenticate took more than %g s: the client is refused", limit)
                 raise ConnectionRefused(code="handshake_timeout", status=503) from None
@@ -88,14 +88,14 @@ class Access:
         return identity
 
     def check_revoked(self, identity: Identity) -> None:
-        """Raise Unauthorized where a user was revoked since its token was issued."""
+        """Raise Unauthorized if the user was revoked since its token was issued."""
         when, _ = self._revoked.get(identity.user, _NEVER)
-        # `iat` has no fractions, as a rule: of the same second, it may be older.
+        # `iat` is usually in whole seconds: a token of the same second may be older.
         if identity.issued is not None and identity.issued <= when:
             raise revoked()
 
     def is_revoked(self, user: str, when: float) -> bool:
-        """Return whether a user's tokens of up to this time are refused already."""
+        """Return whether a user's tokens up to this time are already refused."""
         return self.revoked_at(user) >= when
 
     def revoked_at(self, user: str) -> float:
@@ -110,7 +110,7 @@ class Access:
         return number > revocations
 
     def revoke(self, user: str, when: float) -> None:
-        """Refuse a user's tokens from up to a time."""
+        """Refuse a user's tokens that were issued up to a time."""
         before, _ = self._revoked.pop(user, _NEVER)
         self.revocations += 1
         self._revoked[user] = (max(before, when), self.revocations)
@@ -118,13 +118,13 @@ class Access:
             del self._revoked[next(iter(self._revoked))]
 
     async def allows(self, identity: Identity | None, action: Action, room: str | None) -> bool:
-        """Tell whether an action on a room is allowed; None is the whole namespace."""
+        """Return whether an action on a room, or None, the whole namespace, is allowed."""
         if self.authorize is None:
             return True
         allowed = await call(self.authorize, identity, action, room)
         if isinstance(allowed, bool):
             return allowed
-        # Else a coroutine nobody awaited, or a forgotten `return`, would decide.
+        # Otherwise an unawaited coroutine or a forgotten `return` would decide.
         logger.error(
             "authorize must return True or False, not %s: it is not allowed",
             type(allowed).__name__,
@@ -141,5 +141,5 @@ class Access:
 
 
 def revoked() -> Unauthorized:
-    """Return what a client is told whose token was revoked."""
+    """Return the error for a client whose token was revoked."""
     return Unauthorized("The token was revoked", reason="revoked")

@@ -9,7 +9,7 @@ from crossband.errors import CrossbandError, Disconnected
 
 
 class Acks:
-    """Answers one socket owes the server."""
+    """Acknowledgements that one socket owes the server."""
 
     __slots__ = ("_limit", "_waiting")
 
@@ -19,7 +19,7 @@ class Acks:
 
     @property
     def owed(self) -> int:
-        """The number of answers that are waited for."""
+        """The number of expected answers."""
         return len(self._waiting)
 
     def __contains__(self, ack_id: int) -> bool:
@@ -28,7 +28,7 @@ class Acks:
     def expect(self, ack_id: int) -> asyncio.Future[Any]:
         """Return the future that the answer with this id will resolve.
 
-        Raises CrossbandError when the socket owes too many already.
+        Raises CrossbandError if the socket already owes too many.
         """
         if len(self._waiting) >= self._limit:
             raise CrossbandError(f"the client owes {self._limit} acknowledgements already")
@@ -40,7 +40,7 @@ class Acks:
         self._waiting.pop(ack_id, None)
 
     def resolve(self, ack_id: int, answer: Any) -> bool:
-        """Settle an expected answer; False when nobody waits for it."""
+        """Settle an expected answer; return False if none with this id is expected."""
         future = self._waiting.pop(ack_id, None)
         if future is None:
             return False
@@ -49,10 +49,10 @@ class Acks:
         return True
 
     def fail(self) -> None:
-        """Settle all answers: the client left."""
+        """Fail all expected answers: the client left."""
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
                 future.set_exception(Disconnected("the client left before it acknowledged"))
-                # A broadcast that already timed out reads none of these.
+                # Mark it retrieved: a broadcast that has timed out does not read it.
                 future.exception()

@@ -1,4 +1,4 @@
-"""How clients come in: who they are, whether they may, and where they go on."""
+"""How clients are admitted: who they are, whether they may connect, where they resume."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SESSION_KEY = re.compile(r"[A-Za-z0-9._-]{16,64}", re.ASCII)
 
 
 class Admissions:
-    """Lets clients in."""
+    """Admits clients."""
 
     def __init__(
         self,
@@ -66,11 +66,10 @@ class Admissions:
         resume: Resume,
         rooms: Sequence[str] = (),
     ) -> Admission:
-        """Let a client into a namespace, or raise ConnectionRefused.
+        """Admit a client to a namespace, or raise ConnectionRefused.
 
-        Finds out who it is and runs the connect middlewares. Nothing is sent yet: the
-        transport answers the client and opens the admission, or withdraws it when the client
-        is gone by then.
+        Finds out who it is and runs the connect middlewares. Nothing is sent yet: the transport
+        answers the client and opens the admission, or withdraws it if the client has gone.
         """
         try:
             return await self._admit(connection, name, handshake, codec, resume=resume, rooms=rooms)
@@ -159,7 +158,7 @@ class Admissions:
             admission.withdraw()
             if isinstance(error, ConnectionRefused):
                 raise
-            # Cancelled is also a middleware that awaited something that was.
+            # CancelledError can also come from something that a middleware awaited.
             failed = isinstance(error, asyncio.CancelledError) and not cancelling()
             if not failed and not isinstance(error, Exception):
                 raise
@@ -169,18 +168,18 @@ class Admissions:
                 raise refusal from error
             if isinstance(error, InvalidName):
                 raise ConnectionRefused(str(error), code="invalid_request", status=400) from error
-            logger.exception("a client of namespace %r could not be let in", name)
+            logger.exception("a client of namespace %r could not be admitted", name)
             raise ConnectionRefused(code="internal_error", status=500) from error
         return admission
 
     async def _ask_again(self, socket: Socket) -> None:
-        """Take a client that came back out of the rooms it may no longer hear."""
+        """Make a returning client leave rooms that it may no longer subscribe to."""
         for room in socket.record.asked:
             if not await self._access.allows(socket.identity, "subscribe", room):
                 await socket.leave(room)
 
     async def _examine(self, socket: Socket, uses: Sequence[Handler]) -> None:
-        """Run the connect middlewares, which may take `handshake_time` together."""
+        """Run the connect middlewares, which together may take `handshake_time`."""
         limit = self._node.settings.limits.handshake_time
         timer = asyncio.timeout(limit)
         try:
@@ -190,7 +189,7 @@ class Admissions:
                     if outcome is not None:
                         check_outcome(function, outcome)
         except TimeoutError:
-            # A middleware may have let one of its own pass.
+            # The TimeoutError may be a middleware's own.
             if not timer.expired():
                 raise
             logger.warning(

@@ -1,4 +1,4 @@
-"""What a client is told of an event it sent: its answer, or why there is none."""
+"""What a client is told about an event it sent: the answer, or an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger: Final = logging.getLogger("crossband")
 
 
 def cancelling() -> bool:
-    """Tell whether it is this task that is being cancelled."""
+    """Return whether the current task itself is being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -39,14 +39,14 @@ def answer(socket: Sender, message: Incoming, result: Any) -> None:
         else:
             socket.catching.buffer.keep(wire)
         return
-    # Nobody may have asked, but the handler is to learn that it cannot be answered with.
+    # Encode even if no answer was asked for, so that the handler's mistake shows.
     data = payload.encode_answer(result)
     if message.reply is not None:
         message.reply(data)
 
 
 def fail(socket: Sender, message: Incoming, error: BaseException, *, in_task: bool = True) -> None:
-    # Cancelled is also a handler that awaited something that was.
+    # CancelledError can also come from something that the handler awaited.
     if in_task and isinstance(error, asyncio.CancelledError) and cancelling():
         code = "shutting_down"
         if not socket.namespace.node.out_of_time:
@@ -55,7 +55,7 @@ def fail(socket: Sender, message: Incoming, error: BaseException, *, in_task: bo
         _refuse(socket, message, EventError(code=code))
         raise error
     if isinstance(error, Disconnected) and not socket.connected:
-        # It asked its own client, who left: nobody failed, nobody waits.
+        # It asked its own client, which left: not a failure, and nobody waits for the answer.
         error = EventError(code="unknown_client")
     if isinstance(error, InvalidName):
         logger.warning(
@@ -76,11 +76,11 @@ def _refuse(socket: Sender, message: Incoming, error: EventError) -> None:
     if socket.codec.like_node:
         if not socket.namespace.node.settings.answer_errors:
             return
-        # Node leaves it to the client's timeout. A number is of an enum that both ends
-        # share: that nobody here knows it is worth an answer.
+        # Node leaves this to the client's timeout. A number comes from an enum that both ends
+        # share: then it is worth an answer that this end does not know it.
         unknown = isinstance(error, UnknownEvent) and message.ack_id is not None
         if unknown and not is_number(message.event):
-            logger.debug("nobody handles %r, which %s sent", message.event, socket)
+            logger.debug("no handler for %r, which %s sent", message.event, socket)
             return
     tell(socket, error, message.event, message.ack_id, message.reply)
 
@@ -92,7 +92,7 @@ def tell(
     ack_id: int | None = None,
     reply: Callable[[Payload | EventError], None] | None = None,
 ) -> None:
-    """Tell the client what became of an event."""
+    """Tell the client the outcome of an event."""
     event = event[:NAME_LENGTH]
     error.details.setdefault("event", event)
     try:

@@ -1,4 +1,4 @@
-"""One client's attempt to come in: what it shows, and what it is let in with."""
+"""One client's attempt to connect: what it shows, and its admission."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from crossband.hub.namespace import Socket
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """What a client shows in order to be caught up."""
+    """What a client shows in order to resume."""
 
-    # A session key; None when it has none to show.
+    # A session key; None if it has none.
     key: str | None = None
     # The last cursor it saw.
     cursor: str | None = None
-    # The key was handed out by an earlier CONNECT (Socket.IO `pid`).
+    # The key came from an earlier CONNECT (Socket.IO `pid`).
     returning: bool = False
-    # A missing cursor means "nothing received yet", not "start anew": on Socket.IO the
-    # welcome has none.
+    # A missing cursor means "nothing received yet", not "start afresh": Socket.IO's welcome
+    # has no cursor.
     unreceived: bool = False
 
 
 class Endings(Protocol):
-    """What becomes of admissions: `Welcomes`, which stand above them."""
+    """Ends admissions: `Welcomes`, which is above this module."""
 
     def welcome(self, admission: Admission) -> None:
-        """Let the client receive, from here on and in order, all it should."""
+        """Let the client receive everything it should, in order, from here on."""
 
     def undo(self, admission: Admission) -> None:
-        """Leave everything as if the client had not come."""
+        """Restore everything as if the client had never connected."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taking:
     """A session on its way to this node."""
 
-    # As the store has it. None where it has ended.
+    # The session as the store has it. None if it has ended.
     given: asyncio.Future[Session | None]
-    # As it was known where its client was.
+    # The session as the client's last node knew it.
     known: asyncio.Future[Session | None]
 
     async def number(self) -> int | None:
-        """Return the number of this taking, once it is known; None where nothing was taken."""
+        """Return the take number once it is known; None if nothing was taken."""
         await asyncio.wait([self.given])
         session = _result(self.given)
         return None if session is None else session.take
 
     async def outcome(self) -> Session | None:
-        """Wait for the session; None where nothing was taken."""
+        """Wait for the session; None if nothing was taken."""
         await asyncio.wait([self.known])
         return self.result()
 
     def result(self) -> Session | None:
-        """Return the session, now that it is known; None where nothing was taken."""
+        """Return the session, now that it is known; None if nothing was taken."""
         return _result(self.known)
 
 
@@ -68,30 +68,30 @@ def _result(future: asyncio.Future[Session | None]) -> Session | None:
 
 @dataclass(slots=True, eq=False)
 class Admission:
-    """A client that was let in and is not welcomed yet.
+    """A client that was admitted but not welcomed yet.
 
-    It ends once, by `open` or by `withdraw`; as a context manager it is withdrawn at the end of
-    the block unless it was opened. A second ending raises RuntimeError.
+    It ends once, by `open` or `withdraw`; as a context manager it is withdrawn at the end of the
+    block unless it was opened. Ending it a second time raises RuntimeError.
     """
 
     # None once it has ended.
     endings: Endings | None
     socket: Socket
-    # Where it continues; None when it starts anew.
+    # Where it resumes; None if it starts afresh.
     cursor: str | None
-    # Why it could not continue; None when it could, or did not ask to.
+    # Why it could not resume; None if it could, or did not ask to.
     gap: str | None
     catch_up: CatchUp | None
-    # The session it shows. The broker has it until all have agreed: a client that gives up
-    # while it is examined takes nothing from its next attempt.
+    # The session it shows. The broker keeps it until every check has passed: a client that
+    # gives up during them takes nothing from its next attempt.
     session: Session | None
-    # The rooms of that session, as it was seen last.
+    # The rooms of that session when last read.
     rooms: frozenset[str]
-    # How many there had been when it was asked who it is.
+    # The number of revocations before it was authenticated.
     revocations: int
-    # How the session comes to this node. None before, and when it has started anew.
+    # Brings the session to this node. None before that, and if the client starts afresh.
     taking: Taking | None = None
-    # The session was taken from the broker, to be put back if the client goes away.
+    # The session was taken from the broker, and must be put back if the client goes away.
     taken: bool = False
 
     def open(self) -> None:
@@ -105,7 +105,7 @@ class Admission:
     def _end(self) -> Endings:
         endings, self.endings = self.endings, None
         if endings is None:
-            raise RuntimeError("the admission has ended already")
+            raise RuntimeError("the admission has already ended")
         return endings
 
     def __enter__(self) -> Admission:

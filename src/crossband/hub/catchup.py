@@ -13,13 +13,13 @@ from crossband.codecs import Codec, Wire, tag_of
 from crossband.connection import Connection
 from crossband.policies import Tag, shed
 
-# Publications that are looked at for one client in one go: some 5 ms where all are for it. The
-# loop does other things before the next go.
+# Publications examined for one client in one turn: about 5 ms if all of them are for it. The
+# loop does other things before the next turn.
 TURN = 1_000
 
 
 class Turns:
-    """Lets those who have much to catch up go on one after another, one in each tick."""
+    """Lets clients with much to catch up take turns, one in each tick."""
 
     __slots__ = ("_loop", "_waiting")
 
@@ -28,7 +28,7 @@ class Turns:
         self._waiting: deque[Callable[[], None]] = deque()
 
     def add(self, go_on: Callable[[], None]) -> None:
-        """Call back in a later tick, after those that were added before."""
+        """Call back in a later tick, after callbacks that were added before."""
         if not self._waiting:
             self._loop.call_soon(self._run)
         self._waiting.append(go_on)
@@ -41,33 +41,33 @@ class Turns:
 
 
 class ReplayBuffer(deque["Publication | Wire"]):
-    """All that a namespace records from before a client's history was read.
+    """All that a namespace has recorded since before a client's history was read.
 
     Also what it does not record but queues for clients that are behind, and what is sent to
-    this client alone, as answers are. Without what is for other clients alone: nobody fills a
-    buffer but those whose events its client may have to get.
+    this client alone, such as answers. It has nothing that is for other clients alone, so that
+    they cannot fill it.
     """
 
     def __init__(self, connection: Connection, codec: Codec, *, count: int, size: int) -> None:
         super().__init__()
         self.connection = connection
-        # As its client reads.
+        # The codec of its client.
         self.codec = codec
-        # The client's own socket id, once it is known, and those whose rooms it is in.
+        # The client's own socket id, once it is known, and the ids that are among its rooms.
         self.ids: frozenset[str] = frozenset()
-        # Messages, and bytes of their data; a client further behind is disconnected.
+        # Most messages, and bytes of their data; a client further behind is disconnected.
         self._most = count
         self._largest = size
         self.size: int = 0
 
     def take(self, publication: Publication) -> None:
-        """Keep a publication until the client has what is before it."""
+        """Keep a publication until the client has all that comes before it."""
         if publication.private and self.ids.isdisjoint(publication.rooms):
             return
         self.keep(publication)
 
     def keep(self, item: Publication | Wire) -> None:
-        """Keep a message, in its place."""
+        """Keep a message, in order."""
         if self.connection.closed:
             return
         self.append(item)
@@ -78,7 +78,7 @@ class ReplayBuffer(deque["Publication | Wire"]):
                 self.connection.overflow()
         elif self.size > self._largest:
             self._shed(_size, self.size - self._largest // 2)
-            # As an outbox: a single one may be larger than all of it.
+            # As in an outbox, a single message may be larger than the bound.
             if self.size > self._largest * 3 // 4 and len(self) > 1:
                 self.connection.overflow()
 
@@ -110,10 +110,10 @@ def _tag(item: Publication | Wire) -> Tag | None:
 
 
 class CatchUp:
-    """What one client still has coming before it is live, in order, once.
+    """What one client must still get before it is live, in order, once.
 
-    What the history had too is skipped in the buffer. The client is live at the moment both are
-    empty.
+    Events in the buffer that the history already had are skipped. The client is live as soon as
+    both are empty.
     """
 
     __slots__ = ("_ended", "_missed", "_read", "begun", "buffer", "cursor", "pausing")
@@ -122,32 +122,32 @@ class CatchUp:
         self, missed: Iterable[Publication], buffer: ReplayBuffer, cursor: str, read: int
     ) -> None:
         self._missed = deque(missed)
-        # The position up to which the history was read: all up to it was in there, or was not
+        # The position up to which the history was read: all up to it was in the history, or not
         # for this client.
         self._read = read
         self.buffer: Final = buffer
-        # Where the client is: nothing before it is still to come.
+        # Where the client is: it has all that comes before.
         self.cursor: str = cursor
-        # Some of it was sent, or could have been.
+        # Some of it was sent, or may have been.
         self.begun: bool = False
-        # Its outbox is full, or others have their turn: it will go on by itself.
+        # Its outbox is full, or it is the others' turn: it will go on by itself.
         self.pausing: bool = False
-        # None unless somebody waits for the end.
+        # None unless a caller waits for the end.
         self._ended: asyncio.Future[None] | None = None
 
     async def ended(self) -> None:
-        """Wait until the client is live, or has left."""
+        """Wait until the client is live or has left."""
         if self._ended is None:
             self._ended = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._ended)
 
     def end(self) -> None:
-        """Let those go on who wait for the end."""
+        """Wake whoever waits for the end."""
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
     def next(self) -> Publication | Wire | None:
-        """Return the next publication of the namespace, or message; None when live."""
+        """Return the next publication or message; None once live."""
         if self._missed:
             publication = self._missed.popleft()
             self.cursor = publication.cursor or self.cursor
@@ -162,7 +162,7 @@ class CatchUp:
 
 
 def concerns(publication: Publication, rooms: frozenset[str]) -> bool:
-    """Tell whether a publication was for a socket in these rooms."""
+    """Return whether a publication was for a socket in these rooms."""
     if publication.rooms and rooms.isdisjoint(publication.rooms):
         return False
     return rooms.isdisjoint(publication.except_)

@@ -1,4 +1,4 @@
-"""What other nodes ask of this one, and what is told to all of them."""
+"""Answers what other nodes ask of this one, and tells all of them about revocations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from crossband.hub.resumption import Resumptions
 
 logger: Final = logging.getLogger("crossband")
 
-# Header lines of a client that other nodes may see: none that may hold a secret.
+# Headers of a client that other nodes may see: none that can contain a secret.
 _SHOWN = ("accept-language", "host", "origin", "user-agent")
 
 
@@ -51,21 +51,21 @@ class Cluster:
         self._quotas = quotas
         self._resumptions = resumptions
         self._departures = departures
-        # The last revocation of all nodes that this one knows.
+        # The last revocation, of any node, that this node knows.
         self._revocation = 0
         # None until started.
         self._beating: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Learn what was decided before this node began, and show from now on that it lives."""
+        """Catch up on earlier revocations, and send heartbeats from now on."""
         self._revocation = 0
         await self._catch_up()
-        # What is in this process lives and hears as long as it does.
+        # A bus inside this process needs no heartbeats: it lives as long as the process.
         if not self._node.publishes_at_once:
             self._beating = asyncio.ensure_future(self._beat())
 
     async def stop(self) -> None:
-        """Give no sign of life any more."""
+        """Stop the heartbeats."""
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating])
@@ -83,16 +83,16 @@ class Cluster:
                 if away > SILENCE:
                     await self._look_after()
             except BrokerUnavailable:
-                # It will be back, and what was missed is asked for again.
+                # It will be back; then what was missed is asked for again.
                 continue
             except Exception:
                 logger.exception("a heartbeat of this node failed")
 
     async def _look_after(self) -> None:
-        """Keep the sessions of this node's clients, but for those that other nodes took.
+        """Keep the sessions of this node's clients, except those that other nodes took.
 
-        To be called when it was out of reach for so long that it counted as gone: what it was
-        told meanwhile is lost, and its sessions are left alone.
+        Called when this node was out of reach for so long that it counted as gone: messages to it
+        are lost, and its sessions count as abandoned.
         """
         for namespace in list(self._directory.namespaces.values()):
             for socket in list(namespace.sockets.values()):
@@ -106,7 +106,7 @@ class Cluster:
                     self._end_taken(socket)
 
     async def _catch_up(self) -> None:
-        """Apply the revocations that this node did not hear of, as it was out of reach."""
+        """Apply revocations that this node missed while it was out of reach."""
         for revocation in await self._node.sessions.revocations(self._revocation):
             self._revocation = revocation.number
             if not self._access.is_revoked(revocation.user, revocation.time):
@@ -116,7 +116,7 @@ class Cluster:
         """End all connections of a user on all nodes; return how many there were."""
         check_user(user)
         now = time.time()
-        # Here at once, whatever becomes of the others.
+        # At once on this node, whatever happens to the others.
         ended = self._expiry.revoke(user, now)
         await self._node.sessions.revoke(user, now)
         if self._node.bus.members:
@@ -127,7 +127,7 @@ class Cluster:
     # What others ask.
 
     def hear(self, sender: str, body: bytes) -> Awaitable[bytes | None] | bytes | None:
-        """Take a message of another node, and return the answer."""
+        """Handle another node's message, and return the answer."""
         try:
             message = messages.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -160,7 +160,7 @@ class Cluster:
         return [] if namespace is None else namespace.members.match(choice.rooms, choice.except_)
 
     def _replaced(self, message: messages.CountUser) -> int:
-        """Return 1 where the client that comes in over there is still connected here."""
+        """Return 1 if the client that is connecting there is still connected here."""
         namespace = self._directory.namespaces.get(message.namespace)
         live = None if namespace is None or not message.key else namespace.members.live(message.key)
         return int(
@@ -168,7 +168,7 @@ class Cluster:
         )
 
     def _hand(self, message: messages.Hand) -> Handed:
-        """End a client that has come back at another node, and say what is known of it."""
+        """End a client that came back at another node, and return what is known of it."""
         namespace = self._directory.namespaces.get(message.namespace)
         live = None if namespace is None else namespace.members.live(message.key)
         if live is None or live.record.take >= message.take:
@@ -217,7 +217,7 @@ class Cluster:
 
 
 def profile_of(socket: Socket) -> Profile:
-    """Return what other nodes may know of a client."""
+    """Return what other nodes may know about a client."""
     handshake = socket.handshake
     return Profile(
         socket.id,

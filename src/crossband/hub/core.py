@@ -1,4 +1,4 @@
-"""What is behind a hub: its parts, put together, started and stopped."""
+"""The parts of a hub, put together, started and stopped."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ from crossband.hub.welcome import Welcomes
 from crossband.names import REFRESH
 from crossband.settings import Settings
 
-# Clients a second that a stopping hub sends away at least: so many at once are no rush
-# anywhere, and a hub with few clients need not take its drain time.
+# Clients a second that a stopping hub closes at least: no server minds so many coming back, and
+# a hub with few clients need not take its whole drain time.
 DRAIN_PACE = 200
-# Seconds ahead of the pace after which the drain sleeps: shorter sleeps cost more than they
-# spread.
+# The drain sleeps when it is this many seconds ahead: shorter sleeps cost more than they spread.
 _DRAIN_STEP = 0.005
 
 
 class Doors(Protocol):
-    """What lets clients in."""
+    """The doors that clients connect to."""
 
     def start(self, core: Core) -> None:
-        """Begin on the event loop that runs."""
+        """Start on the running event loop."""
 
     async def stop(self) -> None:
         """End all connections."""
 
 
 class Core:
-    """All that a node does for its clients; what the doors stand on."""
+    """All that a node does for its clients; used by the doors."""
 
     def __init__(
         self,
@@ -79,11 +78,11 @@ class Core:
         self.root: Final = self.directory.of("/")
         self.life: Final = Life()
         self._doors = doors
-        # For who else stops the hub meanwhile, until it is done.
+        # Set when a stop is done, for other callers of `stop`.
         self._stopped = asyncio.Event()
-        # The server takes no further requests by then: polls that wait are the last.
+        # The server takes no more requests: the polls that wait now are the last.
         self.last_polls: bool = False
-        # What the doors call.
+        # For the doors to call.
         self.find: Final = self.directory.find
         self.admit: Final = self.admissions.admit
         self.leave: Final = self.departures.leave
@@ -125,9 +124,9 @@ class Core:
         return self.node.uptime
 
     async def start(self) -> None:
-        """Start on the running event loop. Does nothing when started there.
+        """Start on the running event loop. Does nothing if it already runs there.
 
-        Raises StartError when an `on_start` function fails.
+        Raises StartError if an `on_start` function fails.
         """
         node = self.node
         loop = asyncio.get_running_loop()
@@ -151,9 +150,9 @@ class Core:
     async def stop(self) -> None:
         """Tell all clients, end their connections, finish what is being handled.
 
-        Newcomers are refused at once; the clients go one after another over `drain_time`, each
-        served until its turn. Returns within `shutdown_timeout` seconds; what still runs then is
-        cancelled.
+        At once, new clients are refused. The others are closed one after another over
+        `drain_time`, and served until then. Returns within `shutdown_timeout` seconds; handlers
+        that still run then are cancelled.
         """
         if self.node.loop is None:
             return
@@ -163,7 +162,7 @@ class Core:
         await self._end(self.node.loop, self.life)
 
     async def _end(self, loop: asyncio.AbstractEventLoop, life: Life | None = None) -> None:
-        """Stop; without the `on_stop` functions where not all of `on_start` were called."""
+        """Stop; skip the `on_stop` functions if not all of `on_start` were called."""
         self.node.stopping = True
         self._stopped = asyncio.Event()
         deadline = loop.time() + self.settings.shutdown_timeout
@@ -174,7 +173,7 @@ class Core:
             await self._drain(loop)
             await self._doors.stop()
             await self.node.finish_tasks(deadline)
-            # Those of disconnect handlers.
+            # The tasks of disconnect handlers.
             await self.life.end_tasks()
         finally:
             unwatch(loop)
@@ -186,12 +185,12 @@ class Core:
                 self._stopped.set()
 
     def drain_seconds(self, clients: int) -> float:
-        """Return how long so many clients are spread over when the hub stops."""
+        """Return over how many seconds a stopping hub closes this many clients."""
         settings = self.settings
         return min(settings.drain_time, settings.shutdown_timeout / 2, clients / DRAIN_PACE)
 
     async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Send the clients away, one after another."""
+        """Close the clients, one after another."""
         links: dict[Connection, list[Socket]] = {}
         for namespace in list(self.directory.namespaces.values()):
             for socket in namespace.sockets.values():

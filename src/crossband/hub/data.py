@@ -1,4 +1,4 @@
-"""What an application keeps with a client: `socket.data`, checked where it is set."""
+"""What an application keeps with a client: `socket.data`, checked when it is set."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from crossband.broker.sessions import check_plain
 
 
 class SocketData(dict[str, Any]):
-    """A dict of plain data, kept with the session and handed from node to node.
+    """A dict of plain data, kept with the session and passed from node to node.
 
-    Setting anything else raises TypeError or ValueError, as `check_plain` has it: what lies
-    deeper in a list or dict is checked when that is set, and not when it changes.
+    Setting anything else raises TypeError or ValueError, as `check_plain` does. The contents of
+    a list or dict are checked when it is set, not when it changes later.
     """
 
     __slots__ = ()
@@ -29,7 +29,7 @@ class SocketData(dict[str, Any]):
         return self[key]
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        # All or nothing, as `dict.update` of what cannot fail.
+        # All or nothing: checked before anything is set.
         new = dict(*args, **kwargs)
         check_plain(new, "socket.data")
         super().update(new)
@@ -40,7 +40,7 @@ class SocketData(dict[str, Any]):
 
 
 def merged(kept: Mapping[str, Any], seen: Mapping[str, Any], own: Mapping[str, Any]) -> SocketData:
-    """Return what is kept of a client by now, with what was set here since it was seen."""
+    """Return the kept data with the changes made here since it was last seen."""
     data = SocketData()
     dict.update(data, kept)
     for key, value in own.items():

@@ -1,4 +1,4 @@
-"""How clients leave: cut, disconnected, refused or sent away; and what runs then."""
+"""How clients leave: cut, disconnected, refused, or at a stop; and what runs then."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from crossband.hub.states import State
 
 logger: Final = logging.getLogger("crossband")
 
-# Seconds that the connect handlers of a client that is back wait for the disconnect handlers
-# of its earlier connection, and these for their connect handlers. One that hangs must not keep
-# the client from being served.
+# Seconds that a returning client's connect handlers wait for the disconnect handlers of its
+# earlier connection, and those for their own connect handlers. A handler that hangs must not
+# keep the client from being served.
 DEPARTURE_TIME: Final = 5.0
-# Reasons after which the client is not expected back: its session is dropped.
+# Reasons after which the client is not expected back, and its session is dropped.
 FINAL_REASONS: Final = frozenset(
     {"client namespace disconnect", "server namespace disconnect", REVOKED}
 )
@@ -30,19 +30,19 @@ _FAREWELL: Final = "Server shutting down"
 
 
 class Departures:
-    """Takes clients out of their namespaces, and knows who is still leaving."""
+    """Takes clients out of their namespaces, and knows which are still leaving."""
 
     def __init__(self, node: Node, expiry: Expiry, vacate: Callable[[Namespace], None]) -> None:
         self._node = node
         self._expiry = expiry
-        # Told of each namespace that a client left.
+        # Called with each namespace that a client left.
         self._vacate = vacate
-        # Those under way, by namespace and session: who comes back meanwhile is greeted after
-        # them.
+        # Departures under way, by namespace and session: connect handlers of a client that comes
+        # back meanwhile run after them.
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def of(self, namespace: str, key: str) -> asyncio.Task[None] | None:
-        """Return the departure of a session's last client; None where it is over."""
+        """Return the departure of a session's last client; None if it is over."""
         return self._tasks.get((namespace, key))
 
     def leave(self, socket: Socket, reason: str, *, keep_session: bool = True) -> None:
@@ -74,7 +74,7 @@ class Departures:
     async def _depart(
         self, socket: Socket, reason: str, earlier: asyncio.Task[None] | None
     ) -> None:
-        """Run the disconnect handlers, not before the connect handlers have ended."""
+        """Run the disconnect handlers once the connect handlers have ended."""
         try:
             waits_for = [each for each in (earlier, socket.greeting) if each is not None]
             if waits_for:
@@ -101,7 +101,7 @@ class Departures:
             return
         name = socket.namespace.name
         if not socket.connected:
-            # It was cut, and is to start anew if it comes back; not if it is back already.
+            # It was cut, and must start afresh if it comes back, unless it is already back.
             if socket.namespace.members.live(socket.session) is None:
                 self._node.sessions.drop(socket.record)
             return
@@ -116,7 +116,7 @@ class Departures:
             return
         self._node.traffic.refused(refusal, socket.handshake, socket.namespace.name)
         if refusal.status >= 500:
-            # What passes: it may come back as itself.
+            # A temporary refusal: it may come back and resume.
             self.dismiss(socket, "forced close", CloseCode.TRY_AGAIN_LATER, refusal)
         else:
             self.dismiss(socket, "server namespace disconnect", CloseCode.DISCONNECTED, refusal)
@@ -129,7 +129,7 @@ class Departures:
         socket.connection.end_socket(name, code, error.message)
 
     def send_away(self, connection: Connection, sockets: Sequence[Socket]) -> None:
-        """Say farewell to all clients of a connection, as the server stops, and close it."""
+        """Tell all clients of a connection that the server is stopping, and close it."""
         for socket in sockets:
             if socket.connected:
                 farewell = socket.codec.shutdown(socket.namespace.name, _FAREWELL)

@@ -22,7 +22,7 @@ logger: Final = logging.getLogger("crossband")
 
 
 class NamespacePattern(Handlers):
-    """Handlers for every namespace whose name matches; each exists while it has sockets."""
+    """Handlers of all namespaces that match; each exists only while it has sockets."""
 
     def __init__(
         self, namespaces: Mapping[str, Namespace], matches: Callable[[str], bool], *, plain: bool
@@ -41,7 +41,7 @@ class NamespacePattern(Handlers):
 
 
 class Directory:
-    """Finds namespaces, and makes those that a pattern matches."""
+    """Finds namespaces, and creates those that a pattern matches."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class Directory:
         self._departures = departures
         # The hub's own handlers, by reserved event.
         self._reserved = reserved
-        # Declared ones, and those of patterns while they have sockets.
+        # Declared namespaces, and those of patterns while they have sockets.
         self.namespaces: dict[str, Namespace] = {}
-        # Those of patterns: clients name them, so none outlives its clients.
+        # Namespaces of patterns: clients choose the names, so none may outlive its clients.
         self._matched: WeakValueDictionary[str, Namespace] = WeakValueDictionary()
         self._patterns: list[NamespacePattern] = []
 
@@ -91,7 +91,7 @@ class Directory:
             if isinstance(name, re.Pattern):
                 matches = _full_match(name)
             elif callable(name):
-                # What an async one returns would be true for every name.
+                # An async function returns a coroutine, which is true for every name.
                 check_callable(name, "of()", "name", plain=True)
                 matches = name
             else:
@@ -112,7 +112,7 @@ class Directory:
         return namespace
 
     def find(self, name: str) -> Namespace | None:
-        """Return a declared namespace, making it if a pattern matches; else None."""
+        """Return a declared namespace, or create it if a pattern matches, or None."""
         namespace = self._known(name)
         if namespace is not None or not self._patterns:
             return namespace
@@ -136,31 +136,31 @@ class Directory:
         return self.namespaces.get(name) or self._matched.get(name)
 
     def attach(self, namespace: Namespace) -> Awaitable[None] | None:
-        """Hear what is published in a namespace, from before a client is let in.
+        """Subscribe to a namespace's publications, before a client is admitted.
 
-        Whoever called this calls `settled` when the client is in, or is not to be.
+        The caller must call `settled` once the client is admitted or refused.
         """
         namespace.entering += 1
         return self._node.broker.attach(namespace.name)
 
     def settled(self, namespace: Namespace) -> None:
-        """Note that a client is in, or was refused."""
+        """Note that a client was admitted or refused."""
         namespace.entering -= 1
         self.vacate(namespace)
 
     def enlist(self, namespace: Namespace) -> None:
-        """Note that a namespace has a client: a pattern's may have emptied meanwhile."""
+        """Note that a namespace has a client; a pattern's may have been dropped."""
         self.namespaces[namespace.name] = namespace
 
     def vacate(self, namespace: Namespace) -> None:
-        """Note that a client left a namespace: without any, a pattern's is dropped."""
+        """Note that a client left a namespace; an empty one of a pattern is dropped."""
         if not namespace.sockets and self._matched.get(namespace.name) is namespace:
             self.namespaces.pop(namespace.name, None)
             if not namespace.entering:
                 self._node.broker.detach(namespace.name)
 
     def deliver(self, publication: Publication) -> None:
-        """Give a publication to its namespace, if anybody is there."""
+        """Pass a publication to its namespace, if it exists here."""
         namespace = self._known(publication.namespace)
         if namespace is not None:
             namespace.fanout.deliver(publication)

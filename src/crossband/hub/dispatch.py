@@ -1,4 +1,4 @@
-"""An event's way to its handler, through middlewares and listeners; and connect and disconnect."""
+"""Runs an event's middlewares, listeners and handler; also connect and disconnect."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ logger: Final = logging.getLogger("crossband")
 
 
 async def settle(handling: Coroutine[Any, Any, Any]) -> Any:
-    """Run a handler, and end when what it emitted is published: then it may be answered.
+    """Run a handler, and return once all it emitted is published.
 
-    Where that takes its time: on a broker elsewhere.
+    For a broker elsewhere, where that takes time: the answer must not overtake the events.
     """
     mine = Emitted()
     emitted.set(mine)
@@ -39,9 +39,9 @@ async def settle(handling: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def dispatch(socket: Sender, message: Incoming) -> Any:
-    """Run an event through the middlewares and its handler; return what that returned.
+    """Run an event's middlewares and handler; return the handler's result.
 
-    Raises EventError for what the sender is to be told.
+    Raises EventError with what to tell the sender.
     """
     namespace = socket.namespace
     registry = namespace.registry
@@ -88,7 +88,7 @@ def _args(message: Incoming) -> list[Any]:
 
 
 async def connected(socket: Sender) -> None:
-    """Run the connect handlers. Raises ConnectionRefused for the one that refuses the client."""
+    """Run the connect handlers. Raises ConnectionRefused if one refuses the client."""
     for function in socket.namespace.registry.connect:
         await _notify(socket, "connect", function, socket)
 
@@ -103,7 +103,7 @@ async def _notify(socket: Sender, what: str, function: Handler, *args: Any) -> N
     try:
         await call(function, *args)
     except EventError as error:
-        # At a disconnect there is nobody left to tell.
+        # At a disconnect there is no client left to tell.
         if what == "connect":
             if isinstance(error, ConnectionRefused):
                 raise

@@ -1,4 +1,4 @@
-"""What `emit` returns: an event on its way, to be awaited or left be."""
+"""What `emit` returns: an event on its way, which may be awaited."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from collections.abc import Awaitable, Generator
 from typing import Any, Protocol
 
-# What comes of an event that is published: its cursor, None without one, or a future of it.
+# The outcome of publishing an event: its cursor, None without one, or a future of either.
 Outcome = str | asyncio.Future["str | None"] | concurrent.futures.Future["str | None"] | None
 
 # Seconds; python-socketio's call() waits as long.
@@ -16,34 +16,34 @@ ACK_TIMEOUT = 60.0
 
 
 class Writable(Protocol):
-    """What may be full: the way to one client, or to all of a hub."""
+    """Something with room for writers: one client's outbox, or all of a hub's."""
 
     @property
     def roomy(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether there is room now."""
         ...
 
     def room(self) -> Awaitable[None]:
-        """Wait until there is room again, or nobody is left to write to."""
+        """Wait until there is room, or nobody left to write to."""
         ...
 
 
 class Emission(Awaitable["str | None"]):
-    """An event on its way: await it for its cursor, or leave it be.
+    """An event on its way: await it for its cursor, or do not.
 
-    Awaited, an event for one client also waits for room in that client's outbox, as `drain`
-    does on a stream: who writes a file in chunks is never too fast. Whoever stops waiting does
-    not stop the event. From another thread, `result()` blocks until the event is published.
-    Raises BrokerUnavailable where it cannot be.
+    Awaiting an event for one client also waits for room in that client's outbox, as `drain`
+    does on a stream, so that writing a file in chunks is never too fast. Cancelling the wait
+    does not stop the event. In another thread, `result()` blocks until the event is published.
+    Raises BrokerUnavailable if it cannot be.
     """
 
     __slots__ = ("_outcome", "_way", "awaited")
 
     def __init__(self, outcome: Outcome, way: Writable | None = None) -> None:
         self._outcome = outcome
-        # What awaiting waits for besides. None: nothing.
+        # What awaiting also waits for; None for nothing else.
         self._way = way
-        # Somebody will hear of its failure.
+        # True if a caller will see its failure.
         self.awaited: bool = False
 
     def __await__(self) -> Generator[Any, None, str | None]:
@@ -69,8 +69,8 @@ class Emission(Awaitable["str | None"]):
     def result(self, timeout: float | None = None) -> str | None:
         """Return the cursor; in another thread, wait for it up to `timeout` seconds.
 
-        Raises TimeoutError when it takes longer, and RuntimeError on the hub's own loop when
-        the cursor is not known yet (await the emission there).
+        Raises TimeoutError if it takes longer, and RuntimeError on the hub's own loop if the
+        cursor is not known yet (await the emission there).
         """
         outcome = self._outcome
         if outcome is None or isinstance(outcome, str):
@@ -89,10 +89,10 @@ class Emission(Awaitable["str | None"]):
 
 
 def check_seconds(seconds: object) -> None:
-    """Raise TypeError or ValueError for what is no time to wait."""
+    """Raise TypeError or ValueError for an unusable waiting time."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"timeout() takes a number of seconds, not {seconds!r}")
-    # Event loops know no infinite time: uvloop raises OverflowError.
+    # Event loops cannot wait for an infinite time: uvloop raises OverflowError.
     if not 0 <= seconds < math.inf:
         raise ValueError(f"timeout() takes 0 or more seconds, not {seconds!r}")
 

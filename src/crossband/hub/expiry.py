@@ -1,4 +1,4 @@
-"""Until when clients may stay: their tokens expire, are refreshed, and are revoked by user."""
+"""How long clients may stay: tokens expire, are refreshed, and are revoked by user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crossband.hub.node import Node
 from crossband.protocol import payload
 from crossband.timers import Alarms
 
-# Reasons of ours for a disconnect, beside those of Socket.IO.
+# Our own reasons for a disconnect, in addition to Socket.IO's.
 EXPIRED: Final = "token expired"
 REVOKED: Final = "token revoked"
 
@@ -26,7 +26,7 @@ EXPIRING: Final = "token:expiring"
 
 
 class Expiry:
-    """Knows the connected clients of each user, and ends those whose time is over."""
+    """Knows the connected clients of each user, and ends those whose time is up."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Expiry:
             self._alarms.close()
 
     def entered(self, socket: Socket) -> None:
-        """Note a client that was let in."""
+        """Note a client that was admitted."""
         identity = socket.identity
         if identity is None:
             return
@@ -93,7 +93,7 @@ class Expiry:
         if identity.expires is None:
             self._alarms.discard(socket)
         else:
-            # Plain namespaces have no way to refresh.
+            # Clients of plain namespaces cannot refresh.
             warning = 0.0 if socket.codec is PLAIN else self._node.settings.token_warning
             self._alarms.add(socket, identity.expires - warning)
 
@@ -114,9 +114,9 @@ class Expiry:
             socket.connection.push(socket.codec.event(notice))
 
     async def refresh(self, socket: Socket, args: list[Any]) -> dict[str, Any]:
-        """Take a client's new token: its expiry counts from here on, and its rights.
+        """Accept a client's new token: its expiry and rights apply from now on.
 
-        Returns what the client is told. Raises EventError; the old token goes on then.
+        Returns the answer to the client. Raises EventError, and the old token stays valid.
         """
         token = args[0] if args else None
         if isinstance(token, dict):
@@ -131,7 +131,7 @@ class Expiry:
         )
         before = socket.identity
         if before is None:
-            raise Unauthorized("Connect anew to be somebody", reason="user")
+            raise Unauthorized("Connect again to be somebody", reason="user")
         if identity is None or identity.user != before.user:
             raise Unauthorized("The token is another user's", reason="user")
         denied = [
@@ -141,7 +141,7 @@ class Expiry:
         ]
         if not socket.connected:
             raise EventError(code="unknown_client")
-        # Revoked while the application was asked.
+        # It may have been revoked while `authenticate` ran.
         self._access.check_revoked(identity)
         socket.identity = identity
         self._watch(socket, identity)
@@ -154,13 +154,13 @@ class Expiry:
     def revoke(self, user: str, when: float, *, late: bool = False) -> int:
         """End all connections of a user on this node; return how many there were.
 
-        Where this node hears of it `late`, those are left that came since with a newer token.
+        If this node hears of it `late`, clients that have since come with a newer token stay.
         """
         self._access.revoke(user, when)
         sockets = self.sockets_of(user)
         if late:
             sockets = [socket for socket in sockets if not _is_newer(socket, when)]
-        # A Socket.IO connection in several namespaces is one.
+        # A Socket.IO connection in several namespaces counts once.
         connections = {id(socket.connection) for socket in sockets}
         for socket in sockets:
             self._dismiss(socket, REVOKED, CloseCode.REVOKED, revoked())
@@ -173,7 +173,7 @@ def _is_newer(socket: Socket, when: float) -> bool:
 
 
 def check_user(user: object) -> None:
-    """Raise TypeError for what is nobody's name, such as the number a claim gave it by."""
+    """Raise TypeError unless it is a string; a number from a claim is not."""
     if not isinstance(user, str):
         raise TypeError(
             f"a user is named by a string, not {type(user).__name__}: write {str(user)!r}"

@@ -1,4 +1,4 @@
-"""The fan-out of a namespace: from an event that is published to the outboxes of its recipients."""
+"""The fan-out of a namespace: from a published event to its recipients' outboxes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ logger: Final = logging.getLogger("crossband")
 
 
 class Recipient(Member, Writable, Protocol):
-    """A client, as far as events are sent to it."""
+    """What fan-out needs from a client."""
 
-    # None unless it still has recorded events coming before live ones.
+    # None unless recorded events must still be sent before live ones.
     catching: CatchUp | None
 
     @property
@@ -42,26 +42,26 @@ class Recipient(Member, Writable, Protocol):
     def connected(self) -> bool: ...
     @property
     def rooms(self) -> frozenset[str]:
-        """The rooms it is in, that of its own id included."""
+        """The rooms it is in, including that of its own id."""
         ...
 
     def expect_ack(self, ack_id: int) -> asyncio.Future[Any]:
-        """Return the future of an answer. Raises CrossbandError where there can be none."""
+        """Return the future of an answer. Raises CrossbandError if there can be none."""
         ...
 
     def forget_ack(self, ack_id: int) -> None: ...
     def ask(self, wire: Wire) -> None:
-        """Send what asks for an acknowledgement."""
+        """Send a message that asks for an acknowledgement."""
 
     def send(self, wire: Wire) -> None:
-        """Send a message that is not published, behind all that was sent before it."""
+        """Send an unpublished message, after all that was sent before."""
 
 
 R = TypeVar("R", bound=Recipient)
 
 
 class Fanout(Generic[R]):
-    """Publishes the events of a namespace, and gives them to the clients they are for."""
+    """Publishes the events of a namespace, and delivers them to their recipients."""
 
     __slots__ = ("_node", "_policies", "_traffic", "buffers", "members", "name", "places")
 
@@ -74,7 +74,7 @@ class Fanout(Generic[R]):
         # By event.
         self._policies = policies
         self.members: Final = members
-        # Everything recorded is also given to these while somebody catches up.
+        # Everything recorded also goes into these while clients catch up.
         self.buffers: list[ReplayBuffer] = []
         self.places: Final = Places()
 
@@ -105,7 +105,7 @@ class Fanout(Generic[R]):
             )
         self._traffic.published += 1
         outcome = self._node.post(publication, record=record)
-        # Of all, the slowest does not decide how fast is written: that would stop the others.
+        # With several recipients the slowest must not set the pace: it would hold up the others.
         only = self.members.by_id.get(rooms[0]) if len(rooms) == 1 else None
         emission = Emission(outcome, self._node.pace if only is None else only)
         if outcome is not None and not isinstance(outcome, str):
@@ -117,14 +117,14 @@ class Fanout(Generic[R]):
         emission: Emission,
         outcome: asyncio.Future[str | None] | concurrent.futures.Future[str | None],
     ) -> None:
-        """Say so where an event could not be published and nobody waits to hear of it."""
+        """Note an event that could not be published if nobody awaits it."""
         if outcome.cancelled() or (error := outcome.exception()) is None:
             return
         if not emission.awaited:
             self._traffic.not_published(self.name, error)
 
     def tell_lost(self) -> None:
-        """Tell all clients of a gap: the broker has proof that something is lost."""
+        """Tell all clients of a gap: the broker has proof of a loss."""
         head = self._node.broker.head(self.name)
         # Who is being caught up is told in its place, also before it is welcomed.
         for buffer in self.buffers:
@@ -140,13 +140,12 @@ class Fanout(Generic[R]):
                     recipient.send(notice)
 
     def deliver(self, publication: Publication) -> None:
-        """Give a publication to its recipients. Hot: the loop is once per recipient.
+        """Deliver a publication to its recipients. Hot: the loop runs once per recipient.
 
-        What `Connection.push` does stands in the loop: a call for each recipient was a
-        quarter of its cost.
+        `Connection.push` is inlined: a call for each recipient was a quarter of the cost.
         """
         recorded = publication.cursor is not None
-        # Volatile, else.
+        # Otherwise it is volatile.
         lasting = recorded or publication.policy is not None
         if lasting:
             for buffer in self.buffers:
@@ -165,7 +164,7 @@ class Fanout(Generic[R]):
         size = 0
         for recipient in recipients:
             connection = recipient.connection
-            # What a client that catches up gets is in its replay buffer, in its place.
+            # A client that catches up gets it from its replay buffer, in order.
             if recipient.catching is not None or connection.closed:
                 continue
             if not lasting and connection.behind:
@@ -176,7 +175,7 @@ class Fanout(Generic[R]):
                     wires[codec] = self.encode(codec, publication)
                 current, wire = codec, wires[codec]
                 size = 0 if wire is None else wire.size
-            # None: this codec cannot carry it.
+            # None means that this codec cannot carry it.
             if wire is None:
                 continue
             connection.queue.append(wire)
@@ -188,20 +187,20 @@ class Fanout(Generic[R]):
                 ticker.schedule().append(connection)
 
     async def count(self, rooms: tuple[str, ...], except_: tuple[str, ...]) -> int:
-        """Return how many clients this choice is, on all nodes."""
+        """Return how many clients this choice has, on all nodes."""
         here = len(self.members.match(rooms, except_))
         if self.bus.members:
             here += await count(self.bus, Choice(self.name, rooms, except_))
         return here
 
     def encode(self, codec: Codec, publication: Publication) -> Wire | None:
-        """Return an event as a codec writes it; None if that cannot and no cursor is due."""
+        """Return an event in a codec's form; None if it has none and needs no cursor."""
         try:
             wire = codec.event(publication)
             wire.tag = tag_of(publication)
             return wire
         except Exception as error:
-            # What one door cannot carry the others still get.
+            # If one door cannot carry it, the others still get it.
             logger.error(
                 "%r of namespace %r has no form for %s: %s",
                 publication.event,
@@ -212,7 +211,7 @@ class Fanout(Generic[R]):
             )
         if publication.cursor is None:
             return None
-        # Its clients go on from behind it, and are to know that there was something.
+        # Its clients go on after it, and must know that something is missing.
         self._traffic.gap("unencodable")
         return codec.gap(self.name, reason="unencodable", offset=publication.cursor)
 
@@ -225,7 +224,7 @@ class Fanout(Generic[R]):
         *,
         timeout: float,
     ) -> list[Any]:
-        """Send an event to clients and return their answers; as `Emitter.emit_with_ack`."""
+        """Send an event to clients and return their answers; see `Emitter.emit_with_ack`."""
         event = check_event(event)
         data = payload.encode(args)
         collecting = self.collect(event, data, rooms, except_, timeout)
@@ -251,7 +250,7 @@ class Fanout(Generic[R]):
         except_: tuple[str, ...],
         timeout: float,
     ) -> tuple[list[Any], int]:
-        """Send this node's clients an event; return their answers, and how many are missing."""
+        """Send this node's clients an event; return answers and how many are missing."""
         publication = Publication(self.name, event, data, rooms, except_)
         # One id for all, so that the packet is encoded once.
         ack_id = self._node.next_ack_id()

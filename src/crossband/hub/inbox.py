@@ -1,4 +1,4 @@
-"""The events a client has sent: one after another, each begun at once if nothing is before it."""
+"""A client's events: handled in order, each at once if none is before it."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from crossband.hub.sender import Sender
 
 logger: Final = logging.getLogger("crossband")
 
-# What most handlers return; asking whether another type is awaitable takes its time.
+# Types that most handlers return; checking whether other types are awaitable takes time.
 _DATA = frozenset({type(None), dict, list, tuple, str, int, float, bool, bytes})
-# What a step gives that did not end.
+# The result of a step that has not ended.
 _WAITING: Final = object()
-# How many times its inbox a client may fill while it owes an acknowledgement: a handler may
-# wait for the answer, and that stands behind the events the client sent before it.
+# How many times its inbox a client may fill while it owes an acknowledgement: a handler may be
+# waiting for the answer, which comes after the events that the client sent before it.
 ACK_INBOX: Final = 8
 
-# In the context of a handler, and of the tasks it starts: which turn of its inbox it has. That
-# is its coroutine, or an object of its own; only its identity counts.
+# In the context of a handler and of tasks it starts: its turn in its inbox. A turn is the
+# handler's coroutine or some object; only its identity counts.
 _own_turn: Final[ContextVar[object]] = ContextVar("crossband.turn", default=None)
 
 
 class Inbox:
-    """What one client sent and what is being done with it, in order, bounded.
+    """What one client sent and its handling, in order, bounded.
 
-    Its methods take the socket whose it is: two objects that hold each other would stay, when
-    the client has left, until Python looks for such circles.
+    Its methods take its socket as an argument: if the two referred to each other, they would
+    stay in memory after the client left until Python's garbage collector finds the cycle.
     """
 
     __slots__ = ("_beside", "_going_on", "_queue", "_size", "_space", "_turn")
 
     def __init__(self) -> None:
-        # What waits. None until something does.
+        # Waiting jobs. None until there is one.
         self._queue: deque[Incoming | Coroutine[Any, Any, None]] | None = None
         # Bytes of the events in it.
         self._size = 0
-        # What waits is being begun: nobody else need do that.
+        # True while waiting jobs are being started, so that nobody else does it.
         self._going_on = False
-        # Whose turn it is: what comes meanwhile is put into the queue. None: nobody's.
+        # The current turn: what comes meanwhile goes into the queue. None: nothing runs.
         self._turn: object = None
-        # The number of handlers that run beside the one whose turn it is.
+        # The number of handlers that run besides the one whose turn it is.
         self._beside = 0
-        # None unless the transport waits for the queue to empty.
+        # None unless the transport waits for room in the queue.
         self._space: asyncio.Event | None = None
 
     def receive(self, socket: Sender, message: Incoming) -> None:
-        """Handle an event after those this client sent before it. Hot: once per event.
+        """Handle an event after this client's earlier ones. Hot: once per event.
 
-        Alone, its handler begins here and now: a task costs more than most handlers.
+        If it is alone, its handler starts here and now: a task costs more than most handlers.
         """
         namespace = socket.namespace
         registry = namespace.registry
@@ -94,7 +94,7 @@ class Inbox:
                 return
             answer(socket, message, result)
         except (Exception, asyncio.CancelledError) as error:
-            # Not inside a task of ours: a handler can only have raised it.
+            # This is not in one of our tasks, so only a handler can have raised it.
             fail(socket, message, error, in_task=False)
 
     async def _handle_beside(self, socket: Sender, message: Incoming) -> None:
@@ -104,13 +104,13 @@ class Inbox:
             self._come_back(socket)
 
     def _come_back(self, socket: Sender) -> None:
-        """Note the end of a handler that ran beside the others."""
+        """Note the end of a handler that ran besides the others."""
         self._beside -= 1
         if self._space is not None and not self.crowded(socket):
             self._space.set()
 
     def begin(self, socket: Sender, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine after the events before it: at once, as far as it goes, if alone."""
+        """Run a coroutine after the events before it; if alone, start it at once."""
         if self._turn is not None:
             self.enqueue(socket, coroutine)
             return
@@ -122,8 +122,8 @@ class Inbox:
     def _step(
         self, socket: Sender, coroutine: Coroutine[Any, Any, Any], message: Incoming | None
     ) -> Any:
-        """Begin a coroutine; return its result, or _WAITING when a task carries it on."""
-        # What comes meanwhile is for the inbox.
+        """Start a coroutine; return its result, or _WAITING if a task carries it on."""
+        # Events that come meanwhile go into the queue.
         turn = self._turn = coroutine
         outer = _own_turn.set(turn)
         try:
@@ -160,13 +160,13 @@ class Inbox:
             self._begin_work(socket)
 
     def _begin_work(self, socket: Sender) -> None:
-        # Nobody else's turn meanwhile. In the next tick, when the task of the handler before has
-        # ended: the next may cancel it, as one client's events do with another's.
+        # It is nobody else's turn meanwhile. Wait for the next tick, when the task of the previous
+        # handler has ended, because the next handler might cancel that task.
         self._turn = object()
         asyncio.get_running_loop().call_soon(self._go_on, socket)
 
     def _go_on(self, socket: Sender) -> None:
-        """Begin what waits, one after another, until one takes its time."""
+        """Start waiting jobs, one after another, until one has to wait."""
         self._turn = None
         if socket.namespace.node.out_of_time:
             return
@@ -205,11 +205,11 @@ class Inbox:
 
     @property
     def waiting(self) -> int:
-        """The number of events that wait to be handled, or are handled beside the others."""
+        """The number of events that wait to be handled, or run besides the others."""
         return self._beside + (len(self._queue) if self._queue is not None else 0)
 
     def crowded(self, socket: Sender) -> bool:
-        """Whether so much waits that the transport should stop reading."""
+        """Whether so much is waiting that the transport should stop reading."""
         if not self._queue and not self._beside:
             return False
         limits = socket.namespace.node.settings.limits
@@ -227,7 +227,7 @@ class Inbox:
     async def _carry_on(
         self, socket: Sender, turn: object, job: Callable[[], Awaitable[None]]
     ) -> None:
-        """Carry on a handler that waits; at its end the next one begins."""
+        """Carry on a waiting handler; when it ends, start the next one."""
         try:
             await job()
         except asyncio.CancelledError:
@@ -238,7 +238,7 @@ class Inbox:
             logger.exception("a handler of namespace %r failed", socket.namespace.name)
         finally:
             if self._turn is not turn:
-                # It has stepped aside, and the others have gone on.
+                # It stepped aside, and the others have gone on.
                 self._come_back(socket)
             elif socket.namespace.node.out_of_time:
                 self._turn = None
@@ -257,10 +257,10 @@ class Inbox:
             fail(socket, message, error)
 
     def step_aside(self, socket: Sender) -> None:
-        """Let the next event begin, if who calls this is the handler whose turn it is.
+        """Let the next event start, if called by the handler whose turn it is.
 
-        It is about to wait for its own client, which may answer only after it has been answered
-        itself.
+        The handler is about to wait for its own client, which may not answer before its own
+        events have been answered.
         """
         turn = self._turn
         if turn is not None and _own_turn.get() is turn:
@@ -268,7 +268,7 @@ class Inbox:
             self._end_turn(socket)
 
     def look_again(self, socket: Sender) -> None:
-        """Let a transport that waits for space see whether there is some."""
+        """Let a transport that waits for space check again."""
         if self._space is not None and not self.crowded(socket):
             self._space.set()
 

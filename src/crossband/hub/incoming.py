@@ -1,4 +1,4 @@
-"""An event as a door hands it to the hub."""
+"""An event as a door passes it to the hub."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from crossband.protocol.payload import Payload
 class Incoming:
     """An event a client sent, undecoded.
 
-    Its answer goes to `reply` where there is one (the SSE back-channel), else to the
-    socket's connection, under `ack_id`.
+    Its answer goes to `reply` if there is one (the SSE back-channel), else to the socket's
+    connection, with `ack_id`.
     """
 
     __slots__ = ("ack_id", "attachments", "event", "raws", "reply", "single")
@@ -35,12 +35,12 @@ class Incoming:
         self.attachments: Final = attachments
         self.ack_id: Final = ack_id
         self.reply: Final = reply
-        # The door carries one value: an array may stand for several arguments.
+        # The door carries one value: an array may mean several arguments.
         self.single: Final = single
 
     @property
     def size(self) -> int:
-        """Bytes of what the client sent as arguments."""
+        """Bytes of the arguments that the client sent."""
         return sum(map(len, self.raws)) + sum(map(len, self.attachments))
 
     def decode(self) -> list[Any]:

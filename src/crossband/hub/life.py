@@ -1,4 +1,4 @@
-"""What an application runs beside its handlers: at the start, at the stop, and in between."""
+"""What an application runs besides its handlers: at the start, the stop, in between."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crossband.hub.runner import places
 logger: Final = logging.getLogger("crossband")
 
 T = TypeVar("T")
-# Called without arguments, plain or async; what it returns is not looked at.
+# Called without arguments, plain or async; its result is ignored.
 LifeFunction = TypeVar("LifeFunction", bound=Callable[[], object])
 
 # Seconds a cancelled background task may take to end.
@@ -47,7 +47,7 @@ class Life:
         coroutine: Coroutine[Any, Any, T],
         name: str | None,
     ) -> asyncio.Task[T]:
-        """Run a coroutine until it ends, or `end` cancels it; None is a hub that does not run."""
+        """Run a coroutine until it ends or `end` cancels it; needs a running hub."""
         if not asyncio.iscoroutine(coroutine):
             raise TypeError(
                 f"spawn() takes a coroutine, such as tick(), not {type(coroutine).__name__}: "
@@ -79,7 +79,7 @@ class Life:
                 ) from error
 
     async def end(self, patience: float) -> None:
-        """Call the functions of `on_stop`, the last one first, for so many seconds together."""
+        """Call the functions of `on_stop`, last first, for `patience` seconds in all."""
         deadline = asyncio.get_running_loop().time() + patience
         for function in reversed(self._stop):
             timer = asyncio.timeout_at(deadline)
@@ -94,7 +94,7 @@ class Life:
 
     async def end_tasks(self) -> None:
         """Cancel the tasks of `spawn`, and wait until they have ended."""
-        # The hub may be stopped by one of them.
+        # One of them may be the one that stops the hub.
         tasks = self._tasks - {asyncio.current_task()}
         if not tasks:
             return
@@ -103,7 +103,7 @@ class Life:
         _, pending = await asyncio.wait(tasks, timeout=CANCEL_TIME)
         if pending:
             logger.warning(
-                "background tasks go on although they were cancelled: %s",
+                "background tasks ignored their cancellation: %s",
                 places(pending) or len(pending),
             )
 

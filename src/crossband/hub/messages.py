@@ -1,6 +1,6 @@
-"""What nodes say to each other over the bus: one tagged union, and the answers.
+"""The messages between nodes over the bus: one tagged union, and the answers.
 
-What one node hears is decoded against these types; what does not fit is dropped.
+A node decodes what it hears against these types, and drops what does not fit.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ logger = logging.getLogger("crossband")
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True):
-    """Some sockets of a namespace: those in any of the rooms, and in none of the others."""
+    """Some sockets of a namespace: in any of `rooms`, and in none of `except_`."""
 
     namespace: str
-    # Empty: all.
+    # Empty means all sockets.
     rooms: tuple[str, ...] = ()
     except_: tuple[str, ...] = ()
 
 
 class Count(msgspec.Struct, frozen=True, tag="count"):
-    """How many sockets are these? Answered with a number."""
+    """Count these sockets. Answered with a number."""
 
     choice: Choice
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
-    """Which sockets are these? Answered with a list of Profile."""
+    """Describe these sockets. Answered with a list of Profile."""
 
     choice: Choice
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
-    """Let these sockets join rooms. Answered with Done."""
+    """Make these sockets join rooms. Answered with Done."""
 
     choice: Choice
     names: tuple[str, ...]
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave"):
-    """Let these sockets leave rooms. Answered with Done."""
+    """Make these sockets leave rooms. Answered with Done."""
 
     choice: Choice
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Disconnect(msgspec.Struct, frozen=True, tag="disconnect"):
 
 
 class Gather(msgspec.Struct, frozen=True, tag="gather"):
-    """Send these sockets an event, and gather their acknowledgements. Answered with Gathered."""
+    """Send these sockets an event and gather acknowledgements. Answered with Gathered."""
 
     choice: Choice
     event: str
@@ -69,16 +69,16 @@ class Gather(msgspec.Struct, frozen=True, tag="gather"):
 
 
 class Hand(msgspec.Struct, frozen=True, tag="hand"):
-    """Hand a client over: it has come back, and this node had it. Answered with Handed."""
+    """Hand a client over that came back elsewhere. Answered with Handed."""
 
     namespace: str
     key: str
-    # The number of the taking: what this node has from before is over.
+    # The take number: whatever this node has from before is over.
     take: int
 
 
 class Revoked(msgspec.Struct, frozen=True, tag="revoked"):
-    """A user was revoked. Answered with how many connections that ended."""
+    """A user was revoked. Answered with the number of connections that this ended."""
 
     user: str
     # Seconds since 1970.
@@ -86,11 +86,11 @@ class Revoked(msgspec.Struct, frozen=True, tag="revoked"):
 
 
 class CountUser(msgspec.Struct, frozen=True, tag="count user"):
-    """How many connections has a user, but for the one of a session? Answered with a number."""
+    """Count a user's connections, except one session's. Answered with a number."""
 
     user: str
     namespace: str
-    # The session with which the client comes in over there; empty for none.
+    # The session of the client that is connecting over there; empty for none.
     key: str = ""
 
 
@@ -106,7 +106,7 @@ class Profile(msgspec.Struct, frozen=True):
     transport: str
     user: str | None
     address: str | None
-    # Seconds since 1970: when it connected.
+    # When it connected, in seconds since 1970.
     time: float
     path: str
     secure: bool
@@ -115,7 +115,7 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """It was done, or for some socket it could not be: code, text and details of why."""
+    """It was done, or failed for some socket: code, text and details of the error."""
 
     code: str | None = None
     error: str = ""
@@ -123,14 +123,14 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Gathered(msgspec.Struct, frozen=True):
-    """Acknowledgements; and how many clients owe theirs still."""
+    """Acknowledgements, and how many clients still owe theirs."""
 
     answers: list[Any]
     missing: int
 
 
 class Handed(msgspec.Struct, frozen=True):
-    """The session as its client's last node knew it; None where that had no such client."""
+    """The session as its client's last node knew it; None if it had no such client."""
 
     session: Session | None
 
@@ -162,6 +162,6 @@ def _has_form(answer: Any) -> bool:
 
 
 def decode(body: bytes) -> Message:
-    """Return a message. Raises msgspec.DecodeError for what is none."""
+    """Return a message. Raises msgspec.DecodeError if it is not one."""
     message: Message = _decoder.decode(body)
     return message

@@ -1,7 +1,7 @@
 """What applications hold: a namespace, a choice of recipients in it, one client in it.
 
 They share a file because each returns the others: `namespace.sockets`, `socket.namespace`,
-`socket.to(…)`, `emitter.fetch_sockets()`. The work is done in the modules below.
+`socket.to(…)`, `emitter.fetch_sockets()`. The modules below do the work.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ class Emitter:
         return Emitter(self._namespace, self._rooms, self._except, True, self._timeout)
 
     def timeout(self, seconds: float) -> Emitter:
-        """Wait this long for acknowledgements. Raises TypeError or ValueError for no time."""
+        """Wait this long for acknowledgements. Raises TypeError or ValueError."""
         check_seconds(seconds)
         return Emitter(self._namespace, self._rooms, self._except, self._volatile, seconds)
 
     def emit(self, event: str, *args: Any) -> Emission:
         """Publish an event to the chosen sockets, on every transport.
 
-        It is encoded, ordered and recorded at once; awaiting the result gives its cursor
-        (None if volatile), and waits for room in the outbox of an event's only recipient.
-        Safe from any thread. Raises EncodeError, and RuntimeError on a hub that never
+        It is encoded, ordered and recorded at once. Awaiting the result returns its cursor
+        (None if volatile), and, if the event has only one recipient, waits for room in its
+        outbox. Safe from any thread. Raises EncodeError, and RuntimeError on a hub that never
         started.
         """
         return self._namespace.fanout.publish(
@@ -100,8 +100,8 @@ class Emitter:
     async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
         """Send an event to the chosen sockets and gather their acknowledgements.
 
-        Not recorded. Raises AckTimeout, with the answers there are in `responses`, unless all
-        answer within the timeout.
+        The event is not recorded. Raises AckTimeout, with the answers so far in `responses`,
+        unless all answer within the timeout.
         """
         return await self._namespace.fanout.gather(
             event, args, self._rooms, self._except, timeout=self._timeout
@@ -120,9 +120,9 @@ class Emitter:
         return Choice(self._namespace.name, self._rooms, self._except)
 
     async def fetch_sockets(self) -> list[Socket | RemoteSocket]:
-        """Return the chosen sockets: this node's, and those of others as they are seen from here.
+        """Return the chosen sockets: this node's, and other nodes' as RemoteSocket.
 
-        A node that does not answer in time is left out, with a line in the log.
+        A node that does not answer in time is left out and logged.
         """
         here: list[Socket | RemoteSocket] = [*self._here]
         if self._bus.members:
@@ -146,7 +146,7 @@ class Emitter:
             await carry_out(self._bus, Leave(choice, rooms))
 
     async def disconnect_sockets(self, close: bool = False) -> None:
-        """Disconnect the chosen sockets, on all nodes; with `close`, their whole connections."""
+        """Disconnect the chosen sockets, on all nodes; with `close`, their connections."""
         for socket in self._here:
             await socket.disconnect(close)
         if self._bus.members:
@@ -154,14 +154,14 @@ class Emitter:
 
 
 class Departing(Protocol):
-    """What ends clients: `Departures`, which stands above them."""
+    """Ends clients: `Departures`, which is above this module."""
 
     def part(self, socket: Socket, *, close: bool) -> None:
         """Disconnect a socket from the server's side, for good."""
 
 
 class Namespace(Handlers):
-    """A channel of its own over the same connections: handlers, sockets, rooms, one order."""
+    """A separate channel on the same connections: own handlers, sockets, rooms, order."""
 
     def __init__(
         self,
@@ -181,16 +181,16 @@ class Namespace(Handlers):
         self.departures = departures
         # The hub's own handlers, by reserved event.
         self.reserved = reserved
-        # All namespaces of a hub count together: those of patterns come and go.
+        # Shared by all namespaces of a hub, because those of patterns come and go.
         self.traffic: Final = node.traffic
         self.name = name
-        # What a handler emits is out when it ends: its answer need not wait.
+        # What a handler emits is published when it ends: its answer need not wait.
         self.publishes_at_once: Final = node.publishes_at_once
-        # The raw WebSocket door speaks bare frames here, no envelopes.
+        # The raw WebSocket door uses bare frames here, without envelopes.
         self.plain = plain
-        # Clients that are being let in.
+        # Number of clients that are being admitted.
         self.entering = 0
-        # Those connected to this node.
+        # The clients connected to this node.
         self.members: Rooms[Socket] = Rooms()
         self.fanout: Final = Fanout(node, name, self.registry.policies, self.members)
         self.replays: Final = Replays(node, self.fanout)
@@ -237,7 +237,7 @@ class Namespace(Handlers):
         return self.fanout.publish(event, args, (), (), False)
 
     async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
-        """Send an event to everybody here and gather the answers. As `Emitter.emit_with_ack`."""
+        """Send everybody here an event, gather the answers. As `Emitter.emit_with_ack`."""
         return await self.fanout.gather(event, args, (), (), timeout=ACK_TIMEOUT)
 
     async def fetch_sockets(self) -> list[Socket | RemoteSocket]:
@@ -260,9 +260,9 @@ class Namespace(Handlers):
 class Socket:
     """A client in a namespace, on whatever transport.
 
-    `id` is public (20 characters); `session` is the client's secret for coming back. `data`
-    is the application's own, and survives a recovery, as the rooms do: plain data, which other
-    nodes can take over. Setting anything else in it raises TypeError or ValueError.
+    `id` is public (20 characters); `session` is the client's secret for resuming. `data` belongs
+    to the application and, like the rooms, survives a recovery. It holds plain data, which other
+    nodes can take over; setting anything else in it raises TypeError or ValueError.
     """
 
     __slots__ = (
@@ -304,29 +304,28 @@ class Socket:
         self.handshake: Final = handshake
         # What the broker keeps of this client; the rooms and data here are the live ones.
         self.record: Session = record
-        # The client came back as itself: same id, rooms and data, nothing lost.
+        # The client resumed: same id, rooms and data, nothing lost.
         self.recovered: bool = recovered
-        # Who it is, by the last token it showed. None where nobody asked, and for anonymous
-        # clients.
+        # Who it is, by its latest token. None for anonymous clients, and without `authenticate`.
         self.identity: Identity | None = identity
-        # By which several attempts of one client are told apart: the later, the higher.
+        # Numbers the attempts of one client to connect: a later one is higher.
         self.attempt: int = attempt
-        # LIVE from the welcome until it leaves: `state` tells more.
+        # LIVE from the welcome until it leaves; `state` is more precise.
         self.stage: State = State.CONNECTING
         self.connected: bool = False
-        # The application disconnected it before it was let in.
+        # The application disconnected it before it was admitted.
         self.refused: bool = False
-        # Resolved when its connect handlers have ended. None where none runs or waits to.
+        # Resolved when its connect handlers have ended. None if none runs or waits to run.
         self.greeting: asyncio.Future[None] | None = None
-        # None unless the client still has recorded events coming before live ones.
+        # None unless recorded events must still be sent before live ones.
         self.catching: CatchUp | None = None
         # None until the first emit_with_ack.
         self._acks: Acks | None = None
-        # What it sent and is not handled yet.
+        # Events it sent that are not handled yet.
         self.inbox: Final = Inbox()
         # Tasks that end with the client. None until the first of them.
         self._ending: set[asyncio.Task[Any]] | None = None
-        # What is emitted to it before its welcome. None after that, and if nothing is.
+        # Events emitted to it before its welcome. None after that, and while there are none.
         self._early: list[tuple[str, tuple[Any, ...]]] | None = None
 
     def __repr__(self) -> str:
@@ -360,7 +359,7 @@ class Socket:
 
     @property
     def rooms(self) -> frozenset[str]:
-        """The rooms this socket is in, that of its own id included."""
+        """The rooms this socket is in, including that of its own id."""
         return frozenset((self.record.sid, *self.record.rooms))
 
     @property
@@ -370,7 +369,7 @@ class Socket:
 
     @property
     def waiting(self) -> int:
-        """The number of events it sent that wait to be handled, or are beside the others."""
+        """The number of events it sent that wait to be handled or run besides others."""
         return self.inbox.waiting
 
     async def join(self, *rooms: str) -> None:
@@ -381,7 +380,7 @@ class Socket:
             if room == self.id or room in own:
                 continue
             limit = self.namespace.node.settings.limits.rooms
-            # The room of its own id counts.
+            # The room of its own id counts too.
             if len(own) + 1 >= limit:
                 raise EventError(f"A client may be in {limit} rooms", code="too_many_rooms")
             own.add(room)
@@ -391,11 +390,11 @@ class Socket:
             self.namespace.node.sessions.save(self.record)
 
     async def subscribe(self, *rooms: str) -> None:
-        """Join rooms at the client's own wish: as `join`, if `authorize` allows it.
+        """Join rooms that the client asked for: as `join`, if `authorize` allows it.
 
-        The hub asks again when the client shows a new token or comes back, and makes it leave
-        what it may no longer hear. Rooms that were joined by `join` it never asks about.
-        Raises EventError (`forbidden`) before any of them is joined.
+        The hub asks again when the client sends a new token or comes back, and makes it leave
+        rooms that are no longer allowed. It never asks about rooms joined by `join`. Raises
+        EventError (`forbidden`) before any of them is joined.
         """
         await self.authorize("subscribe", *rooms)
         await self.join(*rooms)
@@ -405,8 +404,8 @@ class Socket:
     async def authorize(self, action: Action, *rooms: str | None) -> None:
         """Ask `Hub(authorize=…)` about an action, "subscribe" or "publish", on rooms.
 
-        The room None is the whole namespace. Raises EventError (`forbidden`) for the first
-        that is not allowed.
+        None means the whole namespace. Raises EventError (`forbidden`) for the first room that
+        is not allowed.
         """
         for room in rooms:
             await self.namespace.access.demand(self.identity, action, room)
@@ -423,14 +422,14 @@ class Socket:
             self.namespace.node.sessions.save(self.record)
 
     def emit(self, event: str, *args: Any) -> Emission:
-        """Send an event to this client. As `Emitter.emit`; recorded, so that it is resumable.
+        """Send an event to this client. As `Emitter.emit`; recorded, so it can be resumed.
 
-        Awaited, it waits for room in the client's outbox. What is emitted before the welcome
-        (in a connect middleware) follows it, and has no cursor yet: None.
+        Awaiting it waits for room in the client's outbox. An event emitted before the welcome
+        (in a connect middleware) is sent after it, and its cursor is None.
         """
         if self.stage in (State.CONNECTING, State.ADMITTED):
             check_event(event)
-            # Encoded now, to fail where it was called.
+            # Encode now, so that an error is raised here.
             payload.encode(args)
             if self._early is None:
                 self._early = []
@@ -440,13 +439,13 @@ class Socket:
 
     @property
     def roomy(self) -> bool:
-        """Whether who writes to this client alone need not wait."""
+        """Whether a writer to this client alone need not wait."""
         return self.connection.roomy and (self.catching is None or not self.catching.begun)
 
     async def room(self) -> None:
         """Wait for room in the outbox, or until the client has left.
 
-        Behind what the client still has to catch up with there is none.
+        There is no room while the client still has to catch up.
         """
         catching = self.catching
         if catching is not None and catching.begun:
@@ -457,8 +456,8 @@ class Socket:
     async def emit_with_ack(self, event: str, *args: Any, timeout: float = ACK_TIMEOUT) -> Any:
         """Send an event to this client and return its acknowledgement.
 
-        One value is returned as it is, several as a list. Not recorded. Raises AckTimeout
-        after `timeout` seconds and Disconnected when the client leaves first.
+        Returns one value as it is, several as a list. The event is not recorded. Raises
+        AckTimeout after `timeout` seconds, and Disconnected if the client leaves first.
         """
         if not self.connected:
             raise Disconnected("the client has left")
@@ -492,20 +491,21 @@ class Socket:
         return Emitter(self.namespace, except_=(self.id,))
 
     def to(self, *rooms: str) -> Emitter:
-        """Choose the sockets in any of these rooms, but this one."""
+        """Choose the sockets in any of these rooms, except this one."""
         return self.broadcast.to(*rooms)
 
     in_ = to
 
     def except_(self, *rooms: str) -> Emitter:
-        """Choose everybody but this client and those in these rooms."""
+        """Choose everybody except this client and those in these rooms."""
         return self.broadcast.except_(*rooms)
 
     async def disconnect(self, close: bool = False) -> None:
         """Disconnect this client for good; with `close`, its whole connection.
 
-        Official clients and Crossband's do not come back by themselves after this. Before its
-        welcome the client is refused; one that was cut starts anew if it comes back.
+        Official clients and Crossband's do not reconnect by themselves after this. A client that
+        is not welcomed yet is refused; one whose connection was cut starts afresh if it comes
+        back.
         """
         self.namespace.departures.part(self, close=close)
 
@@ -526,30 +526,30 @@ class Socket:
             self._acks.forget(ack_id)
 
     def owes(self, ack_id: int) -> bool:
-        """Tell whether the client owes an acknowledgement: only then it is worth decoding."""
+        """Return whether this acknowledgement is expected, and so worth decoding."""
         return self._acks is not None and ack_id in self._acks
 
     def acknowledge(self, ack_id: int, answer: Any) -> bool:
-        """Settle an acknowledgement the client sent; False when none was asked for."""
+        """Settle an acknowledgement the client sent; False if it was not expected."""
         return self._acks is not None and self._acks.resolve(ack_id, answer)
 
     def send(self, wire: Wire) -> None:
-        """Send a message that is not published, behind all that was sent before it."""
+        """Send an unpublished message, after all that was sent before."""
         if self.catching is None:
             self.connection.push(wire)
         else:
             self.catching.buffer.keep(wire)
 
     def ask(self, wire: Wire) -> None:
-        """Send what asks for an acknowledgement; a handler that waits for it steps aside.
+        """Send a message that asks for an acknowledgement; a calling handler steps aside.
 
-        The client may answer only after it has been answered itself, so its events go on.
+        The client may not answer before its own events are answered, so they go on.
         """
         self.inbox.step_aside(self)
         if self.catching is None or self.catching.begun:
             self.send(wire)
         else:
-            # What it missed waits for its connect handlers, which may wait for the answer.
+            # The replay waits for the connect handlers, which may wait for this answer.
             self.connection.push(wire)
 
     @property
@@ -558,7 +558,7 @@ class Socket:
         return self._acks.owed if self._acks is not None else 0
 
     def welcomed(self) -> None:
-        """Send what was emitted before the welcome, now that it is out."""
+        """Send what was emitted before the welcome, now that the welcome is sent."""
         early, self._early = self._early, None
         for event, args in early or ():
             self.emit(event, *args)
@@ -575,15 +575,15 @@ class Socket:
             self._acks.fail()
         me = asyncio.current_task()
         for task in self._ending or ():
-            # A handler that disconnects its own client goes on to its end.
+            # A handler that disconnects its own client runs to its end.
             if task is not me:
                 task.cancel()
 
     async def bind(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a handler that is cancelled when the client leaves. Raises Disconnected then."""
+        """Run a handler; cancel it and raise Disconnected if the client leaves."""
         task = asyncio.get_running_loop().create_task(coroutine)
         if not self.connected:
-            # It sent the event and left.
+            # The client sent the event and left.
             task.cancel()
         if self._ending is None:
             self._ending = set()

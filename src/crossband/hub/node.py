@@ -1,6 +1,6 @@
-"""The ground of the hub: one process's event loop, tasks, broker, settings and numbers.
+"""The base of the hub: one process's event loop, tasks, broker, settings and counters.
 
-Namespaces, sockets and all that decides about them stand on it; it knows none of them.
+Namespaces, sockets and everything about them use it; it knows none of them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ logger: Final = logging.getLogger("crossband")
 
 
 class Emitted:
-    """What a handler has emitted so far, as long as it runs: the last of each namespace."""
+    """The last event that a running handler has emitted in each namespace."""
 
     __slots__ = ("last",)
 
     def __init__(self) -> None:
-        # They are published in order. None once the handler has ended: tasks that it started
-        # go on in its context.
+        # The last is enough, as they are published in order. None once the handler has ended,
+        # because tasks that it started still run in its context.
         self.last: dict[str, asyncio.Future[str | None]] | None = {}
 
     def add(self, namespace: str, outcome: asyncio.Future[str | None]) -> None:
@@ -44,13 +44,13 @@ class Emitted:
             self.last[namespace] = outcome
 
     async def published(self) -> None:
-        """Wait until all of it is published, or failed to be."""
+        """Wait until all of it is published or has failed."""
         pending, self.last = self.last, None
         if pending:
             await asyncio.wait(pending.values())
 
 
-# None outside of handlers, and where the broker publishes at once.
+# None outside handlers, and if the broker publishes at once.
 emitted: Final[ContextVar[Emitted | None]] = ContextVar("crossband.emitted", default=None)
 
 
@@ -73,27 +73,27 @@ class Node:
                 + (f"the class {broker.__name__}" if isinstance(broker, type) else repr(broker))
             )
         self.settings: Settings = settings
-        # False when it makes its own from the settings.
+        # True if the node creates its broker from the settings.
         self._own_broker = broker is None
         self._broker: Broker | None = broker
-        # What applications call the hub: for them to find. Nothing here uses it.
+        # The application's hub, for applications to find. Nothing here uses it.
         self.hub: Any = None
         self.traffic: Final = Traffic()
-        # Numbers the attempts to come in, and the acknowledgements that are asked for.
+        # Number the attempts to connect, and the requested acknowledgements.
         self._attempts = itertools.count()
         self._ack_ids = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
-        # None until started; emits from other threads are sent to it.
+        # None until started; emits from other threads go to it.
         self.loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
         self._ticker: Ticker | None = None
         self._started_at = 0.0
-        # Somebody stops it; and it takes too long: what is still being handled is cancelled.
+        # It is stopping; and it takes too long, so handlers that still run are cancelled.
         self.stopping: bool = False
         self.out_of_time: bool = False
 
     def configure(self, settings: Settings) -> None:
-        """Take other settings, before it begins."""
+        """Change the settings, before it starts."""
         self.settings = settings
         if self._own_broker:
             self._broker = None
@@ -118,12 +118,12 @@ class Node:
 
     @property
     def id(self) -> str:
-        """By which the other nodes know this one."""
+        """The id by which other nodes know this one."""
         return self.broker.bus.node
 
     @property
     def publishes_at_once(self) -> bool:
-        """Whether an emission is published when `emit` returns, and nothing is ever waited for."""
+        """Whether events are published when `emit` returns, so that nothing has to wait."""
         return self._broker is None or self._broker.publishes_at_once
 
     # Life.
@@ -135,7 +135,7 @@ class Node:
 
     @property
     def pace(self) -> Ticker | None:
-        """What who publishes to several waits for: that full outboxes are written."""
+        """What publishers to several clients wait for: that full outboxes are written."""
         return self._ticker
 
     @property
@@ -146,7 +146,7 @@ class Node:
     async def begin(self, loop: asyncio.AbstractEventLoop, receiver: Receiver, hear: Hear) -> None:
         """Start on an event loop.
 
-        What is published goes to `receiver`, and what other nodes say to `hear`.
+        Publications go to `receiver`, messages of other nodes to `hear`.
         """
         await self.broker.start(receiver)
         await self.bus.start(hear)
@@ -159,7 +159,7 @@ class Node:
         self.stopping = self.out_of_time = False
 
     async def end(self) -> None:
-        """Let go of the event loop and the broker."""
+        """Release the event loop and the broker."""
         try:
             try:
                 await self.bus.stop()
@@ -170,7 +170,7 @@ class Node:
             self._thread = None
 
     def run_to_end(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a task that `stop` waits for: what is being handled."""
+        """Run a task that `stop` waits for, such as a handler."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -182,13 +182,13 @@ class Node:
             logger.error("a task of the hub failed", exc_info=error)
 
     async def finish_tasks(self, deadline: float) -> None:
-        """Wait for what is being handled; cancel what is left at the deadline."""
+        """Wait for running handlers; cancel what is left at the deadline."""
         me = asyncio.current_task()
         loop = asyncio.get_running_loop()
         try:
-            # Before the others: a runner ends with its work from here on.
+            # Before the others: from here on, a runner ends with its work.
             await self.spare_runners.close()
-            # A task may leave what is behind it to another one.
+            # A task may start another one for what comes after it.
             while waiting := self._tasks - {me}:
                 patience = max(0.0, deadline - loop.time())
                 _, pending = await asyncio.wait(waiting, timeout=patience)
@@ -197,7 +197,7 @@ class Node:
                     await asyncio.wait(pending, timeout=1.0)
                     return
         except asyncio.CancelledError:
-            # The server has no more patience.
+            # The server will not wait any longer.
             self._cancel(self._tasks - {me})
             raise
 
@@ -220,9 +220,9 @@ class Node:
     # Publishing.
 
     def post(self, publication: Publication, *, record: bool) -> Outcome:
-        """Hand a publication to the broker, on the hub's own thread.
+        """Pass a publication to the broker, on the hub's own thread.
 
-        Raises RuntimeError where the hub never started.
+        Raises RuntimeError if the hub never started.
         """
         loop = self.loop
         if loop is None and self._ticker is None:
@@ -249,7 +249,7 @@ class Node:
                 answer.set_result(published.result())
 
         def publish() -> None:
-            # Who waited for the cursor may have given up; the event is published all the same.
+            # The caller may have stopped waiting for the cursor; the event is still published.
             wanted = answer.set_running_or_notify_cancel()
             try:
                 outcome = self.broker.publish(publication, record=record)
@@ -275,6 +275,6 @@ def _note(publication: Publication, outcome: asyncio.Future[str | None]) -> None
 
 
 def _ignore(published: asyncio.Future[str | None]) -> None:
-    """Take note of an error that nobody waits for: it is counted elsewhere."""
+    """Mark an error retrieved that nobody waits for: it is counted elsewhere."""
     if not published.cancelled():
         published.exception()

@@ -1,4 +1,4 @@
-"""The other nodes, as a namespace asks them: who their clients are, and to do things to them."""
+"""Asks the other nodes for their clients, or to do something with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger: Final = logging.getLogger("crossband")
 
 T = TypeVar("T")
 
-# Seconds in which another node has to answer: ten times what a busy one takes.
+# Seconds another node may take to answer: ten times what a busy one takes.
 ANSWER_TIME: Final = 5.0
 
 
@@ -29,9 +29,9 @@ async def ask(
     to: Sequence[str] | None = None,
     timeout: float = ANSWER_TIME,
 ) -> tuple[list[tuple[str, T]], set[str]]:
-    """Ask other nodes, or all; return what each answered, and who did not.
+    """Ask some nodes, or all others; return each one's answer, and who did not answer.
 
-    What cannot be read is no answer.
+    An unreadable answer does not count.
     """
     answers = await bus.ask(messages.encode(message), to, timeout=timeout)
     given = []
@@ -51,7 +51,7 @@ async def ask(
 
 
 async def carry_out(bus: Bus, message: Message, to: Sequence[str] | None = None) -> None:
-    """Let other nodes, or all, do something. Raises EventError for the first that could not."""
+    """Let some nodes, or all others, act. Raises EventError for the first that failed."""
     given, _ = await ask(bus, message, Done, to=to)
     for _, done in given:
         if done.code is not None:
@@ -65,15 +65,15 @@ async def count(bus: Bus, choice: Choice) -> int:
 
 
 async def profiles(bus: Bus, choice: Choice) -> list[tuple[str, Profile]]:
-    """Return these sockets of other nodes, and which node each is on."""
+    """Return these sockets of other nodes, each with its node."""
     given, _ = await ask(bus, messages.Fetch(choice), list[Profile])
     return [(node, profile) for node, found in given for profile in found]
 
 
 async def gather(bus: Bus, message: messages.Gather) -> tuple[list[Any], int]:
-    """Return the acknowledgements of other nodes' clients, and how many are missing.
+    """Return acknowledgements of other nodes' clients, and how many are missing.
 
-    A node that does not answer counts as one client.
+    A node that does not answer counts as one missing client.
     """
     given, missing = await ask(bus, message, Gathered, timeout=message.timeout + ANSWER_TIME)
     answers = [answer for _, gathered in given for answer in gathered.answers]

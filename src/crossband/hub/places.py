@@ -1,4 +1,4 @@
-"""Where a client may be that shows the official client's mistake for its offset."""
+"""Finds the place of a client whose offset is wrong, by a mistake of the official client."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import msgspec
 from crossband.broker import Publication
 from crossband.hub.catchup import concerns
 
-# Unrecorded events whose place a namespace remembers, for `Places.of`.
+# Unrecorded events whose places a namespace remembers, for `Places.of`.
 TAILS = 1_000
-# Bytes of their arguments; of longer ones nothing is remembered.
+# Bytes of their arguments; events with longer ones are not remembered.
 TAIL_SIZE = 512
 
 
 class Place(NamedTuple):
-    """Where in the order an unrecorded event was sent: after which cursor, and when."""
+    """A place in the order where an unrecorded event was sent."""
 
     cursor: str
-    # Of the monotonic clock, in seconds.
+    # When it was sent, in seconds of the monotonic clock.
     time: float
 
 
 class Places:
-    """The last unrecorded events of a namespace that end in a string, and the cursor before each.
+    """A namespace's last unrecorded events that end in a string, with their places.
 
     The official client takes any string at the end of an event for its offset, or the event's
-    name where it has no argument.
+    name if it has no arguments.
     """
 
     __slots__ = ("_tails", "begun")
@@ -43,7 +43,7 @@ class Places:
 
     @staticmethod
     def has_one(publication: Publication) -> bool:
-        """Tell whether an unrecorded event may be taken for an offset, and is to be noted."""
+        """Return whether an unrecorded event must be noted, as it may look like an offset."""
         json = publication.payload.json
         return len(json) <= TAIL_SIZE and json.endswith((b'"]', b"[]"))
 
@@ -52,7 +52,7 @@ class Places:
         self._tails.append((publication, Place(cursor, monotonic())))
 
     def of(self, offset: str, rooms: frozenset[str]) -> list[Place]:
-        """Return the places at which a client in these rooms may be that shows an offset.
+        """Return the possible places of a client in these rooms with this offset.
 
         Oldest first.
         """
@@ -70,5 +70,5 @@ class Places:
 
     @property
     def first(self) -> Place | None:
-        """The oldest place that is remembered. None where none was forgotten yet."""
+        """The oldest place still remembered. None if none has been forgotten yet."""
         return self._tails[0][1] if len(self._tails) == TAILS else None

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class PublicHub(Handlers):
-    """The namespaces of a node and its life; what is called on the namespace `/` by itself."""
+    """A node's namespaces, its start and stop, and the methods of the namespace `/`."""
 
     def __init__(self, core: Core) -> None:
         super().__init__(core.root.registry)
@@ -35,13 +35,14 @@ class PublicHub(Handlers):
 
     @property
     def settings(self) -> Settings:
-        """What the hub was made with."""
+        """The settings of the hub."""
         return self._core.node.settings
 
     def configure(self, **settings: Unpack[HubSettings]) -> None:
         """Change settings before the hub starts.
 
-        Raises ValueError for one that is unknown or does not fit, RuntimeError once started.
+        Raises ValueError for an unknown setting or an unsuitable value, RuntimeError once
+        started.
         """
         if self.started:
             raise RuntimeError("the hub is running: settings are fixed")
@@ -49,17 +50,17 @@ class PublicHub(Handlers):
 
     @property
     def broker(self) -> Broker:
-        """Where publications are ordered and kept."""
+        """The broker, which orders and keeps publications."""
         return self._core.node.broker
 
     @property
     def authenticate(self) -> Authenticate | None:
-        """What says who a client is. None where nobody is asked."""
+        """The function that identifies clients. None if the hub does not ask."""
         return self._core.access.authenticate
 
     @property
     def namespaces(self) -> Mapping[str, Namespace]:
-        """The declared namespaces, and those of patterns while they have sockets, by name."""
+        """The declared namespaces, and those of patterns that have sockets, by name."""
         return MappingProxyType(self._core.directory.namespaces)
 
     @overload
@@ -83,12 +84,12 @@ class PublicHub(Handlers):
 
     @property
     def started(self) -> bool:
-        """Whether it runs on an event loop."""
+        """Whether the hub is running on an event loop."""
         return self._core.started
 
     @property
     def stopping(self) -> bool:
-        """From the beginning of a stop."""
+        """Whether the hub has begun to stop."""
         return self._core.stopping
 
     @property
@@ -99,7 +100,7 @@ class PublicHub(Handlers):
     def on_start(self, function: LifeFunction) -> LifeFunction:
         """Call a function, plain or async, when the hub has started: `@hub.on_start`.
 
-        It takes no argument, and runs on the event loop before the first client is let in;
+        It takes no arguments, and runs on the event loop before the first client is admitted;
         several run one after another. If one fails, the hub does not start: StartError.
         """
         return self._core.life.on_start(function)
@@ -107,9 +108,9 @@ class PublicHub(Handlers):
     def on_stop(self, function: LifeFunction) -> LifeFunction:
         """Call a function, plain or async, when the hub begins to stop: `@hub.on_stop`.
 
-        It takes no argument, and runs on the event loop before the clients are sent away;
-        several run one after another, the last one first. A failure is logged. They have half
-        of `shutdown_timeout` together.
+        It takes no arguments, and runs on the event loop before the clients are closed; several
+        run one after another, last first. A failure is logged. Together they have half of
+        `shutdown_timeout`.
         """
         return self._core.life.on_stop(function)
 
@@ -118,9 +119,9 @@ class PublicHub(Handlers):
     ) -> asyncio.Task[T]:
         """Run a coroutine in the background, for as long as the hub runs.
 
-        For what goes on beside the clients, such as a ticker: the hub holds the task, logs its
-        failure, and cancels it when it stops. Call it in a handler or an `on_start` function.
-        Raises RuntimeError while the hub does not run, TypeError for what is no coroutine.
+        For work besides the clients, such as a ticker: the hub holds the task, logs its failure,
+        and cancels it when the hub stops. Call it in a handler or an `on_start` function. Raises
+        RuntimeError if the hub is not running, TypeError for anything but a coroutine.
         """
         return self._core.life.spawn(self._core.node.loop, coroutine, name)
 
@@ -129,11 +130,11 @@ class PublicHub(Handlers):
         return self._core.expiry.sockets_of(user)
 
     async def revoke(self, user: str) -> int:
-        """End all connections of a user, on every door and node; return how many there were.
+        """End a user's connections on every door and node; return how many there were.
 
-        The user's sessions are forgotten, and its tokens that say when they were issued
-        (`iat`) and are not newer are refused from now on, while this process runs. A token
-        without `iat` is let in again: there `authenticate` must refuse the user.
+        The user's sessions are dropped. As long as this process runs, tokens that say when they
+        were issued (`iat`) are refused unless they are newer. A token without `iat` is accepted
+        again: there `authenticate` must refuse the user.
         """
         return await self._core.cluster.revoke(user)
 
@@ -141,7 +142,7 @@ class PublicHub(Handlers):
 
     @property
     def name(self) -> str:
-        """`/`: the name of its own namespace."""
+        """`/`, the name of the hub's own namespace."""
         return self._root.name
 
     @property
@@ -161,7 +162,7 @@ class PublicHub(Handlers):
     in_ = to
 
     def except_(self, *rooms: str) -> Emitter:
-        """Choose everybody but the sockets in these rooms."""
+        """Choose everybody except the sockets in these rooms."""
         return self._root.except_(*rooms)
 
     @property
@@ -178,7 +179,7 @@ class PublicHub(Handlers):
         return self._root.emit(event, *args)
 
     async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
-        """Send an event to everybody and gather the answers. As `Emitter.emit_with_ack`."""
+        """Send an event to everybody, gather the answers. As `Emitter.emit_with_ack`."""
         return await self._root.emit_with_ack(event, *args)
 
     async def fetch_sockets(self) -> list[Socket | RemoteSocket]:

@@ -1,4 +1,4 @@
-"""How much a client, a user or a publisher may: connections and rates."""
+"""Limits on what a client, a user or a publisher may do: connections and rates."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Quotas:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        # Made anew when the hub starts.
+        # Replaced when the hub starts.
         self.slots: Slots = Slots()
         self._user_rates: Buckets | None = None
         self._publish_rates: Buckets | None = None
-        # When a refused connection was logged last.
+        # When a refused connection was last logged.
         self._refusal_noted = -math.inf
 
     def start(self) -> None:
@@ -53,7 +53,7 @@ class Quotas:
     def take_slot(self, connection: Connection, address: str | None) -> None:
         """Count a connection, and meter it from here on. Raises TooManyConnections.
 
-        Before anything else is done for it; whoever called this sees to `free_slot`.
+        Call this before anything else is done for it, and `free_slot` at its end.
         """
         limits = self._node.settings.limits
         try:
@@ -68,14 +68,14 @@ class Quotas:
                 rate,
                 self._burst(rate),
                 byte_rate=byte_rate,
-                # Or the largest message could never be sent.
+                # At least this, or the largest message could never be sent.
                 byte_burst=max(self._burst(byte_rate), limits.largest_message),
                 quiet=limits.burst_time,
                 flood_time=limits.flood_time,
             )
 
     def _note_refusal(self, error: TooManyConnections, address: str | None) -> None:
-        # Once in a while: whoever is refused may try again at once, for ever.
+        # Not every time: a refused client may try again at once, forever.
         now = time.monotonic()
         if now >= self._refusal_noted + REFUSAL_LOG_TIME:
             self._refusal_noted = now
@@ -87,10 +87,10 @@ class Quotas:
             )
 
     def count_user(self, connection: Connection, user: str, *, replaces: bool) -> bool:
-        """Count a connection for its user too; return whether it was not yet.
+        """Also count a connection for its user; return whether it is newly counted.
 
-        One that `replaces` another of the user, which is about to be closed, is not one more.
-        Raises TooManyConnections.
+        If it `replaces` another of the user's, which is about to be closed, that one does not
+        count. Raises TooManyConnections.
         """
         slot = connection.slot
         counted = slot is not None and slot.identify(user, leaving=int(replaces))
@@ -105,10 +105,10 @@ class Quotas:
     async def count_elsewhere(
         self, connection: Connection, user: str, namespace: str, key: str | None
     ) -> None:
-        """Raise TooManyConnections where a user has too many connections over all nodes.
+        """Raise TooManyConnections if a user has too many connections on all nodes.
 
-        It was counted here just now: of two that come in at two nodes at once, both may be
-        refused, but never are too many let in.
+        The new one is already counted here: if two come at the same time on two nodes, both may
+        be refused, but never too many are admitted.
         """
         limit = self._node.settings.limits.connections_per_user
         bus = self._node.bus
@@ -121,17 +121,17 @@ class Quotas:
             raise TooManyConnections("user", limit)
 
     def count_message(self, user: str) -> None:
-        """Count a message of a user that no connection counts. Raises RateLimited."""
+        """Count a user's message that no connection counts. Raises RateLimited."""
         if self._user_rates is not None:
             _take(self._user_rates, user)
 
     def floods(self, connection: Connection) -> bool:
-        """Tell whether a client goes on sending in spite of what is refused."""
+        """Return whether a client keeps sending in spite of refusals."""
         meter = connection.meter
         return meter is not None and meter.refused >= self._node.settings.limits.refusals
 
     def count_control(self, connection: Connection, size: int = 0) -> bool:
-        """Count a message that is no event, as a ping; return whether the rate allows it."""
+        """Count a message that is not an event, such as a ping; return if it is allowed."""
         meter = connection.meter
         if meter is None or not (wait := meter.take(time.monotonic(), size)):
             return True

@@ -1,4 +1,4 @@
-"""A client of another node, as far as one can see it and reach it from here."""
+"""A client of another node: what is known of it here, and what can be done with it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from crossband.protocol import payload
 
 
 class RemoteSocket:
-    """A client of another node: what `fetch_sockets` knew of it, and what can be done from afar.
+    """A client of another node, as `fetch_sockets` found it, for what works from afar.
 
-    `rooms` and `data` are copies, as they were when it was fetched.
+    `rooms` and `data` are copies from when it was fetched.
     """
 
     __slots__ = ("_fanout", "data", "handshake", "id", "node", "rooms", "transport", "user")
@@ -31,9 +31,9 @@ class RemoteSocket:
         self.data: Final = profile.data
         # "websocket", "polling" or "sse".
         self.transport: Final = profile.transport
-        # Whose client it is; None for an anonymous one.
+        # The user; None for an anonymous client.
         self.user: Final = profile.user
-        # Without what may be secret: no query, no auth, and few headers.
+        # Without anything that may be secret: no query, no auth, few headers.
         self.handshake: Final = Handshake(
             transport=profile.transport,
             headers=profile.headers,
@@ -52,12 +52,12 @@ class RemoteSocket:
         return Choice(self._fanout.name, (self.id,))
 
     async def join(self, *rooms: str) -> None:
-        """Let it join rooms. Raises EventError past the limit, EncodeError for a bad name."""
+        """Make it join rooms. Raises EventError past the limit, or EncodeError."""
         names = tuple(check_name(room, "a room name") for room in rooms)
         await carry_out(self._fanout.bus, Join(self._choice, names), [self.node])
 
     async def leave(self, *rooms: str) -> None:
-        """Let it leave rooms; nothing happens for those it is not in."""
+        """Make it leave rooms; nothing happens for those it is not in."""
         await carry_out(self._fanout.bus, Leave(self._choice, rooms), [self.node])
 
     async def disconnect(self, close: bool = False) -> None:
@@ -65,14 +65,14 @@ class RemoteSocket:
         await carry_out(self._fanout.bus, Disconnect(self._choice, close), [self.node])
 
     def emit(self, event: str, *args: Any) -> Emission:
-        """Send it an event. As `Socket.emit`: recorded, so that it is resumable."""
+        """Send it an event. As `Socket.emit`: recorded, so it can be resumed."""
         return self._fanout.publish(event, args, (self.id,), (), False)
 
     async def emit_with_ack(self, event: str, *args: Any, timeout: float = ACK_TIMEOUT) -> Any:
         """Send it an event and return its acknowledgement.
 
-        Not recorded. Raises AckTimeout after `timeout` seconds, and Disconnected where it has
-        left.
+        The event is not recorded. Raises AckTimeout after `timeout` seconds, and Disconnected if
+        it has left.
         """
         question = Gather(self._choice, check_event(event), payload.encode(args), timeout)
         given, _ = await ask(
@@ -87,5 +87,5 @@ class RemoteSocket:
 
 
 async def fetch(fanout: Fanout[Any], choice: Choice) -> list[RemoteSocket]:
-    """Return those of the chosen sockets that other nodes serve."""
+    """Return the chosen sockets of other nodes."""
     return [RemoteSocket(fanout, node, each) for node, each in await profiles(fanout.bus, choice)]

@@ -1,4 +1,4 @@
-"""Clients of a namespace that came back: each gets what it missed, in turns, then is live."""
+"""Sends returning clients of a namespace what they missed, in turns, until they are live."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from crossband.hub.catchup import TURN, CatchUp, ReplayBuffer, concerns
 from crossband.hub.fanout import Fanout, Recipient
 from crossband.hub.node import Node
 
-# Events that may come while a client that comes back is let in, however short the history.
+# Smallest replay buffer of a resuming client, in events, however short the history.
 FEWEST_HELD = 16
 
 
 class Replays:
-    """Collects what is published while clients catch up, and sends them what they missed."""
+    """Sends clients what they missed, and collects what is published meanwhile."""
 
     __slots__ = ("_fanout", "_node")
 
@@ -26,7 +26,7 @@ class Replays:
 
     @property
     def count(self) -> int:
-        """The number of clients that are being caught up."""
+        """The number of clients that are catching up."""
         return len(self._fanout.buffers)
 
     def open_buffer(
@@ -34,7 +34,7 @@ class Replays:
     ) -> ReplayBuffer:
         """Collect all that is recorded here from now on, until released.
 
-        What is for single clients only if its room is one of these.
+        Events for single clients are collected only if their room is one of these.
         """
         settings = self._node.settings
         buffer = ReplayBuffer(
@@ -52,7 +52,7 @@ class Replays:
         catch_up.end()
 
     def end(self, client: Recipient, catch_up: CatchUp) -> None:
-        """Note that a client has nothing more to catch up with."""
+        """Note that a client has caught up."""
         client.catching = None
         self.release(catch_up)
 
@@ -62,10 +62,10 @@ class Replays:
         fanout.buffers = [other for other in fanout.buffers if other is not buffer]
 
     def advance(self, client: Recipient) -> None:
-        """Send a returning client the next of what it missed; at the end it is live.
+        """Send a returning client the next part of what it missed; at the end it is live.
 
-        Half an outbox at a time, so that even a long history fits, and so many publications
-        that the loop is not held up; without a pause where there are fewer.
+        Half an outbox at a time, so that even a long history fits, and few enough publications
+        not to hold up the loop; if there are fewer, all at once.
         """
         catch_up = client.catching
         if catch_up is None or catch_up.pausing or not client.connected:

@@ -1,4 +1,4 @@
-"""How a client goes on where it was: its session, its place in the order, what it missed."""
+"""How a client resumes: its session, its place in the order, what it missed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from crossband.names import new_id
 
 
 class Resumptions:
-    """Finds the sessions that clients show, and gives each to one client at a time."""
+    """Finds the sessions that clients ask for, and gives each to one client at a time."""
 
     def __init__(self, node: Node, access: Access) -> None:
         self._node = node
@@ -41,11 +41,11 @@ class Resumptions:
     async def _find_place(
         self, namespace: Namespace, session: Session, offset: str
     ) -> tuple[str, Page]:
-        """Return where a known client is that shows an offset which is no cursor of ours.
+        """Return the place of a known client whose offset is not one of our cursors.
 
-        It is what an unrecorded event ended in: the client had all that came before it. Of
-        several such events it may be any, and so it is the first: an event may come twice, but
-        none is lost. Raises Gap, also where that first one may be forgotten and others are not.
+        The offset is the end of an unrecorded event: the client has all that came before that.
+        If several events end like this, the first counts: an event may come twice, but none is
+        lost. Raises Gap, also if the first may be forgotten while later ones are not.
         """
         name, sid = namespace.name, session.sid
         elsewhere = session.owner != self._node.id
@@ -58,13 +58,13 @@ class Resumptions:
             if oldest is None and namespace.fanout.places.begun.cursor != session.cursor:
                 oldest = namespace.fanout.places.begun
         try:
-            # Or a cursor from before its pid: nothing came since it started.
+            # Or it is a cursor from before its pid: nothing came since it started.
             missed = await self._missed(name, session.cursor, sid)
         except Gap:
             if not places:
                 raise
         else:
-            # Those of the client that had the session, not of one before it.
+            # Only places of the client that had the session, not of an earlier one.
             first = 0
             beyond = len(places)
             while first < beyond:
@@ -75,16 +75,16 @@ class Resumptions:
                     beyond = middle
             del places[:first]
             if oldest is not None and await self._precedes(oldest, session, missed.publications):
-                # What was forgotten was before it, too.
+                # The forgotten places were before it, too.
                 oldest = None
             if not places and oldest is None:
                 if elsewhere:
                     raise Gap("unknown")
                 return session.cursor, missed
         if oldest is not None:
-            # What a client has answered to it has received, and since its last answer it has
-            # been alive or away no longer than this. A place from before is not followed by a
-            # forgotten one.
+            # A client has received all that it answered. Since its last answer it has been
+            # connected or away for no longer than this. After a place older than that, no place
+            # has been forgotten.
             settings = self._node.settings
             longest = settings.history_age + settings.ping_interval + settings.ping_timeout
             if not places or places[0].time > time.monotonic() - longest:
@@ -95,7 +95,7 @@ class Resumptions:
     async def _precedes(
         self, place: Place, session: Session, missed: Sequence[Publication]
     ) -> bool:
-        """Tell whether a place is before a session's cursor, which `missed` is all that follows."""
+        """Return whether a place is before a session's cursor; `missed` follows that."""
         try:
             later = await self._missed(session.namespace, place.cursor, session.sid)
         except Gap:
@@ -105,7 +105,7 @@ class Resumptions:
     async def _missed(self, namespace: str, after: str, sid: str | None) -> Page:
         """Return all that was recorded after a cursor, as one page. Raises Gap."""
         broker = self._node.broker
-        # What is at hand is read at once.
+        # A broker that answers at once is read in one go.
         limit = sys.maxsize if broker.publishes_at_once else HISTORY_PAGE
         missed: list[Publication] = []
         while True:
@@ -129,7 +129,7 @@ class Resumptions:
     ) -> Admission:
         user = None if identity is None else identity.user
         session: Session | None = None
-        # The session is another user's.
+        # True if the session is another user's.
         foreign = False
         gap: str | None = None
         catch_up: CatchUp | None = None
@@ -176,13 +176,13 @@ class Resumptions:
                 session.take,
             )
         else:
-            # A new pid tells a Socket.IO client that it was not recovered; a key the client
-            # chose itself it will show again, whatever is answered.
+            # A new pid tells a Socket.IO client that it was not recovered; a key that the client
+            # chose itself is kept, because the client will send it again in any case.
             key = None if resume.returning or foreign else resume.key
             record = self._new_session(namespace, key, user)
             if session is not None and gap is not None and resume.cursor is None:
-                # Until it shows the cursor of the gap, it may not have heard of it: cut in
-                # between, it is told again.
+                # Until the client sends the cursor of the gap, it may not have heard of it: if
+                # the connection is cut before that, it is told again.
                 record.cursor = session.cursor
         socket = Socket(
             namespace,
@@ -195,7 +195,7 @@ class Resumptions:
             attempt=attempt,
         )
         if catch_up is not None:
-            # Its middlewares know its id from here on.
+            # From here on, middlewares know its id.
             catch_up.buffer.ids = socket.rooms
         return Admission(endings, socket, cursor, gap, catch_up, session, rooms, revocations)
 
@@ -207,20 +207,20 @@ class Resumptions:
         )
 
     async def take(self, admission: Admission) -> None:
-        """Take the session that a client shows: of several attempts, the last one has it."""
+        """Take the session that a client asks for; of several attempts, the last has it."""
         session = admission.session
         if session is None:
             return
         place = (session.namespace, session.key)
         live = admission.socket.namespace.members.live(session.key)
         if live is not None and live.attempt > admission.socket.attempt:
-            # The client has come by another way meanwhile, and waits here no more.
+            # Meanwhile the client has connected in another way, and no longer waits here.
             self._start_anew(admission)
             return
         before = self._taking(place)
         earlier = self._opening.get(place)
         if earlier is not None:
-            # Its client is not answered yet, and starts anew if it is there to be.
+            # Its client is not answered yet; if it is still there, it starts afresh.
             self._start_anew(earlier)
         taking = admission.taking = self._begin_taking(session, before)
         self._opening[place] = admission
@@ -238,27 +238,27 @@ class Resumptions:
             # A later attempt came while this one waited.
             return
         if taken is None:
-            # Ended or revoked while this client was examined, or started anew by another.
+            # Ended or revoked during the checks, or started afresh by another client.
             self._start_anew(admission)
             return
         self.follow(admission, taken)
         record = admission.socket.record
         if not admission.socket.recovered:
-            # What it showed is forgotten: the key is for the session that it starts.
+            # The old session is dropped: the key is for the session that it starts.
             record.take = taken.take if record.key == taken.key else 0
         else:
             record.take = taken.take
         admission.session, admission.taken = taken, True
 
     def _taking(self, place: tuple[str, str]) -> Taking | None:
-        """Return how a session came to this node, as long as its client is not answered."""
+        """Return how a session came to this node, until its client is answered."""
         taking = self._takings.get(place)
         if taking is None and (admission := self._opening.get(place)) is not None:
             taking = admission.taking
         return taking
 
     def _begin_taking(self, session: Session, before: Taking | None) -> Taking:
-        """Take a session, to the end: a client that leaves meanwhile must not leave it taken."""
+        """Take a session to the end, so that a client that leaves does not leave it taken."""
         place = (session.namespace, session.key)
         given = asyncio.ensure_future(self._node.sessions.take(session, self._node.id))
         known = asyncio.ensure_future(self._learn(given, before))
@@ -274,7 +274,7 @@ class Resumptions:
     async def _learn(
         self, given: asyncio.Future[Session | None], before: Taking | None
     ) -> Session | None:
-        """Return a session that is given to this node as it was known where its client was."""
+        """Return a session that this node is given, as the client's last node knew it."""
         taken = await given
         if taken is None:
             return None
@@ -282,7 +282,7 @@ class Resumptions:
         previous, taken.owner = taken.owner, self._node.id
         if previous != self._node.id:
             if previous in self._node.bus.members:
-                # The client is ended there first: it is served by one node at a time.
+                # End the client there first, so that only one node serves it at a time.
                 hand = Hand(taken.namespace, taken.key, taken.take)
                 answers, missing = await ask(self._node.bus, hand, Handed, to=[previous])
                 for _, handed in answers:
@@ -305,10 +305,10 @@ class Resumptions:
             _, missing = await ask(self._node.bus, hand, Handed, to=[node])
 
     async def hand_over(self, namespace: str, key: str, take: int) -> Session | None:
-        """Let go of a session that another node took, and return it as it is known here.
+        """Give up a session that another node took; return it as it is known here.
 
-        A client that is not answered yet starts anew. Nothing happens where this node took
-        the session later than the other: who took it earlier never waits for who did later.
+        A client that is not answered yet starts afresh. Nothing happens if this node took the
+        session later than the other: an earlier taker never waits for a later one.
         """
         place = (namespace, key)
         taking = self._taking(place)
@@ -328,7 +328,7 @@ class Resumptions:
         return self._taking((namespace, key)) is not None
 
     def follow(self, admission: Admission, session: Session) -> None:
-        """Take over what a session has become since it was looked at."""
+        """Take over changes to a session since it was last read."""
         socket = admission.socket
         record = socket.record
         if socket.recovered:
@@ -341,7 +341,7 @@ class Resumptions:
         admission.rooms = frozenset(session.rooms)
 
     def _start_anew(self, admission: Admission) -> None:
-        """Let a client in without the session it showed, which is no longer its own."""
+        """Admit a client without the session it asked for, which is no longer its own."""
         socket = admission.socket
         namespace = socket.namespace
         if admission.catch_up is not None:
@@ -349,7 +349,7 @@ class Resumptions:
         record = socket.record
         socket.record = self._new_session(namespace, None, record.user)
         if socket.recovered:
-            # Those it joined while it was examined.
+            # Keep the rooms it joined during the checks.
             socket.record.rooms = record.rooms - admission.rooms
             socket.record.asked = record.asked & socket.record.rooms
         else:
@@ -361,13 +361,13 @@ class Resumptions:
         admission.taken = False
 
     def give_back(self, admission: Admission) -> None:
-        """Put back the session of a client that is not let in after all."""
+        """Put back the session of a client that is not admitted after all."""
         self._settle(admission)
         if admission.session is not None and admission.taken:
             self._return(admission, admission.session)
 
     def _put_back(self, admission: Admission, session: Session | None) -> None:
-        """Put back a session that came when its client had gone."""
+        """Put back a session that arrived after its client had gone."""
         if session is not None:
             self._return(admission, session)
 
@@ -377,12 +377,12 @@ class Resumptions:
             if not self._access.revoked_since(session.user, admission.revocations):
                 self._node.sessions.release(session)
         elif live.record.take < session.take:
-            # Its old connection, or somebody else who has taken up the key since.
+            # Its old connection, or another client that has since taken the key.
             live.record.take = session.take
             self._node.sessions.save(live.record)
 
     def opened(self, admission: Admission) -> None:
-        """Note that a client is answered: it has its session, or a new one of another key."""
+        """Note that a client is answered: it has its session, or a new one."""
         self._settle(admission)
         session = admission.session
         if session is not None and admission.taken and session.key != admission.socket.session:

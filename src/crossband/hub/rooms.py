@@ -1,4 +1,4 @@
-"""Who is in a namespace, and in which of its rooms."""
+"""Which clients are in a namespace, and in which of its rooms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from crossband.broker import Session
 
 
 class Member(Protocol):
-    """A client, as far as its rooms are concerned."""
+    """What rooms need from a client."""
 
     @property
     def id(self) -> str: ...
@@ -30,20 +30,20 @@ class Rooms(Generic[M]):
     __slots__ = ("_rooms", "by_id", "by_session")
 
     def __init__(self) -> None:
-        # The room of a socket's own id is this, not an entry of _rooms.
+        # Also serves as the rooms of the sockets' own ids, which are not in _rooms.
         self.by_id: dict[str, M] = {}
         # By session key.
         self.by_session: dict[str, M] = {}
-        # Dicts for their order: fan-out is in order of joining.
+        # Dicts because they are ordered: fan-out follows the order of joining.
         self._rooms: dict[str, dict[M, None]] = {}
 
     @property
     def room_count(self) -> int:
-        """The number of rooms that were joined by name."""
+        """The number of rooms joined by name."""
         return len(self._rooms)
 
     def snapshot(self) -> Mapping[str, Collection[str]]:
-        """Return the rooms and the ids in each, as they are now."""
+        """Return a snapshot of the rooms and the ids in each."""
         rooms: dict[str, Collection[str]] = {sid: frozenset((sid,)) for sid in self.by_id}
         for room, members in self._rooms.items():
             ids = {member.id for member in members}
@@ -51,7 +51,7 @@ class Rooms(Generic[M]):
         return rooms
 
     def match(self, rooms: Iterable[str], except_: Iterable[str]) -> list[M]:
-        """Return the sockets in any of the rooms (none: all) and in none of `except_`."""
+        """Return the sockets in any room (all without rooms) and in none of `except_`."""
         if rooms:
             chosen: dict[M, None] = {}
             for room in rooms:

@@ -1,9 +1,9 @@
-"""Runs coroutines at once, and in a task only from where they first wait.
+"""Runs coroutines at once, and in a task only from their first wait on.
 
 A task costs more than most handlers do. The hooks are asyncio's own, for embedding coroutines:
 https://docs.python.org/3/library/asyncio-extending.html#task-lifetime-support
 
-Python 3.12's eager tasks would do the same at no more cost, and replace this file once Python
+Python 3.12's eager tasks do the same at no more cost: they can replace this file once Python
 3.11 is no longer supported (docs/explanation/decisions.md has the measurements).
 """
 
@@ -20,17 +20,17 @@ from sys import getrefcount
 from typing import Any, Final
 from weakref import getweakrefcount
 
-# Runners kept for the next coroutine: one, and some for coroutines that begin others.
+# Spare runners: one for the next coroutine, and some for coroutines that start others.
 SPARE = 8
 
-# Whose frames are not what a handler waits at.
+# Modules whose frames are not the place where a handler waits.
 _OURS = ("crossband.handlers.", "crossband.hub.", "crossband.transports.")
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Started:
-    """The rest of a coroutine that waits: what awaits it carries it on."""
+    """The rest of a waiting coroutine; awaiting it carries it on."""
 
     __slots__ = ("_awaited", "_cancelled", "_context", "_coroutine", "_runner")
 
@@ -42,15 +42,15 @@ class Started:
         runner: Runner,
     ) -> None:
         self._coroutine = coroutine
-        # A future, or None of a bare `sleep(0)`.
+        # A future, or None for a bare `sleep(0)`.
         self._awaited = awaited
-        # Cancelled while what it waits for cannot be: its next step is to hear of it.
+        # Cancelled although what it waits for cannot be: its next step must raise.
         self._cancelled = False
         self._context = context
         self._runner = runner
 
     def carry_on(self, work: Work) -> None:
-        """Run `work`, which awaits this, in the task in whose name it was started."""
+        """Run `work`, which awaits this, in the task that it was started as."""
         self._runner.carry_on(self, work)
 
     def cancel(self) -> None:
@@ -80,9 +80,9 @@ class Started:
 
 
 def waits_at(task: asyncio.Task[Any]) -> str | None:
-    """Say where a task's own code waits: `ask (chat.py:31)`. None where it is all the hub's.
+    """Return where a task's own code waits, as `ask (chat.py:31)`, or None.
 
-    Of a coroutine, Python's `Task.get_stack` has the outermost frame only.
+    Python's `Task.get_stack` has only the outermost frame of a coroutine.
     """
     awaitable: Any = task.get_coro()
     while awaitable is not None:
@@ -100,7 +100,7 @@ def waits_at(task: asyncio.Task[Any]) -> str | None:
 
 
 def places(tasks: Iterable[asyncio.Task[Any]]) -> str:
-    """Say where tasks wait, each place once; empty where none has code of its own."""
+    """Return where tasks wait, each place once; "" if none has code of its own."""
     found = Counter(filter(None, map(waits_at, tasks)))
     return ", ".join(
         place if count == 1 else f"{count} × {place}" for place, count in found.most_common()
@@ -108,11 +108,11 @@ def places(tasks: Iterable[asyncio.Task[Any]]) -> str:
 
 
 class Runner:
-    """A task in reserve: a coroutine's first step is taken in its name, outside of it.
+    """A spare task: a coroutine's first step runs as this task, but outside of it.
 
-    To the coroutine nothing shows: `current_task()` is the same before and after it waits,
-    which timeouts and task groups rely on. The task is that of the coroutine for good, unless
-    nothing can tell: it ended in its first step and left no trace on it.
+    The coroutine cannot tell: `current_task()` is the same before and after it waits, which
+    timeouts and task groups rely on. The task then belongs to the coroutine for good, unless
+    that ended in its first step and left no trace on the task.
     """
 
     __slots__ = ("_ending", "_loop", "_spare_runners", "_work", "name", "task", "wake")
@@ -120,11 +120,11 @@ class Runner:
     def __init__(self, spare_runners: SpareRunners, loop: asyncio.AbstractEventLoop) -> None:
         self._spare_runners = spare_runners
         self._loop = loop
-        # What to carry on. None while in reserve.
+        # What to carry on. None while spare.
         self._work: tuple[Started, Work] | None = None
-        # None until the task has begun, and where it had work by then.
+        # None until the task has begun, and if it already had work by then.
         self.wake: asyncio.Future[None] | None = None
-        # Its coroutine has ended, and the task is about to.
+        # Its coroutine has ended, and the task is about to end.
         self._ending = False
         self.task: asyncio.Task[None] = loop.create_task(self._main())
         self.name: Final = self.task.get_name()
@@ -135,16 +135,16 @@ class Runner:
         self._finish()
 
     def end(self) -> None:
-        """End the task: that of a coroutine which has ended in its first step."""
-        # One that was cancelled by then ends so.
+        """End the task, whose coroutine ended in its first step."""
+        # If it was cancelled by then, it ends as cancelled.
         self._ending = not self.cancelled
         self._finish()
 
     @property
     def cancelled(self) -> bool:
-        """Whether the task was cancelled, even if that was taken back.
+        """Whether the task was cancelled, even if that was undone.
 
-        Since Python 3.13 `uncancel` leaves nothing on a task that has not begun.
+        Since Python 3.13 `uncancel` leaves no trace on a task that has not begun.
         """
         if self.wake is not None:
             return self.wake.done()
@@ -168,12 +168,12 @@ class Runner:
         given, self._work = self._work, None
         if given is None:
             if cancelled is not None and not self._ending:
-                # The hub stops, or the application cancels all tasks that there are.
+                # The hub stops, or the application cancels all existing tasks.
                 raise cancelled
             return
         started, work = given
         if cancelled is not None:
-            # By the coroutine itself, in its first step: it is for what it waits for.
+            # By the coroutine itself, in its first step: pass it on to what it waits for.
             started.cancel()
         await work()
 
@@ -207,32 +207,32 @@ class SpareRunners:
         self._open = True
         # Runs a coroutine in a new task.
         self.spawn: Final = spawn
-        # The tasks with work, for the hub to wait for.
+        # Tasks that have work, which the hub waits for.
         self.working: Final = working
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:
-        """The tasks that wait for work."""
+        """The tasks that are waiting for work."""
         return {runner.task for runner in self._runners}
 
     def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Take a coroutine's first step. Hot: once per event with an async handler.
+        """Run a coroutine's first step. Hot: once per event with an async handler.
 
-        Returns its result when it ends there, else a Started, to be carried on. Raises what
-        the coroutine raises.
+        Returns its result if it ends there, else a Started to carry on. Raises what the
+        coroutine raises.
         """
         runners = self._runners
         while runners:
             runner = runners.pop()
             wake = runner.wake
-            # Who asks for all tasks of the loop may cancel one in reserve.
+            # Code that cancels all tasks of the loop may cancel a spare one.
             if not (runner.cancelled if wake is None else wake.done()):
                 break
         else:
             runner = Runner(self, self._loop)
         loop, task = self._loop, runner.task
         references, weak_references = getrefcount(task), getweakrefcount(task)
-        # Set where the server calls from a task of its own, over ASGI.
+        # Set if the server calls from a task of its own, over ASGI.
         outer = current_task(loop)
         if outer is not None:
             _leave_task(loop, outer)
@@ -249,8 +249,8 @@ class SpareRunners:
             _leave_task(loop, task)
             if outer is not None:
                 _enter_task(loop, outer)
-            # The task may serve another client next: only if nobody can tell. Who keeps it, or
-            # something by it, refers to it more often than before. 0.3 µs of the 1.5.
+            # The task may serve another client next, but only if nobody can tell. If something
+            # has kept a reference to it, its reference count is higher. 0.3 µs of the 1.5.
             if not waits:
                 if (
                     getrefcount(task) == references
@@ -267,7 +267,7 @@ class SpareRunners:
                     runner.end()
 
     async def close(self) -> None:
-        """End the runners that have no work, and the others with theirs."""
+        """End the runners without work now, and the others when their work ends."""
         self._open = False
         tasks = self.tasks
         self._runners.clear()

@@ -1,6 +1,6 @@
-"""What a client and its namespace are to those who handle its events.
+"""What handling events needs from a client and its namespace.
 
-Protocols, so that dispatch, the inbox and the answers stand below `Socket`, which uses them.
+Protocols, so that dispatch, the inbox and the answers are below `Socket`, which uses them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from crossband.hub.traffic import Counted, Traffic
 
 
 class Channel(Protocol):
-    """The namespace a sender is in: what is registered there, and the node it is served by."""
+    """A sender's namespace: its handlers, and the node that serves it."""
 
     @property
     def name(self) -> str: ...
@@ -29,7 +29,7 @@ class Channel(Protocol):
     def registry(self) -> Registry: ...
     @property
     def publishes_at_once(self) -> bool:
-        """Whether what a handler emits is out when it ends."""
+        """Whether what a handler emits is published when the handler ends."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class Sender(Counted, Protocol):
     def connected(self) -> bool: ...
     @property
     def catching(self) -> CatchUp | None:
-        """What it has still coming. None once it is live."""
+        """What it must still catch up with. None once it is live."""
 
     @property
     def owed(self) -> int:
@@ -57,4 +57,4 @@ class Sender(Counted, Protocol):
         ...
 
     def send(self, wire: Wire) -> None:
-        """Send a message that is not published, behind all that was sent before it."""
+        """Send an unpublished message, after all that was sent before."""

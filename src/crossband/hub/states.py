@@ -1,6 +1,6 @@
-"""The states of a client, from its first byte to its last, and what may happen in each.
+"""The states of a client from its first byte to its last, and what may happen in each.
 
-`tests/test_states.py` tries every cell of the table on every door.
+`tests/test_states.py` tests every cell of the table on every door.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Final
 
 
 class State(Enum):
-    """Where a client is."""
+    """The states of a client, in order."""
 
-    # `authenticate` and the connect middlewares are asked.
+    # `authenticate` and the connect middlewares are running.
     CONNECTING = "connecting"
-    # Let in; the transport is about to answer.
+    # Admitted; the transport is about to answer.
     ADMITTED = "admitted"
-    # The welcome is out, its connect handlers are not through. What a client without a session
-    # missed waits for them, as they say which rooms are its own.
+    # The welcome is sent, the connect handlers are running. Without a session the replay waits
+    # for them, as they decide the client's rooms.
     WELCOMED = "welcomed"
-    # What it missed goes out, and what comes meanwhile waits in line behind it.
+    # The replay is being sent, and what comes meanwhile waits behind it.
     CATCHING_UP = "catching up"
     LIVE = "live"
     # Out of its namespace; its disconnect handlers run.
@@ -29,7 +29,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What the application, the client, the network or the operator does."""
+    """Something that the application, the client, the network or the operator does."""
 
     EMIT = "socket.emit"
     JOIN = "socket.join"
@@ -42,40 +42,40 @@ class Event(Enum):
 
 
 class Outcome(Enum):
-    """What becomes of it."""
+    """The outcome of an event."""
 
-    # emit: it follows the welcome.
+    # emit: sent after the welcome.
     AFTER_WELCOME = "after the welcome"
-    # emit: in its place, behind all that was published before it.
+    # emit: sent in order, after all that was published before.
     IN_ORDER = "in order"
-    # emit, join, leave: with the session, for when the client comes back.
+    # emit, join, leave: kept with the session until the client comes back.
     KEPT = "kept"
-    # join, leave: from now on; before the welcome, from there on.
+    # join, leave: take effect now, or, before the welcome, with it.
     MEMBER = "member"
-    # disconnect, stop: the client is not let in, and is told why.
+    # disconnect, stop: the client is not admitted, and is told why.
     REFUSED = "refused"
-    # disconnect, stop: the client is told, its disconnect handlers run once.
+    # disconnect, stop: the client is told; its disconnect handlers run once.
     ENDED = "ended"
-    # disconnect: its session is dropped, it starts anew when it comes back.
+    # disconnect: its session is dropped; it starts afresh if it comes back.
     FORGOTTEN = "forgotten"
-    # refresh: the token counts.
+    # refresh: the token is accepted.
     TAKEN = "taken"
     # refresh: a client in this state cannot send one.
     IMPOSSIBLE = "impossible"
-    # second connect: the second has the session, and the first starts anew if it is let in.
+    # second connect: the second gets the session; the first starts afresh if it is admitted.
     SECOND_WINS = "second wins"
-    # second connect: as that, and the first is told; its disconnect handlers run before the
+    # second connect: the same, and the first is told; its disconnect handlers run before the
     # connect handlers of the second.
     REPLACED = "replaced"
-    # second connect: the disconnect handlers of the first are waited for.
+    # second connect: waits for the disconnect handlers of the first.
     QUEUED = "queued"
     # second connect: it resumes.
     RESUMES = "resumes"
-    # cut: nothing of it is left, and the session is where it was.
+    # cut: nothing is left of the client, and the session is as before.
     WITHDRAWN = "withdrawn"
-    # cut: the disconnect handlers run once, the session is kept.
+    # cut: the disconnect handlers run once; the session is kept.
     DEPARTS = "departs"
-    # Nothing.
+    # Nothing happens.
     NOTHING = "nothing"
 
 

@@ -1,6 +1,6 @@
-"""What a hub did, refused and cut: counts for `GET /api/status`, and log lines for operators.
+"""What a hub did, refused and cut: counts for `GET /api/status`, log lines for operators.
 
-No token, no session key and no query string is in any line.
+No line contains a token, a session key or a query string.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from crossband.handshake import Handshake
 
 logger: Final = logging.getLogger("crossband")
 
-# Seconds between two lines about one origin, address or place in the code.
+# Seconds between two log lines about the same origin, address or place in the code.
 NOTICE_TIME: Final = 60.0
-# Lines of one kind within that time. Clients choose origins and addresses: more of them are
-# counted, not logged.
+# Log lines of one kind within that time. Clients choose origins and addresses: further ones are
+# only counted.
 MOST_NOTICES: Final = 100
-# Reasons that are counted apart; an application may make up its error codes.
+# Reasons that are counted separately; applications may invent error codes.
 MOST_REASONS: Final = 64
 OTHER: Final = "other"
 
 
 class Notices:
-    """Decides what is worth a log line: each key once in a while, and not too many keys."""
+    """Decides what to log: each key only once in a while, and not too many keys."""
 
     __slots__ = ("_every", "_most", "_said")
 
     def __init__(self, *, every: float = NOTICE_TIME, most: int = MOST_NOTICES) -> None:
         self._every = every
         self._most = most
-        # When each key was logged, the oldest first.
+        # When each key was logged, oldest first.
         self._said: dict[object, float] = {}
 
     def due(self, key: object, now: float) -> bool:
@@ -51,14 +51,14 @@ class Notices:
 
 
 class Named(Protocol):
-    """A namespace, as far as log lines say which."""
+    """What log lines need from a namespace."""
 
     @property
     def name(self) -> str: ...
 
 
 class Counted(Protocol):
-    """A client, as far as it is counted and described in log lines."""
+    """What counts and log lines need from a client."""
 
     @property
     def id(self) -> str: ...
@@ -77,7 +77,7 @@ class Counted(Protocol):
 
 
 class Traffic:
-    """What a hub has seen since it was made."""
+    """What a hub has seen since it was created."""
 
     __slots__ = (
         "_keys",
@@ -96,13 +96,13 @@ class Traffic:
     def __init__(self) -> None:
         # Messages from clients.
         self.received: int = 0
-        # Events that could not be published, and nobody waited to hear so.
+        # Events that could not be published and that nobody awaited.
         self.lost: int = 0
         # Events, whatever the number of their recipients.
         self.published: int = 0
-        # Events to clients, each counted: without replays, and what asks for an answer.
+        # Events times recipients, without replays and events that ask for an answer.
         self.delivered: int = 0
-        # By reason; those that any hub may have are there from the start.
+        # By reason; the common ones are present from the start.
         self.evictions: Counter[str] = Counter(slow_client=0, stalled=0, rate_limited=0)
         self.refusals: Counter[str] = Counter(origin_not_allowed=0, unauthorized=0, api_key=0)
         self.gaps: Counter[str] = Counter(expired=0, session=0, unknown=0)
@@ -114,7 +114,7 @@ class Traffic:
     # Clients.
 
     def joined(self, socket: Counted, gap: str | None) -> None:
-        """Note a client that was let in, and why it could not be caught up, if so."""
+        """Note a client that was admitted, and its gap if it has one."""
         if gap is not None:
             self.gap(gap)
         if logger.isEnabledFor(logging.INFO):
@@ -149,7 +149,7 @@ class Traffic:
         self.gaps[reason] += 1
 
     def not_published(self, namespace: str, error: BaseException) -> None:
-        """Note an event that could not be published, while nobody waits to hear so."""
+        """Note an event that could not be published and that nobody awaits."""
         self.lost += 1
         if self._losses.due(namespace, time.monotonic()):
             logger.error(
@@ -162,7 +162,7 @@ class Traffic:
     # Refusals.
 
     def refused(self, error: EventError, handshake: Handshake, namespace: str) -> None:
-        """Note a client that is not let in."""
+        """Note a client that is refused."""
         self._count_refusal(error.code)
         logger.info(
             "refused a client of namespace %r, %s from %s: %s, %r",
@@ -174,11 +174,11 @@ class Traffic:
         )
 
     def refused_request(self, code: str) -> None:
-        """Count a request that got no further than its head."""
+        """Count a request that was refused because of its head."""
         self._count_refusal(code)
 
     def refused_origin(self, origin: str, address: str | None) -> None:
-        """Note a page of an origin that may not connect."""
+        """Note a page whose origin may not connect."""
         self._count_refusal("origin_not_allowed")
         if self._origins.due(origin, time.monotonic()):
             logger.warning(
@@ -188,7 +188,7 @@ class Traffic:
             )
 
     def refused_key(self, address: str | None, reason: str = "api_key") -> None:
-        """Note a request to the HTTP API with a wrong key, or with a token that is refused."""
+        """Note a request to the HTTP API with a wrong key or a refused token."""
         self._count_refusal(reason)
         if self._keys.due(address, time.monotonic()):
             what = "a wrong API key" if reason == "api_key" else f"a token ({reason})"
@@ -201,7 +201,7 @@ class Traffic:
 
 
 def describe(socket: Counted) -> str:
-    """Say which client it is: `_4f… in '/', sse from 127.0.0.1, user 'ada'`."""
+    """Describe a client: `_4f… in '/', sse from 127.0.0.1, user 'ada'`."""
     user = "" if socket.identity is None else f", user {socket.identity.user!r}"
     return (
         f"{socket.id} in {socket.namespace.name!r}, {socket.transport} "

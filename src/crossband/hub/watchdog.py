@@ -1,6 +1,6 @@
-"""Tells who blocks the event loop: a thread that asks the loop for a sign of life.
+"""Finds out what blocks the event loop: a thread that asks the loop for a sign of life.
 
-While the loop answers, that is four wakeups a second and nothing else.
+While the loop answers, this costs four wakeups a second and nothing else.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from crossband.hub.traffic import Notices
 
 logger: Final = logging.getLogger("crossband")
 
-# Seconds without a sign of life until the loop is called blocked.
+# Seconds without a sign of life before the loop counts as blocked.
 PATIENCE: Final = 1.0
-# Seconds between two looks at it.
+# Seconds between two checks.
 TICK: Final = 0.25
 
-# Whose frames call handlers: the first other frame below them is the handler's.
+# Modules whose frames call handlers: the first other frame below them is the handler's.
 _CALLERS: Final = (
     *("crossband.asgi", "crossband.handlers.", "crossband.hub.", "crossband.lane."),
     *("crossband.server", "crossband.transports.", "asyncio.", "uvloop", "uvicorn.", "hypercorn."),
     *("starlette.", "fastapi.", "anyio."),
 )
-# Where a loop is that waits for something to do.
+# Modules in which an idle loop waits.
 _IDLE: Final = ("asyncio.", "selectors", "uvloop")
 
 
 class Watchdog:
     """Watches one event loop from a thread of its own.
 
-    A second counts as blocked only if this thread ran meanwhile, or the loop's own thread
-    computed: in a process that was suspended, or got no processor, nobody is to blame.
+    Time counts as blocked only if this thread ran meanwhile or the loop's own thread used the
+    processor: if the process was suspended or got no processor, no handler is to blame.
     """
 
     def __init__(
@@ -50,24 +50,24 @@ class Watchdog:
         self._loop = loop
         self._patience = patience
         self._tick = tick
-        # The loop's.
+        # The loop's thread.
         self._thread_id = threading.get_ident()
         self._ended = threading.Event()
         self._notices = Notices()
-        # Hubs on this loop.
+        # Number of hubs on this loop.
         self.users = 0
-        # When the loop last gave the sign of life it was asked for; None while it owes one.
+        # When the loop last gave a sign of life; None while one is awaited.
         self._answered: float | None = 0.0
-        # When it was asked, and the processor time of its thread by then.
+        # When it was asked, and its thread's processor time then.
         self._asked = 0.0, 0.0
-        # Seconds since then in which this thread ran as it should.
+        # Seconds since then in which this thread ran on time.
         self._waited = 0.0
         self._told = False
-        # When this thread looked last, and the processor time of the loop's thread by then.
+        # When this thread last checked, and the processor time of the loop's thread then.
         self._looked = time.monotonic(), time.thread_time()
 
     def start(self) -> None:
-        """Begin; on the loop's own thread."""
+        """Start; call it on the loop's own thread."""
         threading.Thread(target=self._run, name="crossband-watchdog", daemon=True).start()
 
     def end(self) -> None:
@@ -86,17 +86,17 @@ class Watchdog:
         self._answered = time.monotonic()
 
     def look(self, now: float, computed: float) -> None:
-        """Ask the loop for a sign of life, or find that it owes one for too long.
+        """Ask the loop for a sign of life, or notice that one is overdue.
 
-        `computed` is the processor time of the loop's thread. Raises RuntimeError when the loop
-        is closed.
+        `computed` is the processor time of the loop's thread. Raises RuntimeError if the loop is
+        closed.
         """
         passed = now - self._looked[0]
         meanwhile = computed - self._looked[1]
         self._looked = now, computed
         late = passed >= 2 * self._tick
-        # One call of the loop's thread into C held the interpreter: it has only just let go, and
-        # is still where it was.
+        # A call into C held the interpreter lock: the loop's thread has only just released it,
+        # and is still at the same place.
         held = late and meanwhile >= self._patience and self._tell(passed, meanwhile)
         if self._answered is not None:
             if self._told:
@@ -108,7 +108,7 @@ class Watchdog:
         elif held:
             self._told = True
         elif not self._told:
-            # Late: this thread was not run either.
+            # If late, this thread did not run either.
             self._waited += 0.0 if late else passed
             busy = computed - self._asked[1]
             if max(self._waited, busy) >= self._patience:
@@ -121,7 +121,7 @@ class Watchdog:
         self._loop.call_soon_threadsafe(self._beat)
 
     def _processor_time(self) -> float:
-        """Return the seconds the loop's thread has computed; 0 where the system cannot tell."""
+        """Return the processor time of the loop's thread; 0 if the system cannot tell."""
         if sys.platform in ("win32", "darwin"):
             return 0.0
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread_id))
@@ -147,7 +147,7 @@ _watchdogs: WeakKeyDictionary[asyncio.AbstractEventLoop, Watchdog] = WeakKeyDict
 
 
 def watch(loop: asyncio.AbstractEventLoop) -> None:
-    """Watch the running loop, for one hub more."""
+    """Watch the running loop, for one more hub."""
     watchdog = _watchdogs.get(loop)
     if watchdog is None:
         watchdog = _watchdogs[loop] = Watchdog(loop)
@@ -156,7 +156,7 @@ def watch(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def unwatch(loop: asyncio.AbstractEventLoop) -> None:
-    """Watch the loop no more, for one hub."""
+    """Stop watching the loop, for one hub."""
     watchdog = _watchdogs.get(loop)
     if watchdog is not None:
         watchdog.users -= 1
@@ -166,9 +166,9 @@ def unwatch(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def place_of(frame: FrameType) -> str:
-    """Say where a thread is: its handler, and what that has called.
+    """Return where a thread is: its handler, and what that has called.
 
-    Such as `report (/app/chat.py:31), in read (/usr/lib/python3.11/ssl.py:1100)`.
+    For example `report (/app/chat.py:31), in read (/usr/lib/python3.11/ssl.py:1100)`.
     """
     handler: FrameType | None = None
     outer: FrameType | None = frame

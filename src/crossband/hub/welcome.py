@@ -1,4 +1,4 @@
-"""How admitted clients become live: welcomed, greeted by the connect handlers; or undone."""
+"""How admitted clients become live: the welcome and the connect handlers; or are undone."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from crossband.hub.states import State
 
 logger: Final = logging.getLogger("crossband")
 
-# Seconds a client without a session, coming back with a cursor, waits for its connect
-# handlers to join its rooms. Its events are held meanwhile; past it, it is told of a gap.
+# Seconds that a client with a cursor but without a session waits for its connect handlers to
+# join its rooms. Meanwhile its events are held; after that, it is told of a gap.
 CONNECT_HANDLER_TIME: Final = 5.0
 
 
 class Welcomes:
-    """Ends admissions: the client is in its namespace, or never was."""
+    """Ends admissions: the client is in its namespace, or was never there."""
 
     def __init__(
         self,
@@ -45,18 +45,18 @@ class Welcomes:
         self._departures = departures
 
     def welcome(self, admission: Admission) -> None:
-        """Let the client receive, from here on and in order, all it should."""
+        """Let the client receive everything it should, in order, from here on."""
         socket = admission.socket
         namespace = socket.namespace
         session = admission.session
         self._resumptions.opened(admission)
-        # Whose departure the connect handlers wait for.
+        # Departures that the connect handlers wait for.
         earlier: list[asyncio.Task[None]] = []
-        # The same client again, before its old connection was found dead.
+        # The same client is back before its old connection was found dead.
         for key in {socket.session, *([session.key] if session is not None else [])}:
             live = namespace.members.live(key)
             if live is not None and live.record.user != socket.record.user:
-                # Another user took up the key while it was out of the broker.
+                # Another user took the key while it was not in the broker.
                 socket.record.key = secrets.token_urlsafe(24)
                 socket.record.take = 0
                 continue
@@ -70,7 +70,7 @@ class Welcomes:
             if departure is not None:
                 earlier.append(departure)
         catch_up = admission.catch_up
-        # A pattern's namespace may have emptied meanwhile, also just now.
+        # A pattern's namespace may have been dropped meanwhile, even just now.
         self._directory.enlist(namespace)
         socket.connected = True
         socket.stage = State.LIVE
@@ -85,7 +85,7 @@ class Welcomes:
         if catch_up is not None:
             offset = admission.cursor
         elif admission.gap is not None:
-            # Until it is told of the gap, its cursor stays where it was.
+            # Its cursor must stay where it was until it is told of the gap.
             offset = None
         codec = socket.codec
         welcome = codec.welcome(
@@ -101,7 +101,7 @@ class Welcomes:
             notice = codec.gap(namespace.name, reason=admission.gap, offset=head)
             if notice is not None:
                 socket.connection.push(notice)
-        # Without a session, its rooms are those that the connect handlers will join.
+        # Without a session, the connect handlers decide its rooms.
         unknown = catch_up is not None and session is None and bool(namespace.registry.connect)
         if catch_up is not None:
             socket.catching = catch_up
@@ -115,11 +115,11 @@ class Welcomes:
         if socket.refused:
             self._departures.part(socket, close=False)
         if self._node.stopping:
-            # Let in before the hub stopped, and answered since: nobody else closes it.
+            # Admitted before the hub stopped, and answered since: nothing else closes it.
             self._departures.send_away(socket.connection, [socket])
 
     def undo(self, admission: Admission) -> None:
-        """Leave everything as if the client had not come."""
+        """Restore everything as if the client had never connected."""
         socket = admission.socket
         self._node.traffic.cut(socket)
         socket.stage = State.GONE
@@ -134,7 +134,7 @@ class Welcomes:
         earlier: Sequence[asyncio.Task[None]],
         catch_up: CatchUp | None,
     ) -> None:
-        """Run the connect handlers; then `catch_up`, if any, may begin."""
+        """Run the connect handlers; then start `catch_up`, if any."""
         timer = None
         if catch_up is not None:
             timer = asyncio.get_running_loop().call_later(
@@ -159,7 +159,7 @@ class Welcomes:
                 socket.namespace.replays.advance(socket)
 
     def _connect_is_late(self, socket: Socket, catch_up: CatchUp) -> None:
-        # After a stall of the loop timers come first: whoever was ready all along goes before.
+        # After a stall of the loop, timers come first: let handlers that were ready go ahead.
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._give_up_catching_up, socket, catch_up)
 

@@ -145,7 +145,7 @@ class Broker(ABC):
 
     @abstractmethod
     def detach(self, namespace: str) -> None:
-        """Carry a namespace no more: its last client has left.
+        """Stop carrying a namespace: its last client has left.
 
         Also one that could not be attached, or is still being: it is attached anew by the next
         call of `attach`. Futures of what was published in it do not wait for its delivery.

@@ -57,7 +57,7 @@ class MemoryBroker(Broker):
         self.bus: Bus = MemoryBus(new_id(), memory.hall)
 
     def peer(self) -> Self:
-        """Return the broker of another hub in this process: the two hubs are one to clients.
+        """Return a broker for another hub in this process: to clients, the two are one.
 
         For tests with several nodes. All of them run on one event loop.
         """

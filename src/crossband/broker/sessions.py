@@ -158,7 +158,7 @@ _decoder: Final = msgspec.msgpack.Decoder(Session)
 
 
 def fit_data(data: dict[str, Any]) -> dict[str, Any]:
-    """Return what can be kept of a client's data: without what became unfit since it was set."""
+    """Return a client's data without values that became unfit after they were set."""
     fits = {}
     for key, value in data.items():
         try:

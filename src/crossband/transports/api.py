@@ -18,7 +18,7 @@ from crossband.names import check_event, check_name
 from crossband.protocol.depth import MESSAGE_DEPTH, is_deeper
 from crossband.transports.http import ClientGone, HeaderList, Request
 
-# The fields of a broadcast as other servers of this field call them.
+# What other realtime servers call the fields of a broadcast.
 _ELSEWHERE: Final = {
     "args": "data",
     "channel": "room",
@@ -39,7 +39,7 @@ _NAMED: Final = 64
 class Broadcast(msgspec.Struct, forbid_unknown_fields=True):
     """The body of `POST /api/broadcast`.
 
-    A field that is not known is refused: where it was to be `room`, everybody would hear.
+    Unknown fields are refused: with a misspelt `room`, everybody would get the event.
     """
 
     event: str
@@ -62,7 +62,7 @@ def _unknown_field(name: str) -> InvalidMessage:
 
 
 def _check_query(query: Iterable[str]) -> None:
-    """Refuse what was to be in the body: ignored, it would let everybody hear."""
+    """Refuse the body's fields in the query: ignoring `room` would reach everybody."""
     for name in query:
         if name in Broadcast.__struct_fields__ or name == "rooms" or name in _ELSEWHERE:
             raise InvalidMessage(f"`{name}` belongs in the body, not in the query")
@@ -118,7 +118,7 @@ class Api:
             await request.refuse(error, cors)
 
     def status(self) -> dict[str, Any]:
-        """Count clients, messages, rooms, and what was refused. Uptime in seconds."""
+        """Count clients, messages, rooms and refusals. Uptime is in seconds."""
         hub = self._hub
         transports: Counter[str] = Counter(websocket=0, polling=0, sse=0)
         namespaces: dict[str, dict[str, int]] = {}
@@ -199,7 +199,7 @@ class Api:
             raise self._no_key(request, _WANTED)
 
     def _no_key(self, request: Request, wanted: str) -> EventError:
-        """Return the error for a request without a valid key, having noted it."""
+        """Note a request without a valid key, and return its error."""
         if _shown_key(request):
             self._hub.traffic.refused_key(request.address)
         else:
@@ -207,7 +207,7 @@ class Api:
         return EventError(wanted, code="unauthorized")
 
     def _valid_key(self, request: Request) -> str | None:
-        """Return the API key that was shown; None when it is none of ours."""
+        """Return the request's API key; None if it is not one of ours."""
         shown = _shown_key(request)
         # Every key is compared, each in constant time.
         keys = self._hub.settings.api_keys
@@ -215,9 +215,9 @@ class Api:
         return shown if any(matches) else None
 
     async def _identify(self, request: Request) -> Identity:
-        """Return whose token it is that may publish. Raises EventError."""
+        """Return the identity of a token that may publish. Raises EventError."""
         access = self._hub.access
-        # A token says who it is. What that one may do is for `authorize` to say.
+        # A token only identifies the user. What that user may do, `authorize` decides.
         tokens = access.authenticate is not None and access.authorize is not None
         if tokens and "x-api-key" not in request.headers:
             try:
@@ -237,6 +237,6 @@ class Api:
 
 
 def _shown_key(request: Request) -> str:
-    """Return what a request shows as its API key; "" for none."""
+    """Return a request's API key, valid or not; "" for none."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")

@@ -25,7 +25,7 @@ class CarriedConnection(Connection, Generic[L]):
 
     @property
     def on_lane(self) -> bool:
-        """Whether a lane carries it, which tells when it has ended."""
+        """Whether a lane carries it, which reports its end."""
         return self._lane is not None
 
     @property
@@ -45,7 +45,7 @@ class CarriedConnection(Connection, Generic[L]):
             lane.close(CloseCode.NORMAL, "", self)
 
     async def open(self, lane: L, admission: Admission) -> None:
-        """Answer and welcome an admitted client over its lane, which carries it from then on."""
+        """Answer and welcome an admitted client over its lane, and attach it to that."""
         with admission:
             await lane.start()
             self.attach(lane)

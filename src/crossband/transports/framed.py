@@ -1,4 +1,4 @@
-"""A connection of WebSocket frames, whose reading is held back to the rates of its client."""
+"""A connection of WebSocket frames, which slows reading down to its client's rates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FramedConnection(CarriedConnection[FrameLane]):
     def __init__(self, hub: Core, *, limit: int) -> None:
         super().__init__(hub, limit=limit)
         self._hub = hub
-        # None unless the client is held back to its rates.
+        # None unless reading is paused because the client is too fast.
         self._waking: asyncio.TimerHandle | None = None
 
     @property
@@ -31,11 +31,11 @@ class FramedConnection(CarriedConnection[FrameLane]):
 
     @property
     def held(self) -> bool:
-        """Whether it is not to be read just now."""
+        """Whether it must not be read just now."""
         return self.resting_until > monotonic() or self.crowded is not None
 
     def held_within(self, seconds: float) -> bool:
-        """Whether it was not read for some time of the last `seconds`."""
+        """Whether reading was paused at some time in the last `seconds`."""
         return self.crowded is not None or self.resting_until > monotonic() - seconds
 
     def rest(self, seconds: float) -> None:
@@ -69,7 +69,7 @@ class FramedConnection(CarriedConnection[FrameLane]):
 
     async def _read_on(self, lane: FrameLane) -> None:
         await self.wait_for_space()
-        # Else it goes on when it has rested.
+        # Otherwise it goes on after its rest.
         if self._waking is None:
             lane.resume_reading()
 

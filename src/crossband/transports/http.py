@@ -39,17 +39,17 @@ HeaderList = list[tuple[bytes, bytes]]
 
 # RFC 9110 §11.6.1: a 401 says what would be accepted.
 _CHALLENGE = (b"www-authenticate", b"Bearer")
-# Fields in a query string beside the rooms; more is nobody's honest request.
+# Fields in a query string besides the rooms; no legitimate client sends more.
 MAX_QUERY_FIELDS = 64
 # Bytes of messages that are kept while a client is only watched: a server says that it has gone
 # after what it sent.
 _MAX_EARLY = 65_536
-# What a WebSocket subprotocol consists of (RFC 6455 §4.1, RFC 9110 §5.6.2).
+# The form of a WebSocket subprotocol (RFC 6455 §4.1, RFC 9110 §5.6.2).
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class ClientGone(Exception):
-    """The client closed before its request was complete, or answered."""
+    """The client closed before its request was complete or answered."""
 
 
 class WhileConnected:
@@ -62,7 +62,7 @@ class WhileConnected:
         assert task is not None
         self._request = request
         self._task = task
-        # What tells of the end. None where messages are watched instead.
+        # Reports the client's end. None if messages are watched instead.
         self._offer: Offer | None = offer_of(request.scope)
         self._watcher: asyncio.Task[None] | None = None
         self._gone = False
@@ -93,7 +93,7 @@ class WhileConnected:
 
 
 class Request:
-    """One HTTP request or WebSocket handshake, and what is known of its client."""
+    """One HTTP request or WebSocket handshake, and what is known about its client."""
 
     def __init__(
         self,
@@ -106,20 +106,20 @@ class Request:
         max_rooms: int = 64,
     ) -> None:
         self.scope = scope
-        # As they were given: a lane asks whose they are. Messages come from `read`.
+        # As they were given: a lane checks where they come from. Messages come from `read`.
         self.receive = receive
         self.send = send
-        # Messages that came while the client was only to be watched.
+        # Messages that came while the client was only being watched.
         self._early: deque[Message] = deque()
         # Below the mount point.
         self.path = path
         # Notes what is refused.
         self._traffic = traffic
-        # A page of an origin that was let in by "*" alone: its cookies do not count.
+        # Set for a page whose origin is allowed by "*" alone: its cookies do not count.
         self._any_origin = False
-        # `room` fields of the query, and one more, so that it can be said that it is.
+        # Most `room` fields of the query, plus one, so that too many can be reported.
         self._max_rooms = max_rooms
-        # The "websocket.connect" message was taken.
+        # The "websocket.connect" message was received.
         self._connect_seen = False
 
     @property
@@ -144,7 +144,7 @@ class Request:
 
     @cached_property
     def query(self) -> dict[str, list[str]]:
-        """The query's fields. Raises EventError when it cannot be read."""
+        """The query's fields. Raises EventError if it cannot be read."""
         try:
             fields = parse_qs(
                 self.scope.get("query_string", b"").decode("ascii"),
@@ -193,9 +193,9 @@ class Request:
         return WhileConnected(self)
 
     async def watch(self, leave: Callable[[], None]) -> None:
-        """Call back when the client has gone; what it sent before is kept for `read`."""
+        """Call back when the client has gone; keep what it sent before for `read`."""
         if self.headers.get("expect", "").lower() == "100-continue":
-            # To ask for the body is to tell the client to send it.
+            # Asking for the body would tell the client to send it.
             return
         with contextlib.suppress(Exception):
             if self.scope["type"] == "websocket":
@@ -211,7 +211,7 @@ class Request:
                 kept += len(content or b"")
 
     async def body(self, limit: int, *, time: float) -> bytes:
-        """Read the body; refuse it as soon as it is over `limit` bytes, or takes `time` seconds.
+        """Read the body; refuse it once it is over `limit` bytes or takes `time` seconds.
 
         Raises MessageTooLarge, ClientGone, EventError.
         """
@@ -265,10 +265,10 @@ class Request:
 
     @property
     def subprotocol(self) -> str | None:
-        """The WebSocket subprotocol that is answered: ours, else the first that was offered.
+        """The WebSocket subprotocol to answer with: ours, else the first one offered.
 
-        Browsers give up a WebSocket that is answered with none. Node's `ws` takes the first,
-        too. Not that which holds a token: answers are logged, by proxies too.
+        Browsers give up if the answer has none. Node's `ws` takes the first, too. Never the one
+        that contains a token: answers are logged, also by proxies.
         """
         offered = self.scope.get("subprotocols") or ()
         if SUBPROTOCOL in offered:
@@ -285,7 +285,7 @@ class Request:
         if wait := retry_after(error):
             # Whole seconds (RFC 9110 §10.2.3).
             headers = [*headers, (b"retry-after", b"%d" % math.ceil(wait))]
-        # The rest of the body is not read: nobody knows how much it is.
+        # The rest of the body is not read, as its length is unknown.
         if error.status in (408, 413) and self.scope.get("http_version", "1.1").startswith("1"):
             headers = [*headers, (b"connection", b"close")]
         await self.respond(error.status, _body(error), headers=headers)
@@ -301,7 +301,7 @@ class Request:
             self._connect_seen = True
 
     async def deny(self, error: EventError) -> None:
-        """Refuse a WebSocket handshake over HTTP, where the server can; else close it."""
+        """Refuse a WebSocket handshake over HTTP if the server can, else close it."""
         await self._see_connect()
         if "websocket.http.response" not in self.scope.get("extensions", {}):
             await self.send({"type": "websocket.close", "code": 4000 + error.status})
@@ -321,10 +321,10 @@ class Request:
         await self.send({"type": "websocket.http.response.body", "body": body})
 
     async def turn_away(self, error: EventError, code: CloseCode, *, tell: bool = True) -> None:
-        """Accept a WebSocket only to say why it is not wanted, and close it.
+        """Accept a WebSocket only to say why it is refused, and close it.
 
-        A page cannot read what a handshake was answered with over HTTP; this it can. Without
-        `tell` the close frame alone says it: the protocol has no message for it.
+        A page cannot read an HTTP answer to a handshake, but it can read this. Without `tell`
+        only the close frame says it, because the protocol has no message for it.
         """
         await self.accept()
         if tell:
@@ -392,13 +392,13 @@ class Request:
 
 
 def retry_after(error: EventError) -> float:
-    """Return the seconds after which a client may try again; 0 where the error does not say."""
+    """Return after how many seconds a client may try again; 0 if unknown."""
     wait = error.details.get("retryAfter")
     return float(wait) if isinstance(wait, (int, float)) and 0 < wait < math.inf else 0.0
 
 
 def host_of(scope: Scope) -> str:
-    """Return the host a request is for, in small letters and without its port.
+    """Return the host a request is for, in lower case and without its port.
 
     "" for none, or several (RFC 9112 §3.2). An IPv6 address has no brackets.
     """

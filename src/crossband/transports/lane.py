@@ -1,9 +1,9 @@
-"""A lane: what carries a connection. And the ASGI extension by which a server lends its own.
+"""A lane, which carries a connection, and the ASGI extension for a server to offer its own.
 
-After the handshake the hub takes a connection over. On a lane of the server's, ready bytes go
-straight to the transport, what arrives comes straight to a callback, and no task waits on
-either side; `crossband.lane` implements it. Elsewhere `transports/asgi.py` has a lane over
-ASGI messages, with the same result.
+After the handshake the hub takes a connection over. On the server's own lane, ready bytes go
+straight to the transport, incoming data goes straight to a callback, and no task waits on
+either side; `crossband.lane` implements it. On other servers `transports/asgi.py` provides a
+lane over ASGI messages, with the same result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EXTENSION = "crossband.lane"
 
 
 class Peer(Protocol):
-    """What is told of a connection that was taken over."""
+    """Gets the events of a connection that was taken over."""
 
     def resume_writing(self) -> None:
         """Flush: the lane has room again."""
@@ -30,20 +30,20 @@ class Peer(Protocol):
 
 
 class FramePeer(Peer, Protocol):
-    """What is told of a WebSocket."""
+    """Gets the events of a WebSocket."""
 
     def frame_received(self, frame: str | bytes) -> None:
-        """Take a message: text or binary."""
+        """Handle a message: text or binary."""
 
     def too_large(self) -> None:
-        """Take note that a message over the limit was announced; none comes any more."""
+        """Note that a message over the limit was announced; no more will come."""
 
     def ping_received(self) -> bool:
-        """Take note of a ping; return whether to answer it. Of a flood the last one is."""
+        """Note a ping; return whether to answer it. Of a flood, the last is answered."""
         ...
 
     def pong_received(self) -> None:
-        """Take note that the peer is alive."""
+        """Note that the peer is alive."""
 
 
 class Lane(Protocol):
@@ -60,16 +60,16 @@ class Lane(Protocol):
     def close(
         self, code: int, reason: str, outbox: Connection | None = None, *, now: bool = False
     ) -> None:
-        """End it after what waits in the outbox; cut it if the peer does not answer in time.
+        """End it after writing the outbox; cut it if the peer does not answer in time.
 
-        `now` is for a peer that is behind: there is no telling it anything.
+        `now` is for a peer that is behind, which cannot be told anything.
         """
 
     async def start(self) -> None:
-        """Answer the client, if that is not done. To fail is the connection's end."""
+        """Answer the client, if not done yet. A failure ends the connection."""
 
     async def run(self) -> None:
-        """Carry the connection to its end, where that needs the request's task."""
+        """Carry the connection to its end, if that needs the request's task."""
 
 
 class FrameLane(Lane, Protocol):
@@ -77,7 +77,7 @@ class FrameLane(Lane, Protocol):
 
     # May be another one from some message on.
     peer: FramePeer
-    # The server pings the peer, at its own pace.
+    # True if the server itself pings the peer.
     pings: bool
 
     def send(self, message: str) -> None:
@@ -97,22 +97,22 @@ class BodyLane(Lane, Protocol):
     """The body of one response."""
 
     def refused_for(self, now: float) -> float:
-        """Return for how many seconds the peer has taken nothing of what waits for it.
+        """Return for how many seconds the peer has read nothing of what waits for it.
 
-        After the connection was lost: for how many it had taken nothing by then.
+        After the connection was lost: for how many it had read nothing by then.
         """
         ...
 
 
 class Offer(Protocol):
-    """What stands under `crossband.lane` in a scope."""
+    """The value of `crossband.lane` in a scope's extensions."""
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:
-        """Call back when the client hangs up before it was answered; None: no more."""
+        """Call back when the client hangs up before its answer; None stops that."""
 
 
 class WebSocketOffer(Offer, Protocol):
-    """What stands there of a WebSocket."""
+    """The offer for a WebSocket."""
 
     def take(
         self,
@@ -125,14 +125,14 @@ class WebSocketOffer(Offer, Protocol):
     ) -> FrameLane | None:
         """Accept the WebSocket and take it over; None once ASGI messages were exchanged.
 
-        Messages are bounded by `limit` bytes. What the client sent already comes at the next
-        tick. None where it cannot be taken: go on over ASGI. So it is where `receive` or `send`
-        are not the server's own: a middleware wants to see what passes.
+        Messages are bounded by `limit` bytes. What the client has already sent comes in the next
+        tick. Returns None if it cannot be taken: go on over ASGI. That is so if `receive` or
+        `send` are not the server's own, because then a middleware wants to see the messages.
         """
 
 
 class StreamOffer(Offer, Protocol):
-    """What stands there of an HTTP request."""
+    """The offer for an HTTP request."""
 
     def take(
         self,
@@ -143,12 +143,12 @@ class StreamOffer(Offer, Protocol):
     ) -> BodyLane | None:
         """Start a 200 response with these headers, and take the connection over.
 
-        What is written then is the body, in chunks as HTTP/1.1 has them. None where it cannot
-        be, as `WebSocketOffer.take`: go on over ASGI.
+        What is written after that is the body, in HTTP/1.1 chunks. Returns None if it cannot be
+        taken, as `WebSocketOffer.take`: go on over ASGI.
         """
 
 
 def offer_of(scope: Scope) -> Any:
-    """Return what the server offers for this request; None when nothing."""
+    """Return the server's offer for this request, or None."""
     extensions = scope.get("extensions")
     return extensions.get(EXTENSION) if extensions else None

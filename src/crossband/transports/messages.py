@@ -29,9 +29,9 @@ def plain_message(
 def answer_envelope(
     socket: Socket, message: envelope.Message, reply: Callable[[Any], None] | None = None
 ) -> bool:
-    """Hand an envelope to its socket; True when it was an acknowledgement, settled already.
+    """Pass an envelope to its socket; True if it was an acknowledgement, now settled.
 
-    Raises EventError for one that cannot be.
+    Raises EventError for an invalid one.
     """
     data = message.data
     raws = [] if isinstance(data, msgspec.UnsetType) else [data]

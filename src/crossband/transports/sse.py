@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 _FAREWELL = sse.encode_event('{"message":"Server shutting down"}', event="server:shutdown")
 _KEEPALIVE = Wire(sse.encode_comment())
-# A client the server disconnected for good is answered 204, which stops EventSource, this
-# often remembered; the oldest is forgotten first.
+# A client that the server disconnected for good is answered 204, which stops EventSource. This
+# many are remembered; the oldest is forgotten first.
 MAX_ENDED = 10_000
-# A client that is sent away for what passes comes back after 3 to 7 times the setting `retry`,
-# by chance: those that were refused together do not come back together.
+# After a temporary refusal a client comes back after 3 to 7 times the setting `retry`, at random,
+# so that clients refused together do not come back together.
 _LATER = (3, 7)
-# What passes: not in time, too much, and whatever is the server's own fault.
+# Temporary statuses: not in time, too much. Also 5xx, the server's own fault.
 _PASSING = frozenset({408, 425, 429})
 
 
@@ -70,7 +70,7 @@ class StreamConnection(CarriedConnection[BodyLane]):
         return "sse"
 
     def refused_for(self, now: float) -> float:
-        """Return for how many seconds the client has taken nothing of what waits."""
+        """Return for how many seconds the client has read nothing of what waits."""
         return 0.0 if self._lane is None else self._lane.refused_for(now)
 
     def close(self, code: CloseCode, reason: str, *, now: bool = False) -> None:
@@ -100,7 +100,7 @@ class StreamConnection(CarriedConnection[BodyLane]):
 
 
 class StreamDoor:
-    """Admits event streams, and takes what their clients post."""
+    """Admits event streams, and handles what their clients post."""
 
     def __init__(self, hub: Core) -> None:
         self._hub = hub
@@ -111,7 +111,7 @@ class StreamDoor:
         self._keepalive = Deadlines[StreamConnection](
             asyncio.get_running_loop(), hub.settings.keepalive_interval, self._keep_alive
         )
-        # A comment at once, so that headers leave every proxy's buffer.
+        # Starts with a comment, so that every proxy flushes the headers.
         self._preamble = Wire(_preamble(hub.settings.retry))
         # Sessions the server ended: (namespace, key), oldest first.
         self._ended: dict[tuple[str, str], None] = {}
@@ -143,7 +143,7 @@ class StreamDoor:
             await request.refuse(error, cors)
 
     def _methods(self, rest: str) -> bytes:
-        # Streams have the door and the namespaces below it; what else is there is a client.
+        # Streams are at the door and the namespaces below it; any other path is a client.
         stream = rest in ("", "/") or rest in self._hub.directory.namespaces
         return b"GET, HEAD, OPTIONS" if stream else b"GET, HEAD, POST, OPTIONS"
 
@@ -165,7 +165,7 @@ class StreamDoor:
         if hub.stopping:
             await self._say_goodbye(request, cors)
             return
-        # EventSource sends the header when it comes back by itself; it is newer.
+        # EventSource sends the header when it reconnects by itself; it is newer than the query.
         cursor = _utf8(request.headers.get("last-event-id", "")) or request.first("lastEventId")
         connection = StreamConnection(hub, self)
         try:
@@ -192,7 +192,7 @@ class StreamDoor:
                 connection.free_slot()
 
     async def _say_goodbye(self, request: Request, cors: HeaderList) -> None:
-        """Ask a newcomer of a stopping hub to come back later."""
+        """Ask a new client of a stopping hub to come back later."""
         await self._send_away(request, cors, _FAREWELL)
 
     async def _send_away(
@@ -202,9 +202,9 @@ class StreamDoor:
         farewell: bytes,
         error: EventError | None = None,
     ) -> None:
-        """Answer with a stream that ends: come back later.
+        """Answer with a stream that ends, so that the client comes back later.
 
-        To EventSource any status but 200 means never again.
+        To EventSource any status except 200 means that it must not come back.
         """
         retry = self._hub.settings.retry
         if error is not None:
@@ -216,7 +216,7 @@ class StreamDoor:
         await request.send({"type": "http.response.body", "body": body})
 
     def opened(self, connection: StreamConnection) -> None:
-        """Keep a connection whose lane tells of the end."""
+        """Keep a connection, whose lane reports its end."""
         assert connection.socket is not None
         self._connections.add(connection)
         self._by_id[connection.socket.id] = connection
@@ -283,7 +283,7 @@ class StreamDoor:
         if socket.inbox.crowded(socket):
             await socket.inbox.wait_for_space(socket)
         if not socket.connected:
-            # It left while its body was on the way.
+            # The client left while its body was on the way.
             raise EventError(code="unknown_client")
         settled = False
         if message is not None:
@@ -307,9 +307,9 @@ class StreamDoor:
         await request.respond_json(200, result, cors)
 
     async def _check_token(self, request: Request, socket: Socket) -> None:
-        """Raise Unauthorized for a token that is not a good one of the same user.
+        """Raise Unauthorized for a token that is not a valid one of the same user.
 
-        The session would do without; but who shows a token means it.
+        The session would be enough, but a client that sends a token means it.
         """
         handshake = request.handshake("sse")
         if bearer_token(handshake) is None:
@@ -326,9 +326,9 @@ class StreamDoor:
         raise error
 
     def _keep_alive(self, connection: StreamConnection) -> None:
-        # There are no pings: that a client has gone shows by its taking nothing.
+        # There are no pings: a client that has gone shows by reading nothing.
         if self._stalls(connection):
-            # After a pause of the process timers come first: what it took meanwhile counts.
+            # After a pause of the process timers come first: let what it read meanwhile count.
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.call_soon, self._cut, connection)
         connection.push(_KEEPALIVE)
@@ -356,7 +356,7 @@ class StreamDoor:
 
 
 def _bare(request: Request, body: bytes) -> str | bytes | None:
-    """Return what is posted to a plain namespace as it is; None for an envelope.
+    """Return what was posted to a plain namespace, unchanged; None for an envelope.
 
     Raises InvalidMessage for text that is not UTF-8.
     """
@@ -372,7 +372,7 @@ def _bare(request: Request, body: bytes) -> str | bytes | None:
 
 
 def _preamble(retry: float) -> bytes:
-    """Return what a stream begins with; `retry` in seconds."""
+    """Return the start of a stream; `retry` is in seconds."""
     return sse.encode_comment("ok") + sse.encode_retry(min(round(retry * 1000), sse.MAX_RETRY))
 
 
@@ -385,7 +385,7 @@ def _passes(error: EventError) -> bool:
 
 
 def _is_event_source(request: Request) -> bool:
-    # Who takes JSON, too, can tell statuses apart: our own clients do.
+    # A client that also accepts JSON can tell statuses apart, as our own clients do.
     accepted = request.headers.get("accept", "").lower()
     return "text/event-stream" in accepted and "application/json" not in accepted
 

@@ -50,7 +50,7 @@ class WebSocketConnection(FramedConnection):
         # None until opened.
         self.socket: Socket | None = None
         self.read: Reader | None = None
-        # Why the server ended it. None while the client would be the one.
+        # Why the server ended it. None if it has not.
         self.reason: str | None = None
 
     @property
@@ -204,7 +204,7 @@ class WebSocketDoor:
     def refuse_rate(
         self, connection: WebSocketConnection, socket: Socket, frame: str | bytes, wait: float
     ) -> None:
-        """Tell a client that it sends too fast, and end the connection if it goes on so."""
+        """Tell a client that it sends too fast; close the connection if it keeps on."""
         error: EventError = RateLimited(wait)
         ack_id: int | None = None
         if socket.codec is ENVELOPE:
@@ -214,7 +214,7 @@ class WebSocketDoor:
                 ack_id = invalid.details.get("id")
             else:
                 error.details["event"] = message.type
-                # The id of an acknowledgement is the server's.
+                # An acknowledgement's id is one of the server's.
                 ack_id = None if message.is_ack else message.id
         connection.push(socket.codec.problem(socket.namespace.name, error.to_dict(), ack_id))
         connection.end_flood()
@@ -230,7 +230,7 @@ class WebSocketDoor:
         self._pongs.add(connection)
 
     def _give_up(self, connection: WebSocketConnection) -> None:
-        # Its pong may wait behind events that we are slow to handle, or slow to take.
+        # Its pong may be waiting behind events that we are slow to handle or to read.
         if connection.held_within(self.hub.settings.ping_timeout):
             self.pong(connection)
             return
@@ -238,7 +238,7 @@ class WebSocketDoor:
         connection.close(CloseCode.INTERNAL_ERROR, "ping timeout", now=True)
 
     def opened(self, connection: WebSocketConnection, *, pings: bool) -> None:
-        """Keep a connection whose lane tells of frames, and of the end; `pings` are ours."""
+        """Keep a connection, whose lane reports frames and the end; ping it if `pings`."""
         self._connections.add(connection)
         if pings:
             self._pings.add(connection)

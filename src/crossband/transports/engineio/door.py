@@ -19,7 +19,7 @@ from crossband.transports.http import HeaderList, Request
 
 
 class EngineDoor:
-    """Starts sessions, and hands each request to its session's transport."""
+    """Starts sessions, and passes each request to its session's transport."""
 
     def __init__(self, hub: Core) -> None:
         self.hub = hub

@@ -33,9 +33,9 @@ from crossband.transports.engineio.session import EngineConnection, Keeper
 
 logger: Final = logging.getLogger("crossband")
 
-# CONNECTs to one namespace that may wait for the one before them.
+# CONNECTs to one namespace that may wait for an earlier one.
 WAITING_CONNECTS: Final = 16
-# How a message with an event begins, and where the rest of it does.
+# The start of a message with an event, and the index of the rest.
 _EVENT: Final = f"{engineio.MESSAGE}{PacketType.EVENT:d}"
 _BEHIND_EVENT: Final = len(_EVENT)
 
@@ -57,7 +57,7 @@ class SocketIOConnection(EngineConnection):
             max_bytes=limits.max_http_buffer_size,
             max_total=limits.event_size,
         )
-        # What has come of an unfinished packet, in bytes and characters.
+        # Size so far of an unfinished packet, in bytes and characters.
         self._size = 0
 
     @property
@@ -171,7 +171,7 @@ class SocketIOConnection(EngineConnection):
                 tell(socket, error, "ack")
                 return
             assert packet.id is not None
-            # Nobody waits for it: a flood of them is not to be worth decoding.
+            # Nobody waits for it: a flood of these must not cost any decoding.
             if kind is PacketType.ACK and not socket.owes(packet.id):
                 return
             message = Incoming("", raws, packet.attachments)
@@ -225,7 +225,7 @@ class SocketIOConnection(EngineConnection):
         joining.task = self._hub.run_to_end(self._admit_each(name, joining))
 
     def _connect_again(self, name: str) -> None:
-        """Repeat the answer to a client that has joined already."""
+        """Repeat the answer to a client that has already joined."""
         socket = self._sockets[name]
         wire = socket.codec.welcome(
             name, sid=socket.id, session=socket.session, recovered=False, offset=None
@@ -299,8 +299,8 @@ class SocketIOConnection(EngineConnection):
 
 
 def _resume(auth: dict[str, Any]) -> Resume:
-    # Official clients recover by `pid` and `offset`; those that do not recover by themselves
-    # may show a key of their own choice as `session`.
+    # Official clients recover by `pid` and `offset`; clients without recovery may send a key of
+    # their own choice as `session`.
     pid, session, offset = auth.get("pid"), auth.get("session"), auth.get("offset")
     cursor = offset if isinstance(offset, str) and offset else None
     if isinstance(pid, str):

@@ -1,4 +1,4 @@
-"""HTTP long-polling: the GET that waits, and the POSTs in line."""
+"""HTTP long-polling: the waiting GET, and a queue of POSTs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PYTHON_PACKETS: Final = 16
 
 
 class Polling:
-    """Carries a session by its client's HTTP requests.
+    """Carries a session over its client's HTTP requests.
 
-    It is given the session with each of them: a reference would make a cycle.
+    Each call gets the session as an argument: a reference would make a cycle.
     """
 
     __slots__ = ("_get", "_line", "_posts")
@@ -34,7 +34,7 @@ class Polling:
     def __init__(self) -> None:
         # None unless a GET waits; resolved when there is something to answer.
         self._get: asyncio.Future[None] | None = None
-        # Takes POSTs one by one. None before the first.
+        # Lets POSTs through one by one. None before the first.
         self._line: asyncio.Lock | None = None
         # POSTs that are not answered yet.
         self._posts = 0
@@ -78,7 +78,7 @@ class Polling:
         await respond_packets(request, content, cors)
 
     async def post(self, connection: EngineConnection, request: Request, cors: HeaderList) -> None:
-        """Take a POST's packets, after those of the POSTs before it.
+        """Handle a POST's packets, after those of earlier POSTs.
 
         It is answered when there is room for more; until then no other body is read, just as
         a WebSocket would not be.
@@ -143,7 +143,7 @@ async def _take_post(connection: EngineConnection, request: Request, cors: Heade
             return
         await _take_body(connection, body.decode(), limits.packets_per_payload)
     except ClientGone:
-        # Part of what it sent is lost.
+        # Part of what the client sent is lost.
         connection.end("transport error")
         return
     except EventError as error:
@@ -159,7 +159,7 @@ async def _take_post(connection: EngineConnection, request: Request, cors: Heade
 
 
 async def _take_body(connection: EngineConnection, body: str, max_packets: int) -> None:
-    """Take a body's packets, no faster than the client may send and its handlers keep up."""
+    """Handle a body's packets, no faster than rates allow and handlers keep up."""
     packets = engineio.decode_payload(body, max_packets=max_packets)
     for number, packet in enumerate(packets, 1):
         if packet.type is PacketType.MESSAGE:

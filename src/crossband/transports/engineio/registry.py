@@ -13,7 +13,7 @@ from crossband.protocol import engineio
 from crossband.timers import Deadlines
 from crossband.transports.engineio.session import EngineConnection, Keeper
 
-# Seconds an ended polling session waits for the poll that tells its client.
+# Seconds an ended polling session waits for the poll that will tell its client.
 LINGER_TIME: Final = 5.0
 LINGER_TIME_AT_STOP: Final = 1.0
 _PING = Wire(engineio.PING)
@@ -25,7 +25,7 @@ class Registry(Keeper):
     def __init__(self, hub: Core) -> None:
         self._hub = hub
         self._connections: dict[str, EngineConnection] = {}
-        # Those whose WebSocket is not closed yet, and those that linger.
+        # Sessions whose WebSocket is not closed yet, and those that linger.
         self._open = OpenConnections[EngineConnection]()
         self.emptied: Final = self._open.emptied
         # All sessions were told to end; a new one is ended at once.
@@ -38,7 +38,7 @@ class Registry(Keeper):
         self._connects = Deadlines[EngineConnection](
             loop, settings.limits.handshake_time, self._end_idle
         )
-        # Ended sessions whose client is told at its next poll.
+        # Ended sessions whose clients are told at their next poll.
         self._lingering: dict[str, EngineConnection] = {}
         self._lingers = Deadlines[EngineConnection](loop, LINGER_TIME, self.forget)
 
@@ -70,12 +70,12 @@ class Registry(Keeper):
             connection.end("forced close")
 
     def pong(self, connection: EngineConnection) -> None:
-        # A pong to no ping counts for nothing.
+        # A pong without a ping does not count.
         if self._pongs.discard(connection):
             self._pings.add(connection)
 
     def _give_up(self, connection: EngineConnection) -> None:
-        # Its pong may wait behind events that are slow to be handled, or held back.
+        # Its pong may be waiting behind events that are handled slowly or held back.
         polling = connection.polling
         posting = polling is not None and polling.posting
         if posting or connection.held_within(self._hub.settings.ping_timeout):

@@ -1,4 +1,4 @@
-"""What Engine.IO answers HTTP requests with: packets, or what is wrong."""
+"""Engine.IO's responses to HTTP requests: packets, or an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def respond_problem(
     status: int = 400,
     reason: str = "",
 ) -> None:
-    """Answer an HTTP request with what is wrong with it."""
+    """Answer an HTTP request with an error."""
     body = PROBLEMS[problem]
     await request.respond_json(status, body | {"reason": reason} if reason else body, cors)
 

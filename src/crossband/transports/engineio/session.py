@@ -26,7 +26,7 @@ from crossband.transports.lane import FrameLane, FramePeer
 
 
 class State(Enum):
-    """Where an Engine.IO session is."""
+    """The state of an Engine.IO session."""
 
     OPEN = "open"
     # A WebSocket has probed; polls are answered at once until it takes over.
@@ -61,7 +61,7 @@ class Candidate(Protocol):
 
 
 class Keeper(Protocol):
-    """The owner of a door's sessions, which is told what happens to each."""
+    """The owner of a door's sessions; it is told what happens to each."""
 
     def websocket_opened(self, connection: EngineConnection) -> None:
         """Note that a WebSocket carries the session."""
@@ -85,8 +85,8 @@ class Keeper(Protocol):
 class EngineConnection(FramedConnection):
     """One Engine.IO session, whichever transport carries it now.
 
-    What its messages mean is for a subclass. Abstract methods rather than a second object: they
-    cost nothing per message, and no reference cycle per client.
+    A subclass handles its messages. Abstract methods, rather than a second object, cost nothing
+    per message and make no reference cycle per client.
     """
 
     __slots__ = (
@@ -107,7 +107,7 @@ class EngineConnection(FramedConnection):
         self._keeper = keeper
         self.sid: Final = secrets.token_urlsafe(15)
         self.handshake: Final = handshake
-        # "polling" or "websocket". A WebSocket, once it carries the session, does so to the end.
+        # "polling" or "websocket". Once a WebSocket carries the session, it does so to the end.
         self._transport = handshake.transport
         self.state: State = State.OPEN
         # None once a WebSocket carries the session.
@@ -160,11 +160,11 @@ class EngineConnection(FramedConnection):
     @property
     @abstractmethod
     def joining(self) -> bool:
-        """Whether the client is being let into a namespace."""
+        """Whether the client is joining a namespace."""
 
     @abstractmethod
     def message_received(self, data: str | bytes) -> None:
-        """Take the data of a MESSAGE packet. Raises ProtocolError."""
+        """Handle the data of a MESSAGE packet. Raises ProtocolError."""
 
     @abstractmethod
     def leave_all(self, reason: str) -> None:
@@ -185,9 +185,9 @@ class EngineConnection(FramedConnection):
         now: bool = False,
         linger: bool = False,
     ) -> None:
-        """End the session: its sockets leave for `reason`, its transport closes with `code`.
+        """End the session: its sockets leave for `reason`, its transport is closed.
 
-        With `linger`, a client between two polls is still told, at its next one.
+        `code` is the close code. With `linger`, a client between two polls is told at the next.
         """
         if self.closed:
             return
@@ -196,7 +196,7 @@ class EngineConnection(FramedConnection):
         self.closed = True
         self.state = State.CLOSING
         self._keeper.forget(self)
-        # Not while fan-out walks the sockets, which may have led here.
+        # Later, because fan-out may be iterating over the sockets now.
         asyncio.get_running_loop().call_soon(self._ended, reason)
         if self.upgrade is not None:
             self.upgrade.close(code, text)
@@ -222,7 +222,7 @@ class EngineConnection(FramedConnection):
     # What the client sends.
 
     def take_frame(self, frame: str | bytes) -> None:
-        """Take a WebSocket message; one that breaks the protocol ends the session."""
+        """Handle a WebSocket message; one that breaks the protocol ends the session."""
         try:
             if isinstance(frame, bytes):
                 self.message_received(frame)
@@ -236,7 +236,7 @@ class EngineConnection(FramedConnection):
             self.end("parse error", error.close_code, str(error)[:100])
 
     def control_received(self, packet: engineio.Packet) -> None:
-        """Take a packet that is not a message.
+        """Handle a packet that is not a message.
 
         Raises ProtocolError for a type that only servers send.
         """
@@ -264,7 +264,7 @@ class EngineConnection(FramedConnection):
         self.end("parse error", CloseCode.MESSAGE_TOO_BIG, "Message too large")
 
     def pong_received(self) -> None:
-        # Proves nothing: Engine.IO has heartbeats of its own.
+        # It proves nothing: Engine.IO has its own heartbeats.
         self.count_control()
 
     def connection_lost(self) -> None:
@@ -277,7 +277,7 @@ class EngineConnection(FramedConnection):
     # Upgrades.
 
     def probe(self) -> bool:
-        """Note a WebSocket's probe; False when it comes too late."""
+        """Note a WebSocket's probe; return False if it comes too late."""
         # The session may have ended, or have been taken over, in the meantime.
         if self.state is not State.OPEN or self._transport != "polling":
             return False
@@ -299,7 +299,7 @@ class EngineConnection(FramedConnection):
         self.flush()
 
     def stay(self) -> None:
-        """Stay with polling: the WebSocket that asked to take over is gone."""
+        """Stay with polling: the WebSocket that asked to take over has gone."""
         self.upgrade = None
         if self.state is State.UPGRADING:
             self.state = State.OPEN

@@ -1,7 +1,7 @@
 """A WebSocket that asks to take a session over from polling.
 
-Only the probe and the upgrade packet are heard: to know a session's id is not enough to be let
-in.
+It listens only for the probe and the upgrade packet: knowing a session's id must not be enough to
+join it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from crossband.protocol import engineio
 from crossband.transports.engineio.session import EngineConnection
 from crossband.transports.lane import FrameLane
 
-# Seconds a WebSocket may take from its probe to the upgrade packet; as Node.
+# Seconds a WebSocket may take from its probe to the upgrade packet, as in Node.
 UPGRADE_TIME: Final = 10.0
 
 
@@ -31,7 +31,7 @@ class Upgrade:
         self._timer = asyncio.get_running_loop().call_later(UPGRADE_TIME, self._refuse)
 
     def attach(self, lane: FrameLane) -> None:
-        """Start to listen on a lane."""
+        """Start listening on a lane."""
         self._lane = lane
 
     def close(self, code: CloseCode, reason: str) -> None:

@@ -285,11 +285,11 @@ class StaticKeys:
         self._keys = keys
 
     async def find(self, kid: str | None, algorithm: str) -> Key | None:
-        """Return the key of a token; None when there is none."""
+        """Return a token's key, or None."""
         return choose(self._keys, kid, algorithm)
 
     def accept(self, algorithm: str) -> bool:
-        """Tell whether some key is for this algorithm."""
+        """Return whether some key is for this algorithm."""
         return any(algorithm in key.algorithms for key in self._keys)
 
 
@@ -353,7 +353,7 @@ class RemoteKeys:
         self._fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str | None, algorithm: str) -> Key | None:
-        """Return the key of a token; None when there is none. Raises KeysUnavailable."""
+        """Return a token's key, or None. Raises KeysUnavailable."""
         if algorithm not in self._possible:
             return None
         now = self._clock()
@@ -371,7 +371,7 @@ class RemoteKeys:
         return key
 
     def accept(self, algorithm: str) -> bool:
-        """Tell whether some key is for this algorithm."""
+        """Return whether some key is for this algorithm."""
         return any(algorithm in key.algorithms for key in self._keys.values())
 
     def _known(self, kid: str | None, algorithm: str) -> Key | None:

@@ -125,7 +125,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def stop(self) -> None:
-        """Carry out what was queued, if it can be, end all futures, and release everything.
+        """Carry out what was queued if possible, end all futures, release everything.
 
         No namespace is attached then. Publishing afterwards raises nothing and reaches nobody.
         """

@@ -62,7 +62,7 @@ class Emission(Awaitable["str | None"]):
         try:
             return (yield from asyncio.shield(outcome).__await__())
         except asyncio.CancelledError:
-            # Who waited has given up.
+            # The caller stopped waiting.
             self.awaited = False
             raise
 

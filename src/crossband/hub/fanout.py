@@ -126,7 +126,7 @@ class Fanout(Generic[R]):
     def tell_lost(self) -> None:
         """Tell all clients of a gap: the broker has proof of a loss."""
         head = self._node.broker.head(self.name)
-        # Who is being caught up is told in its place, also before it is welcomed.
+        # A client that is catching up is told in order, even before its welcome.
         for buffer in self.buffers:
             self._traffic.gap("lost")
             notice = buffer.codec.gap(self.name, reason="lost", offset=head)

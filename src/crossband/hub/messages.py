@@ -140,7 +140,7 @@ encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def gathered(answers: list[Any], missing: int) -> bytes:
-    """Return acknowledgements as bytes; one that has no form between nodes counts as missing."""
+    """Return acknowledgements as bytes; any that cannot be encoded count as missing."""
     try:
         return encode(Gathered(answers, missing))
     except (TypeError, ValueError, OverflowError, RecursionError):

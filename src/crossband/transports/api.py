@@ -1,4 +1,4 @@
-"""The HTTP API beside the doors: status, publishing, and the two health routes."""
+"""The HTTP API besides the doors: status, publishing, and the two health routes."""
 
 from __future__ import annotations
 

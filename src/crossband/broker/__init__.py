@@ -147,8 +147,8 @@ class Broker(ABC):
     def detach(self, namespace: str) -> None:
         """Stop carrying a namespace: its last client has left.
 
-        Also one that could not be attached, or is still being: it is attached anew by the next
-        call of `attach`. Futures of what was published in it do not wait for its delivery.
+        Also if it could not be attached, or is still being attached: the next call of `attach`
+        tries again. Futures of what was published in it do not wait for its delivery.
         """
 
     @abstractmethod
@@ -157,11 +157,11 @@ class Broker(ABC):
     ) -> str | asyncio.Future[str | None] | None:
         """Order, record and carry a publication, in one atomic step.
 
-        It is queued at once, behind what was published before it on this node, whether or not
-        anybody waits. Returns its cursor (None when `record` is off), or a future of it where
-        the log is elsewhere; that one raises BrokerUnavailable within some seconds where it
-        cannot be reached, and then it may have been published all the same. On a node that is
-        attached to the namespace, a recorded publication is delivered before its future ends.
+        It is queued at once, after what this node published before, whether or not anybody
+        waits. Returns its cursor (None if `record` is off), or, if the log is elsewhere, a
+        future of it. If the log cannot be reached, that raises BrokerUnavailable within some
+        seconds, and the publication may still have been published. On a node that is attached
+        to the namespace, a recorded publication is delivered before its future ends.
         Futures of one namespace end in the order of their publications, with or without a
         cursor; only one that fails may end sooner.
         """

@@ -428,6 +428,34 @@ async def test_client_takes_rooms_and_data_to_the_other_node(
         ]
 
 
+@pytest.mark.node
+async def test_client_that_takes_a_string_for_its_cursor_goes_on_at_the_other_node(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    await nodes.start()
+    async with Front(nodes.urls) as front:
+        client = new_client("socket.io-client websocket")
+        await client.connect(front.url)
+        for number in range(0, 12, 2):
+            # The official client takes any string at the end for its cursor.
+            await nodes.there.emit("number", number)
+            await nodes.hubs[front.target].volatile.emit("noise", f"not a cursor {number}")
+            assert (await client.next_event("noise")).data == f"not a cursor {number}"
+            await client.cut()
+            await nodes.here.emit("number", number + 1)
+            # And back, at once: it has heard nothing else until then.
+            for _ in range(1 + number % 4):
+                front.target = 1 - front.target
+                await client.resume()
+                assert client.recovered
+                assert client.data_of("number")[: number + 1] == list(range(number + 1))
+                await client.cut()
+            await client.resume()
+            while len(client.data_of("number")) < number + 2:
+                await client.next_event("number")
+        assert client.data_of("number") == list(range(12))
+
+
 async def test_session_that_is_still_connected_elsewhere_is_ended_there(
     nodes: Nodes, new_client: NewClient
 ) -> None:
@@ -606,7 +634,7 @@ async def test_offset_of_another_node_loses_and_repeats_nothing(
         await client.cut()
         front.target = 1
         await client.resume()
-        assert client.recovered is heard
+        assert client.recovered
         await nodes.there.emit("number", 1)
         assert (await client.next_event("number")).data == 1
         assert client.data_of("number") == [0, 1]

@@ -536,7 +536,7 @@ async def test_start_that_fails_leaves_nothing_started(tmp_path: Path) -> None:
 
 async def test_hubs_of_one_server_drain_together(monkeypatch: pytest.MonkeyPatch) -> None:
     # Clients per second.
-    monkeypatch.setattr("crossband.hub.core.DRAIN_PACE", 10)
+    monkeypatch.setattr("crossband.hub.drain.DRAIN_PACE", 10)
     hubs = [Hub() for _ in range(2)]
     app = Starlette(routes=[Mount(f"/{number}", hub) for number, hub in enumerate(hubs)])
     # The hub of each client that was told, in that order.

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import websockets
 
-from crossband.hub.core import DRAIN_PACE
+from crossband.hub.drain import DRAIN_PACE
 from tests.bare import BareHub
 from tests.children import Child
 from tests.clients.base import WAIT
@@ -29,11 +29,11 @@ from tests.crowd import GOOD_ENDS, Member, connect, crowd
 HUB = """
 import asyncio, itertools, sys, threading, time
 from crossband import Hub
-from crossband.hub import core
+from crossband.hub import drain
 from crossband.server import Server
 
 # Slow enough that a test process that is kept waiting by its machine sees the order of the ends.
-core.DRAIN_PACE = 10
+drain.DRAIN_PACE = 10
 hub = Hub(drain_time=float(sys.argv[-2]), shutdown_timeout=float(sys.argv[-1]))
 
 @hub.on("echo")
@@ -337,8 +337,8 @@ async def test_second_signal_exits_at_once(
 
 async def test_hub_without_clients_stops_at_once(serve: Serve) -> None:
     hub = BareHub()
-    assert hub.core.drain_seconds(0) == 0
-    assert hub.core.drain_seconds(10) == 10 / DRAIN_PACE
-    assert hub.core.drain_seconds(20_000) == hub.settings.drain_time
+    assert hub.core.drain.seconds(0) == 0
+    assert hub.core.drain.seconds(10) == 10 / DRAIN_PACE
+    assert hub.core.drain.seconds(20_000) == hub.settings.drain_time
     hub.configure(drain_time=60.0)
-    assert hub.core.drain_seconds(20_000) == hub.settings.shutdown_timeout / 2
+    assert hub.core.drain.seconds(20_000) == hub.settings.shutdown_timeout / 2

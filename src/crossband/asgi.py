@@ -282,7 +282,7 @@ class Hub(PublicHub):
 
     def _drain_patience(self) -> float:
         clients = sum(len(namespace.sockets) for namespace in self.namespaces.values())
-        return self._core.drain_seconds(clients)
+        return self._core.drain.seconds(clients)
 
 
 def _path_below_mount(scope: Scope) -> str:

@@ -1,4 +1,4 @@
-"""How fast clients may send: token buckets. Pure: time is an argument, in seconds."""
+"""How fast clients may send: when one is let through, held back, or refused. Pure."""
 
 from __future__ import annotations
 

@@ -116,9 +116,6 @@ class Admissions:
         try:
             if attaching is not None:
                 await attaching
-            places = namespace.fanout.places
-            if not places.begun.cursor:
-                places.begin(self._node.broker.head(name))
             if identity is not None and counted:
                 await self._quotas.count_elsewhere(connection, identity.user, name, resume.key)
             admission = await self._resumptions.resume(

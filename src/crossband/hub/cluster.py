@@ -1,4 +1,4 @@
-"""Answers what other nodes ask of this one, and tells all of them about revocations."""
+"""What other nodes ask of this one and may know of its clients, and what all of them are told."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crossband.hub.access import Access
 from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
 from crossband.hub.expiry import Expiry, check_user
-from crossband.hub.messages import Choice, Done, Gathered, Handed, Profile
+from crossband.hub.messages import Choice, Done, Gathered, Handed, Located, Profile
 from crossband.hub.namespace import Socket
 from crossband.hub.node import Node
 from crossband.hub.others import ask
@@ -135,6 +135,8 @@ class Cluster:
             return None
         if isinstance(message, messages.Gather):
             return asyncio.ensure_future(self._gather(message))
+        if isinstance(message, messages.Locate):
+            return asyncio.ensure_future(self._locate(message))
         if isinstance(message, (messages.Join, messages.Leave, messages.Disconnect)):
             return asyncio.ensure_future(self._do(message))
         if isinstance(message, messages.Hand):
@@ -204,6 +206,14 @@ class Cluster:
             except EventError as error:
                 done = Done(error.code, error.message, error.details)
         return messages.encode(done)
+
+    async def _locate(self, message: messages.Locate) -> bytes:
+        namespace = self._directory.namespaces.get(message.namespace)
+        if namespace is None:
+            return messages.encode(Located(None))
+        return messages.encode(
+            await self._resumptions.locate(namespace, message.key, message.offset)
+        )
 
     async def _gather(self, message: messages.Gather) -> bytes:
         choice = message.choice

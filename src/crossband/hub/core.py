@@ -1,4 +1,4 @@
-"""The parts of a hub, put together, started and stopped."""
+"""The parts of a hub, put together, started, and stopped in order."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 from typing import Final, Protocol
 
 from crossband.broker import Broker
-from crossband.connection import Connection, Ticker
+from crossband.connection import Ticker
 from crossband.errors import CloseCode, EventError
 from crossband.hub.access import Access, Authenticate, Authorize
 from crossband.hub.admission import Admissions
 from crossband.hub.cluster import Cluster
 from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
+from crossband.hub.drain import Drain
 from crossband.hub.expiry import Expiry
 from crossband.hub.life import Life
 from crossband.hub.namespace import Namespace, Socket
@@ -23,12 +24,6 @@ from crossband.hub.watchdog import unwatch, watch
 from crossband.hub.welcome import Welcomes
 from crossband.names import REFRESH
 from crossband.settings import Settings
-
-# Clients a second that a stopping hub closes at least: no server minds so many coming back, and
-# a hub with few clients need not take its whole drain time.
-DRAIN_PACE = 200
-# The drain sleeps when it is this many seconds ahead: shorter sleeps cost more than they spread.
-_DRAIN_STEP = 0.005
 
 
 class Doors(Protocol):
@@ -76,6 +71,7 @@ class Core:
             self.departures,
         )
         self.root: Final = self.directory.of("/")
+        self.drain: Final = Drain(node, self.directory, self.departures)
         self.life: Final = Life()
         self._doors = doors
         # Set when a stop is done, for other callers of `stop`.
@@ -170,7 +166,7 @@ class Core:
             if life is not None:
                 await life.end(self.settings.shutdown_timeout / 2)
             await self.life.end_tasks()
-            await self._drain(loop)
+            await self.drain.run(loop, last_polls=self.last_polls)
             await self._doors.stop()
             await self.node.finish_tasks(deadline)
             # The tasks of disconnect handlers.
@@ -183,26 +179,3 @@ class Core:
                 await self.node.end()
             finally:
                 self._stopped.set()
-
-    def drain_seconds(self, clients: int) -> float:
-        """Return over how many seconds a stopping hub closes this many clients."""
-        settings = self.settings
-        return min(settings.drain_time, settings.shutdown_timeout / 2, clients / DRAIN_PACE)
-
-    async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close the clients, one after another."""
-        links: dict[Connection, list[Socket]] = {}
-        for namespace in list(self.directory.namespaces.values()):
-            for socket in namespace.sockets.values():
-                links.setdefault(socket.connection, []).append(socket)
-        if self.last_polls:
-            for connection in [link for link in links if link.transport == "polling"]:
-                self.departures.send_away(connection, links.pop(connection))
-        pause = self.drain_seconds(len(links)) / max(len(links), 1)
-        due = loop.time()
-        for connection, sockets in links.items():
-            if not connection.closed:
-                if due - loop.time() >= _DRAIN_STEP:
-                    await asyncio.sleep(due - loop.time())
-                due += pause
-            self.departures.send_away(connection, sockets)

@@ -77,6 +77,14 @@ class Hand(msgspec.Struct, frozen=True, tag="hand"):
     take: int
 
 
+class Locate(msgspec.Struct, frozen=True, tag="locate"):
+    """Where is a client that shows this offset, which is no cursor? Answered with Located."""
+
+    namespace: str
+    key: str
+    offset: str
+
+
 class Revoked(msgspec.Struct, frozen=True, tag="revoked"):
     """A user was revoked. Answered with the number of connections that this ended."""
 
@@ -94,7 +102,7 @@ class CountUser(msgspec.Struct, frozen=True, tag="count user"):
     key: str = ""
 
 
-Message = Count | Fetch | Join | Leave | Disconnect | Gather | Hand | Revoked | CountUser
+Message = Count | Fetch | Join | Leave | Disconnect | Gather | Hand | Locate | Revoked | CountUser
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -127,6 +135,12 @@ class Gathered(msgspec.Struct, frozen=True):
 
     answers: list[Any]
     missing: int
+
+
+class Located(msgspec.Struct, frozen=True):
+    """The cursor behind which the client goes on; None where nobody knows."""
+
+    cursor: str | None
 
 
 class Handed(msgspec.Struct, frozen=True):

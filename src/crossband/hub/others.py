@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 # Seconds another node may take to answer: ten times what a busy one takes.
 ANSWER_TIME: Final = 5.0
+# And where a client waits to be let in: of each time that it is asked.
+PATIENCE: Final = (0.3, 0.6, 1.2)
 
 
 async def ask(
@@ -48,6 +50,20 @@ async def ask(
             type(message).__name__.lower(),
         )
     return given, answers.missing
+
+
+async def ask_one(bus: Bus, message: Message, answer: type[T], node: str) -> T | None:
+    """Ask the node that a client has come from; None where that one is cut off.
+
+    Asked again where nothing came back: a message is lost if a connection drops meanwhile.
+    """
+    for patience in PATIENCE:
+        given, _ = await ask(bus, message, answer, to=[node], timeout=patience)
+        if given:
+            return given[0][1]
+        if node not in bus.members:
+            break
+    return None
 
 
 async def carry_out(bus: Bus, message: Message, to: Sequence[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from time import monotonic
 from typing import NamedTuple
@@ -33,13 +32,12 @@ class Places:
     name if it has no arguments.
     """
 
-    __slots__ = ("_tails", "begun")
+    __slots__ = ("_kept", "_tails")
 
     def __init__(self) -> None:
-        # Where this node began to hear the namespace: what other nodes sent before, it does not
-        # know.
-        self.begun = Place("", -math.inf)
         self._tails: deque[tuple[Publication, Place]] = deque(maxlen=TAILS)
+        # By socket id and offset: of clients that came from other nodes, oldest first.
+        self._kept: dict[tuple[str, str], str] = {}
 
     @staticmethod
     def has_one(publication: Publication) -> bool:
@@ -50,6 +48,17 @@ class Places:
     def note(self, publication: Publication, cursor: str) -> None:
         """Note that an event was sent after a cursor."""
         self._tails.append((publication, Place(cursor, monotonic())))
+
+    def keep(self, sid: str, offset: str, cursor: str) -> None:
+        """Note where a client is that came from another node and showed what it was sent there."""
+        if len(offset) <= TAIL_SIZE:
+            self._kept[sid, offset] = cursor
+            if len(self._kept) > TAILS:
+                del self._kept[next(iter(self._kept))]
+
+    def kept(self, sid: str, offset: str) -> str | None:
+        """Return the cursor that was noted for a client and an offset."""
+        return self._kept.get((sid, offset))
 
     def of(self, offset: str, rooms: frozenset[str]) -> list[Place]:
         """Return the possible places of a client in these rooms with this offset.
@@ -63,10 +72,6 @@ class Places:
             if last == offset and concerns(publication, rooms):
                 places.setdefault(place.cursor, place)
         return list(places.values())
-
-    def begin(self, cursor: str) -> None:
-        """Note that this node hears all that is sent from here on."""
-        self.begun = Place(cursor, monotonic())
 
     @property
     def first(self) -> Place | None:

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import sys
 import time
-from collections.abc import Sequence
 
 from crossband.auth import Identity
 from crossband.broker import HISTORY_PAGE, Page, Publication, Session
@@ -18,10 +17,10 @@ from crossband.hub.access import Access
 from crossband.hub.attempt import Admission, Endings, Resume, Taking
 from crossband.hub.catchup import CatchUp
 from crossband.hub.data import SocketData, merged
-from crossband.hub.messages import Hand, Handed
+from crossband.hub.messages import Hand, Handed, Locate, Located
 from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
-from crossband.hub.others import ask
+from crossband.hub.others import ask, ask_one
 from crossband.hub.places import Place
 from crossband.names import new_id
 
@@ -38,6 +37,34 @@ class Resumptions:
         self._takings: dict[tuple[str, str], Taking] = {}
         self._insisting: set[asyncio.Task[None]] = set()
 
+    async def _place_of(
+        self, namespace: Namespace, session: Session, offset: str
+    ) -> tuple[str, Page]:
+        """As `_find_place`, of the node that served the client: it knows what that one was sent."""
+        if session.owner == self._node.id:
+            return await self._find_place(namespace, session, offset)
+        cursor = None
+        if session.owner in self._node.bus.members:
+            question = Locate(namespace.name, session.key, offset)
+            located = await ask_one(self._node.bus, question, Located, session.owner)
+            cursor = None if located is None else located.cursor
+        if cursor is None:
+            raise Gap("unknown")
+        # It may show the same again, here or elsewhere, if it receives nothing until then.
+        namespace.fanout.places.keep(session.sid, offset, cursor)
+        return cursor, await self._missed(namespace.name, cursor, session.sid)
+
+    async def locate(self, namespace: Namespace, key: str, offset: str) -> Located:
+        """Return where a client of this node is, for another one that it has come to."""
+        session = await self._node.sessions.find(namespace.name, key)
+        if session is None or session.owner != self._node.id:
+            return Located(None)
+        try:
+            cursor, _ = await self._find_place(namespace, session, offset)
+        except Gap:
+            return Located(None)
+        return Located(cursor)
+
     async def _find_place(
         self, namespace: Namespace, session: Session, offset: str
     ) -> tuple[str, Page]:
@@ -48,15 +75,10 @@ class Resumptions:
         lost. Raises Gap, also if the first may be forgotten while later ones are not.
         """
         name, sid = namespace.name, session.sid
-        elsewhere = session.owner != self._node.id
+        if (kept := namespace.fanout.places.kept(sid, offset)) is not None:
+            return kept, await self._missed(name, kept, sid)
         places = namespace.fanout.places.of(offset, frozenset((sid, *session.rooms)))
         oldest = namespace.fanout.places.first
-        if elsewhere:
-            if not places:
-                # Another node sent the event, and this one did not hear it.
-                raise Gap("unknown")
-            if oldest is None and namespace.fanout.places.begun.cursor != session.cursor:
-                oldest = namespace.fanout.places.begun
         try:
             # Or it is a cursor from before its pid: nothing came since it started.
             missed = await self._missed(name, session.cursor, sid)
@@ -69,17 +91,15 @@ class Resumptions:
             beyond = len(places)
             while first < beyond:
                 middle = (first + beyond) // 2
-                if await self._precedes(places[middle], session, missed.publications):
+                if await self._precedes(places[middle], session, missed):
                     first = middle + 1
                 else:
                     beyond = middle
             del places[:first]
-            if oldest is not None and await self._precedes(oldest, session, missed.publications):
+            if oldest is not None and await self._precedes(oldest, session, missed):
                 # The forgotten places were before it, too.
                 oldest = None
             if not places and oldest is None:
-                if elsewhere:
-                    raise Gap("unknown")
                 return session.cursor, missed
         if oldest is not None:
             # A client has received all that it answered. Since its last answer it has been
@@ -92,15 +112,15 @@ class Resumptions:
         cursor = places[0].cursor
         return cursor, await self._missed(name, cursor, sid)
 
-    async def _precedes(
-        self, place: Place, session: Session, missed: Sequence[Publication]
-    ) -> bool:
+    async def _precedes(self, place: Place, session: Session, missed: Page) -> bool:
         """Return whether a place is before a session's cursor; `missed` follows that."""
         try:
             later = await self._missed(session.namespace, place.cursor, session.sid)
         except Gap:
             return True
-        return len(later.publications) > len(missed)
+        # Without what has come since that was read.
+        count = sum(each.position <= missed.position for each in later.publications)
+        return count > len(missed.publications)
 
     async def _missed(self, namespace: str, after: str, sid: str | None) -> Page:
         """Return all that was recorded after a cursor, as one page. Raises Gap."""
@@ -154,7 +174,7 @@ class Resumptions:
                 except Gap as error:
                     if session is None or not resume.returning or error.reason != "unknown":
                         raise
-                    cursor, missed = await self._find_place(namespace, session, cursor)
+                    cursor, missed = await self._place_of(namespace, session, cursor)
                 if gap is None:
                     catch_up = CatchUp(missed.publications, buffer, cursor, missed.position)
             except Gap as error:
@@ -284,10 +304,10 @@ class Resumptions:
             if previous in self._node.bus.members:
                 # End the client there first, so that only one node serves it at a time.
                 hand = Hand(taken.namespace, taken.key, taken.take)
-                answers, missing = await ask(self._node.bus, hand, Handed, to=[previous])
-                for _, handed in answers:
+                handed = await ask_one(self._node.bus, hand, Handed, previous)
+                if handed is not None:
                     latest = handed.session
-                if missing:
+                else:
                     insisting = asyncio.ensure_future(self._insist(hand, previous))
                     self._insisting.add(insisting)
                     insisting.add_done_callback(self._insisting.discard)

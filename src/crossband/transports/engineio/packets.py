@@ -275,7 +275,7 @@ class SocketIOConnection(EngineConnection):
                 self._refuse(name, error)
             return
         except Exception:
-            logger.exception("a client of namespace %r could not be let in", name)
+            logger.exception("a client of namespace %r could not be admitted", name)
             self._refuse(name, EventError(code="internal_error"))
             return
         if self.closed:

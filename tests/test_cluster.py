@@ -10,6 +10,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import httpx
@@ -35,6 +36,7 @@ from tests.clients import (
     Client,
     EventFailed,
     NewClient,
+    NodeRunner,
     Refused,
     WebSocketClient,
 )
@@ -42,6 +44,7 @@ from tests.clients.base import WAIT
 from tests.conftest import Serve
 from tests.far import Engine, FarBroker
 from tests.front import Front
+from tests.test_fire import NodeTarget
 from tests.waiting import until
 
 
@@ -892,6 +895,34 @@ async def test_clients_are_refused_while_the_broker_is_out_of_reach(
     await client.resume()
     assert client.recovered
     assert (await client.next_event("news")).data == 2
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", ["socket.io-client websocket", "socket.io-client polling"])
+async def test_official_client_comes_back_by_itself_once_the_broker_is_in_reach_again(
+    kind: str, far: Nodes, node: NodeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await far.start()
+    sessions = far.brokers[0].sessions
+    find, tried = sessions.find, 0
+
+    async def unavailable(namespace: str, key: str) -> Any:
+        nonlocal tried
+        tried += 1
+        if tried < 3:
+            raise BrokerUnavailable("the broker is out of reach")
+        return await find(namespace, key)
+
+    target = NodeTarget(node, kind, Random(0), far.urls[0])
+    async with target:
+        await target.start()
+        await far.there.emit("number", 0)
+        monkeypatch.setattr(sessions, "find", unavailable)
+        await node.ask("cut", client=target._client, torn=False)
+        await far.there.emit("number", 1)
+        await target.reach(1)
+    assert target.heard == [0, 1]
+    assert tried == 3
 
 
 async def test_live_clients_are_told_what_is_lost(nodes: Nodes, new_client: NewClient) -> None:

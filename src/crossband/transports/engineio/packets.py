@@ -268,9 +268,11 @@ class SocketIOConnection(EngineConnection):
                 resume=_resume(auth) if hub.settings.recovery else Resume(),
             )
         except ConnectionRefused as error:
+            # Official clients come back by themselves after a close, not after a refusal.
             if hub.stopping and not self._sockets:
-                # Official clients come back by themselves after a close, not after a refusal.
                 self.close(CloseCode.GOING_AWAY, "Server shutting down")
+            elif error.code == "unavailable" and not self._sockets:
+                self.close(CloseCode.TRY_AGAIN_LATER, error.message)
             else:
                 self._refuse(name, error)
             return

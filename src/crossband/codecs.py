@@ -1,7 +1,7 @@
 """Turns what the hub sends into ready wire messages, one codec per door.
 
-A codec encodes each publication once, whatever the number of recipients; every outbox then
-holds a reference to the same Wire. Knows formats, but no connections.
+A codec encodes each publication once, plain and compressed, whatever the number of recipients;
+every outbox then holds a reference to the same Wire. Knows formats, but no connections.
 """
 
 from __future__ import annotations

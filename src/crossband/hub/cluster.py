@@ -12,7 +12,7 @@ import msgspec
 
 from crossband.broker.bus import HEARTBEAT, SILENCE
 from crossband.broker.sessions import fit, fit_data
-from crossband.errors import BrokerUnavailable, CloseCode, EventError
+from crossband.errors import BrokerUnavailable, EventError
 from crossband.hub import messages
 from crossband.hub.access import Access
 from crossband.hub.departures import Departures
@@ -103,7 +103,7 @@ class Cluster:
                 if kept is None or kept.owner == self._node.id:
                     self._node.sessions.save(record)
                 else:
-                    self._end_taken(socket)
+                    self._departures.replace(socket)
 
     async def _catch_up(self) -> None:
         """Apply revocations that this node missed while it was out of reach."""
@@ -175,15 +175,8 @@ class Cluster:
         live = None if namespace is None else namespace.members.live(message.key)
         if live is None or live.record.take >= message.take:
             return Handed(None)
-        self._end_taken(live)
+        self._departures.replace(live)
         return Handed(fit(live.record))
-
-    def _end_taken(self, socket: Socket) -> None:
-        """End a client whose session another node has taken."""
-        self._departures.leave(socket, "transport close", keep_session=False)
-        socket.connection.end_socket(
-            socket.namespace.name, CloseCode.SESSION_TAKEN, "resumed elsewhere"
-        )
 
     async def _hand_later(self, message: messages.Hand) -> bytes:
         """Hand over a session that is itself still being taken, or whose client waits."""

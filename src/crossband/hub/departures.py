@@ -110,6 +110,13 @@ class Departures:
             name, CloseCode.DISCONNECTED, "server namespace disconnect", close=close
         )
 
+    def replace(self, socket: Socket) -> None:
+        """End a client that came back by another connection, here or on another node."""
+        self.leave(socket, "transport close", keep_session=False)
+        socket.connection.end_socket(
+            socket.namespace.name, CloseCode.SESSION_TAKEN, "resumed elsewhere"
+        )
+
     def refuse(self, socket: Socket, refusal: ConnectionRefused) -> None:
         """End a client that a connect handler refused, with the error it raised."""
         if not socket.connected:

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
-from crossband.errors import CloseCode, ConnectionRefused
+from crossband.errors import ConnectionRefused
 from crossband.hub.attempt import Admission
 from crossband.hub.catchup import CatchUp
 from crossband.hub.departures import DEPARTURE_TIME, Departures
@@ -62,10 +62,7 @@ class Welcomes:
                 continue
             if live is not None:
                 self._resumptions.follow(admission, live.record)
-                self._departures.leave(live, "transport close", keep_session=False)
-                live.connection.end_socket(
-                    namespace.name, CloseCode.SESSION_TAKEN, "resumed elsewhere"
-                )
+                self._departures.replace(live)
             departure = self._departures.of(namespace.name, key)
             if departure is not None:
                 earlier.append(departure)

@@ -49,7 +49,7 @@ class Session(msgspec.Struct):
 class Revocation(msgspec.Struct, frozen=True):
     """A user whose tokens from before a time are refused."""
 
-    # Later ones are higher.
+    # Later ones are higher, also after a restart of the store: nodes ask for what is above.
     number: int
     user: str
     # Seconds since 1970.
@@ -93,7 +93,8 @@ class SessionStore(ABC):
 
         It has the next take number then; the returned `owner` is the node that had it before.
         Of several who take it, the last one has it. None where it has ended, or is the session
-        of another socket id by now.
+        of another socket id by now. Where BrokerUnavailable is raised, it may have been taken
+        all the same: whoever finds it next takes it on.
         """
 
     @abstractmethod

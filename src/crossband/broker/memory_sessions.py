@@ -50,6 +50,9 @@ class MemorySessions(SessionStore):
         self._running: set[str] = set()
         # Other owners of connected sessions, and until when they count as alive.
         self._leases: dict[str, float] = {}
+        # How many attempts found each session, and which of them took it. Only of sessions that
+        # some attempt looked for.
+        self._attempts: dict[Place, tuple[int, int]] = {}
         # By (namespace, socket id) of all sessions: the other ids whose rooms each is in.
         self._ids: dict[Place, frozenset[str]] = {}
         # How many other sessions are in the room of an id.
@@ -125,14 +128,22 @@ class MemorySessions(SessionStore):
 
     async def find(self, namespace: str, key: str) -> Session | None:
         self.expire()
-        return self._kept((namespace, key))
+        place = (namespace, key)
+        kept = self._kept(place)
+        if kept is None:
+            return None
+        found, last = self._attempts.get(place, (0, 0))
+        self._attempts[place] = (found + 1, last)
+        return msgspec.structs.replace(kept, attempt=found + 1)
 
     async def take(self, session: Session, owner: str) -> Session | None:
         self.expire()
         place = (session.namespace, session.key)
         kept = self._kept(place)
-        if kept is None or kept.sid != session.sid:
+        found, last = self._attempts.get(place, (0, 0))
+        if kept is None or kept.sid != session.sid or session.attempt < last:
             return None
+        self._attempts[place] = (found, session.attempt)
         # For another node, encode and decode it as over a wire.
         copy = kept if kept.owner == owner else unpack(pack(kept))
         taken = msgspec.structs.replace(copy, rooms=set(copy.rooms), take=kept.take + 1)
@@ -169,6 +180,7 @@ class MemorySessions(SessionStore):
             if expiry > now:
                 return
             del self._waiting[place]
+            self._attempts.pop(place, None)
             self._lose(session)
 
     def _kept(self, place: Place) -> Session | None:
@@ -190,6 +202,7 @@ class MemorySessions(SessionStore):
         return True
 
     def _remove(self, place: Place) -> None:
+        self._attempts.pop(place, None)
         session = self._connected.pop(place, None)
         if session is None and (waiting := self._waiting.pop(place, None)) is not None:
             session = waiting[1]

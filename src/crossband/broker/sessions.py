@@ -44,6 +44,8 @@ class Session(msgspec.Struct):
     owner: str = ""
     # How many times the session was taken: calls of earlier owners no longer count.
     take: int = 0
+    # Which attempt to come back found it: `find` numbers them. 0 if none did.
+    attempt: int = 0
 
 
 class Revocation(msgspec.Struct, frozen=True):
@@ -85,16 +87,21 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def find(self, namespace: str, key: str) -> Session | None:
-        """Return a session without taking it; it must not be changed."""
+        """Return a session without taking it; it must not be changed.
+
+        Its `attempt` is the number of this call, among all that have found it.
+        """
 
     @abstractmethod
     async def take(self, session: Session, owner: str) -> Session | None:
         """Make a node the owner of a session that was found; return its current state.
 
         It has the next take number then; the returned `owner` is the node that had it before.
-        Of several who take it, the last one has it. None where it has ended, or is the session
-        of another socket id by now. Where BrokerUnavailable is raised, it may have been taken
-        all the same: whoever finds it next takes it on.
+        Of several who take it, the one that found it last has it: a client that gave up on a
+        slow attempt is not ended by that once it is connected elsewhere. So None if a later
+        attempt took it, if it has ended, or if it is the session of another socket id by now.
+        Where BrokerUnavailable is raised, it may have been taken all the same: whoever finds it
+        next takes it on.
         """
 
     @abstractmethod

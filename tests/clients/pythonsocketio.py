@@ -22,6 +22,8 @@ from tests.clients.eventstream import RESET
 
 
 class PythonSocketIOClient(Client):
+    # Seconds for the answer to CONNECT.
+    patience: ClassVar[int] = int(WAIT)
     kind = "python-socketio"
     binary = True
     tells_recovered = False
@@ -76,7 +78,7 @@ class PythonSocketIOClient(Client):
                 auth=auth,
                 namespaces=[self.namespace],
                 transports=list(self.transports) if self.transports else None,
-                wait_timeout=int(WAIT),
+                wait_timeout=self.patience,
             )
         except ConnectionFailed as error:
             await self._http.close()

@@ -93,6 +93,8 @@ class Admission:
     taking: Taking | None = None
     # The session was taken from the broker, and must be put back if the client goes away.
     taken: bool = False
+    # It keeps the key of the session it shows, whether that is resumed or begun anew.
+    keeps_key: bool = True
 
     def open(self) -> None:
         """Welcome the client, once its transport has answered it."""

@@ -28,6 +28,10 @@ from crossband.protocol.payload import Payload
 logger: Final = logging.getLogger("crossband")
 
 
+# Seconds a thread has to ask for the result of an emission that failed, before that is logged.
+RESULT_TIME: Final = 1.0
+
+
 class Recipient(Member, Writable, Protocol):
     """What fan-out needs from a client."""
 
@@ -120,6 +124,14 @@ class Fanout(Generic[R]):
         """Note an event that could not be published if nobody awaits it."""
         if outcome.cancelled() or (error := outcome.exception()) is None:
             return
+        if isinstance(outcome, concurrent.futures.Future):
+            # The thread that emitted it may be about to ask for the result.
+            loop = asyncio.get_running_loop()
+            loop.call_later(RESULT_TIME, self._note_failure, emission, error)
+        else:
+            self._note_failure(emission, error)
+
+    def _note_failure(self, emission: Emission, error: BaseException) -> None:
         if not emission.awaited:
             self._traffic.not_published(self.name, error)
 

@@ -13,7 +13,7 @@ import msgspec
 from crossband.broker import Session
 from crossband.protocol.payload import Payload
 
-logger = logging.getLogger("crossband")
+logger: Final = logging.getLogger("crossband")
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True):

@@ -217,7 +217,17 @@ class Resumptions:
         if catch_up is not None:
             # From here on, middlewares know its id.
             catch_up.buffer.ids = socket.rooms
-        return Admission(endings, socket, cursor, gap, catch_up, session, rooms, revocations)
+        return Admission(
+            endings,
+            socket,
+            cursor,
+            gap,
+            catch_up,
+            session,
+            rooms,
+            revocations,
+            keeps_key=catch_up is not None or not resume.returning,
+        )
 
     def _new_session(self, namespace: Namespace, key: str | None, user: str | None) -> Session:
         key = key if key is not None else secrets.token_urlsafe(24)
@@ -263,11 +273,8 @@ class Resumptions:
             return
         self.follow(admission, taken)
         record = admission.socket.record
-        if not admission.socket.recovered:
-            # The old session is dropped: the key is for the session that it starts.
-            record.take = taken.take if record.key == taken.key else 0
-        else:
-            record.take = taken.take
+        # Else the old session is dropped, and one under another key begun.
+        record.take = taken.take if admission.keeps_key else 0
         admission.session, admission.taken = taken, True
 
     def _taking(self, place: tuple[str, str]) -> Taking | None:
@@ -405,7 +412,7 @@ class Resumptions:
         """Note that a client is answered: it has its session, or a new one."""
         self._settle(admission)
         session = admission.session
-        if session is not None and admission.taken and session.key != admission.socket.session:
+        if session is not None and admission.taken and not admission.keeps_key:
             self._node.sessions.drop(session)
 
     def _settle(self, admission: Admission) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from crossband import Broker, ConnectionRefused, Hub, MemoryBroker, Socket
+from crossband import Broker, ConnectionRefused, Hub, Socket
 from tests.clients import CLIENTS, Client, EventFailed, NewClient, Refused
 from tests.conftest import Serve
-from tests.far import Engine
 from tests.front import Front
 
 TOKEN = "open sesame"
@@ -114,29 +113,6 @@ async def site_of(serve: Serve, hubs: Sequence[Hub], first: int = 0) -> AsyncIte
 @pytest.mark.parametrize("kind", CLIENTS)
 async def test_scenario(kind: str, serve: Serve, new_client: NewClient) -> None:
     async with site_of(serve, [scenario_hub()]) as site:
-        await scenario(kind, site, new_client)
-
-
-@pytest.mark.node
-@pytest.mark.parametrize("kind", CLIENTS)
-@pytest.mark.parametrize("first", [0, 1], ids=["from one", "from the other"])
-async def test_scenario_on_two_nodes(
-    kind: str, first: int, serve: Serve, new_client: NewClient
-) -> None:
-    broker = MemoryBroker()
-    hubs = [scenario_hub(broker), scenario_hub(broker.peer())]
-    async with site_of(serve, hubs, first) as site:
-        await scenario(kind, site, new_client)
-
-
-@pytest.mark.node
-@pytest.mark.parametrize("kind", CLIENTS)
-async def test_scenario_on_two_nodes_with_a_broker_elsewhere(
-    kind: str, serve: Serve, new_client: NewClient
-) -> None:
-    engine = Engine(MemoryBroker(), seed=len(kind))
-    hubs = [scenario_hub(engine.node()), scenario_hub(engine.node())]
-    async with site_of(serve, hubs) as site:
         await scenario(kind, site, new_client)
 
 

@@ -14,20 +14,30 @@ class MemoryBus(Bus):
         super().__init__(node)
         # Members by node, shared by all.
         self._hall = hall
+        # The other members. Kept, because every broadcast asks for them.
+        self._others: frozenset[str] = frozenset()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def join(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._hall[self.node] = self
+        self._count()
 
     async def part(self) -> None:
         self._hall.pop(self.node, None)
+        self._others = frozenset()
+        self._count()
         for other in self._hall.values():
             other.gone(self.node)
 
+    def _count(self) -> None:
+        """Tell all members who the others are now."""
+        for node, bus in self._hall.items():
+            bus._others = frozenset(self._hall).difference((node,))
+
     @property
     def members(self) -> frozenset[str]:
-        return frozenset(self._hall).difference((self.node,))
+        return self._others
 
     def send(self, frame: bytes, to: str | None) -> None:
         if to is None:

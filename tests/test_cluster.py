@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -61,7 +61,7 @@ class Nodes:
 
     def __init__(self, serve: Serve, kind: str) -> None:
         self._serve = serve
-        self.brokers = brokers_of(kind)
+        self.brokers: Sequence[Broker] = brokers_of(kind)
         self.hubs: list[Hub] = []
         self.urls: list[str] = []
 

@@ -97,8 +97,8 @@ class SessionStore(ABC):
         """Make a node the owner of a session that was found; return its current state.
 
         It has the next take number then; the returned `owner` is the node that had it before.
-        Of several who take it, the one that found it last has it: a client that gave up on a
-        slow attempt is not ended by that once it is connected elsewhere. So None if a later
+        If several take it, the one that found it last gets it: a slow attempt that its client
+        gave up does not end the connection the client has by now. So None if a later
         attempt took it, if it has ended, or if it is the session of another socket id by now.
         Where BrokerUnavailable is raised, it may have been taken all the same: whoever finds it
         next takes it on.

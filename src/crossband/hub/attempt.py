@@ -93,7 +93,7 @@ class Admission:
     taking: Taking | None = None
     # The session was taken from the broker, and must be put back if the client goes away.
     taken: bool = False
-    # It keeps the key of the session it shows, whether that is resumed or begun anew.
+    # It keeps the key of the session it asked for, resumed or started afresh.
     keeps_key: bool = True
 
     def open(self) -> None:

@@ -1,4 +1,4 @@
-"""What other nodes ask of this one and may know of its clients, and what all of them are told."""
+"""Answers other nodes: what they may do here, and what they may know of this node's clients."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Departures:
         )
 
     def replace(self, socket: Socket) -> None:
-        """End a client that came back by another connection, here or on another node."""
+        """Close a client whose session has resumed elsewhere, on this or another node."""
         self.leave(socket, "transport close", keep_session=False)
         socket.connection.end_socket(
             socket.namespace.name, CloseCode.SESSION_TAKEN, "resumed elsewhere"

@@ -1,4 +1,4 @@
-"""How the clients of a stopping hub go: one after another, spread over `drain_time`."""
+"""How a stopping hub closes its clients: one after another, spread over `drain_time`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from crossband.hub.directory import Directory
 from crossband.hub.namespace import Socket
 from crossband.hub.node import Node
 
-# Clients a second that a stopping hub sends away at least: so many at once are no rush
-# anywhere, and a hub with few clients need not take its drain time.
+# Clients a second that a stopping hub closes at least: no server minds so many coming back, and
+# a hub with few clients need not take its whole drain time.
 DRAIN_PACE = 200
-# Seconds ahead of the pace after which the drain sleeps: shorter sleeps cost more than they
-# spread.
+# The drain sleeps when it is this many seconds ahead: shorter sleeps cost more than they spread.
 _DRAIN_STEP = 0.005
 
 
 class Drain:
-    """Sends all clients of a node away, so that they do not all come back in one second."""
+    """Closes all clients of a node, so that they do not all reconnect in the same second."""
 
     def __init__(self, node: Node, directory: Directory, departures: Departures) -> None:
         self._node = node
@@ -27,12 +26,12 @@ class Drain:
         self._departures = departures
 
     def seconds(self, clients: int) -> float:
-        """Return how long so many clients are spread over when the hub stops."""
+        """Return over how many seconds a stopping hub closes this many clients."""
         settings = self._node.settings
         return min(settings.drain_time, settings.shutdown_timeout / 2, clients / DRAIN_PACE)
 
     async def run(self, loop: asyncio.AbstractEventLoop, *, last_polls: bool) -> None:
-        """Send the clients away, one after another; polling ones first if none polls any more."""
+        """Close the clients one after another, polling ones first if no more polls will come."""
         links: dict[Connection, list[Socket]] = {}
         for namespace in list(self._directory.namespaces.values()):
             for socket in namespace.sockets.values():

@@ -78,7 +78,7 @@ class Hand(msgspec.Struct, frozen=True, tag="hand"):
 
 
 class Locate(msgspec.Struct, frozen=True, tag="locate"):
-    """Where is a client that shows this offset, which is no cursor? Answered with Located."""
+    """Where is a client with this offset, which is not a cursor? Answered with Located."""
 
     namespace: str
     key: str
@@ -138,7 +138,7 @@ class Gathered(msgspec.Struct, frozen=True):
 
 
 class Located(msgspec.Struct, frozen=True):
-    """The cursor behind which the client goes on; None where nobody knows."""
+    """The cursor after which the client continues; None if the node does not know it."""
 
     cursor: str | None
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 # Seconds another node may take to answer: ten times what a busy one takes.
 ANSWER_TIME: Final = 5.0
-# And where a client waits to be let in: of each time that it is asked.
+# Seconds for each of three tries, while a client waits to be admitted.
 PATIENCE: Final = (0.3, 0.6, 1.2)
 
 
@@ -53,9 +53,9 @@ async def ask(
 
 
 async def ask_one(bus: Bus, message: Message, answer: type[T], node: str) -> T | None:
-    """Ask the node that a client has come from; None where that one is cut off.
+    """Ask the node that a client came from; return None if it cannot be reached.
 
-    Asked again where nothing came back: a message is lost if a connection drops meanwhile.
+    Asks again when no answer comes: a message is lost if a connection drops meanwhile.
     """
     for patience in PATIENCE:
         given, _ = await ask(bus, message, answer, to=[node], timeout=patience)

@@ -36,7 +36,7 @@ class Places:
 
     def __init__(self) -> None:
         self._tails: deque[tuple[Publication, Place]] = deque(maxlen=TAILS)
-        # By socket id and offset: of clients that came from other nodes, oldest first.
+        # Cursors of clients from other nodes, by socket id and offset; oldest first.
         self._kept: dict[tuple[str, str], str] = {}
 
     @staticmethod
@@ -50,14 +50,14 @@ class Places:
         self._tails.append((publication, Place(cursor, monotonic())))
 
     def keep(self, sid: str, offset: str, cursor: str) -> None:
-        """Note where a client is that came from another node and showed what it was sent there."""
+        """Note the place of a client from another node, and the offset that it sent."""
         if len(offset) <= TAIL_SIZE:
             self._kept[sid, offset] = cursor
             if len(self._kept) > TAILS:
                 del self._kept[next(iter(self._kept))]
 
     def kept(self, sid: str, offset: str) -> str | None:
-        """Return the cursor that was noted for a client and an offset."""
+        """Return the cursor noted for this client and offset, or None."""
         return self._kept.get((sid, offset))
 
     def of(self, offset: str, rooms: frozenset[str]) -> list[Place]:

@@ -40,7 +40,7 @@ class Resumptions:
     async def _place_of(
         self, namespace: Namespace, session: Session, offset: str
     ) -> tuple[str, Page]:
-        """As `_find_place`, of the node that served the client: it knows what that one was sent."""
+        """Find a client's place, by asking the node that served it: only that node knows."""
         if session.owner == self._node.id:
             return await self._find_place(namespace, session, offset)
         cursor = None
@@ -50,12 +50,12 @@ class Resumptions:
             cursor = None if located is None else located.cursor
         if cursor is None:
             raise Gap("unknown")
-        # It may show the same again, here or elsewhere, if it receives nothing until then.
+        # If it receives nothing, it will send the same offset again, here or to another node.
         namespace.fanout.places.keep(session.sid, offset, cursor)
         return cursor, await self._missed(namespace.name, cursor, session.sid)
 
     async def locate(self, namespace: Namespace, key: str, offset: str) -> Located:
-        """Return where a client of this node is, for another one that it has come to."""
+        """Return the place of a client that this node served, for the node that it is at now."""
         session = await self._node.sessions.find(namespace.name, key)
         if session is None or session.owner != self._node.id:
             return Located(None)

@@ -205,7 +205,7 @@ class Cluster:
         if namespace is None:
             return messages.encode(Located(None))
         return messages.encode(
-            await self._resumptions.locate(namespace, message.key, message.offset)
+            await self._resumptions.locator.locate(namespace, message.key, message.offset)
         )
 
     async def _gather(self, message: messages.Gather) -> bytes:

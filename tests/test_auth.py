@@ -332,6 +332,7 @@ def test_key_and_url_are_one_of_the_two() -> None:
         ({"sub": "a" * 257}, "claim"),
         ({"sub": "alice\x00"}, "claim"),
         ({"sub": "alice\nroot"}, "claim"),
+        ({"sub": "alice\ud800"}, "claim"),
         ({"rooms": "news"}, "claim"),
         ({"rooms": [7]}, "claim"),
         ({"rooms": {"listen": ["news"]}}, "claim"),

@@ -15,6 +15,12 @@ from crossband.broker.sessions import LEASE, MAX_REVOKED, check_plain, pack, unp
 from tests.broker.test_conformance import BROKERS, Clock, Cluster
 
 
+class Text(str):
+    """Text of another class."""
+
+    __slots__ = ()
+
+
 class Ear:
     """Hears publications, of which there are none here."""
 
@@ -311,13 +317,34 @@ async def test_plain_data_comes_back_as_it_was(nodes: Nodes, value: Any) -> None
         (float("nan"), r"it is nan"),
         (float("-inf"), r"it is -inf"),
         ("a\ud800", r"half of a surrogate pair"),
+        ({"a": {"\ud800": 1}}, r"the key '\\ud800' of it\['a'\] holds half of a surrogate pair"),
+        ({Text("a"): 1}, r"it has the key 'a': keys are text"),
         (complex(1), r"builtins.complex"),
     ],
-    ids=["object", "set", "deep", "key", "large", "nan", "infinite", "surrogate", "complex"],
+    ids=[
+        "object",
+        "set",
+        "deep",
+        "key",
+        "large",
+        "nan",
+        "infinite",
+        "surrogate",
+        "key of a surrogate",
+        "key of another class",
+        "complex",
+    ],
 )
 def test_what_is_not_plain_is_told(value: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         check_plain(value, "it")
+
+
+def test_unfit_key_is_left_out_as_an_unfit_value_is(caplog: pytest.LogCaptureFixture) -> None:
+    session = Session("/", "key", "sid", set(), {"good": 1, "\ud800": 2}, "cursor-0")
+    session.data["bad"] = {"\ud800": 3}
+    assert unpack(pack(session)).data == {"good": 1}
+    assert len(caplog.messages) == 2
 
 
 def test_what_holds_itself_is_told() -> None:

@@ -186,6 +186,11 @@ class Identity(msgspec.Struct, frozen=True):
         # It stands in log lines, and is a key elsewhere.
         if has_controls(self.user):
             raise ValueError("a user's name must not contain control characters")
+        try:
+            self.user.encode()
+        except UnicodeEncodeError:
+            # No session, and no message to another node, could carry it.
+            raise ValueError("a user's name must be valid Unicode") from None
         for name in ("expires", "issued"):
             value = getattr(self, name)
             if value is None:

@@ -117,8 +117,12 @@ class SessionStore(ABC):
         """Return revocations after a number, oldest first; at most MAX_REVOKED."""
 
 
-# Types that `socket.data` may hold: they come back unchanged from any store.
-_ATOMS: Final = frozenset((type(None), bool, str, bytes))
+def _check_text(text: str, path: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{path} holds half of a surrogate pair") from None
 
 
 def check_plain(value: object, path: str, depth: int = MAX_DEPTH) -> None:
@@ -127,33 +131,33 @@ def check_plain(value: object, path: str, depth: int = MAX_DEPTH) -> None:
     It keeps None, booleans, numbers, text, bytes, and lists, tuples and dicts of these with text
     keys; a tuple comes back as a list. `path` says where the value is.
     """
-    kind = type(value)
-    if kind in _ATOMS:
-        if kind is str and not value.isascii():  # type: ignore[attr-defined]
-            try:
-                value.encode()  # type: ignore[attr-defined]
-            except UnicodeEncodeError:
-                raise ValueError(f"{path} holds half of a surrogate pair") from None
-    elif kind is int:
-        if not -(2**63) <= value < 2**64:  # type: ignore[operator]
+    # By exact type: an instance of another class would not come back as one.
+    if value is None or type(value) is bool or type(value) is bytes:
+        return
+    if type(value) is str:
+        _check_text(value, path)
+    elif type(value) is int:
+        if not -(2**63) <= value < 2**64:
             raise ValueError(f"{path} is a number of more than 64 bits: keep it as text")
-    elif kind is float:
-        if not math.isfinite(value):  # type: ignore[arg-type]
+    elif type(value) is float:
+        if not math.isfinite(value):
             raise ValueError(f"{path} is {value!r}: keep None, or a number")
     elif not depth:
         raise ValueError(f"{path} is nested too deeply, or contains itself")
     elif isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str):
+            if type(key) is not str:
                 raise TypeError(
                     f"{path} has the key {key!r}: keys are text, as the session is kept outside "
                     "of this process"
                 )
+            _check_text(key, f"the key {key!r} of {path}")
             check_plain(item, f"{path}[{key!r}]", depth - 1)
-    elif kind is list or kind is tuple:
-        for place, item in enumerate(value):  # type: ignore[arg-type]
+    elif type(value) is list or type(value) is tuple:
+        for place, item in enumerate(value):
             check_plain(item, f"{path}[{place}]", depth - 1)
     else:
+        kind = type(value)
         raise TypeError(
             f"{path} cannot be kept: {kind.__module__}.{kind.__qualname__} is not plain data "
             "(None, bool, int, float, str, bytes, and lists and dicts of these). Keep such "
@@ -170,7 +174,7 @@ def fit_data(data: dict[str, Any]) -> dict[str, Any]:
     fits = {}
     for key, value in data.items():
         try:
-            check_plain(value, f"socket.data[{key!r}]")
+            check_plain({key: value}, "socket.data")
             fits[key] = value
         except (TypeError, ValueError) as error:
             logger.error("a session loses a value: %s", error)

@@ -18,9 +18,7 @@ class SocketData(dict[str, Any]):
     __slots__ = ()
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if not isinstance(key, str):
-            raise TypeError(f"the keys of socket.data are text, not {key!r}")
-        check_plain(value, f"socket.data[{key!r}]")
+        check_plain({key: value}, "socket.data")
         super().__setitem__(key, value)
 
     def setdefault(self, key: str, default: Any = None) -> Any:

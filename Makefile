@@ -26,7 +26,7 @@ run: ## Serve the demo at http://127.0.0.1:8000 (make run PORT=9000)
 	@exec $(VENV)/crossband demo --port $(PORT)
 
 test: ## Run every test (make test ARGS="-k resume")
-	$(SETUP) dev node client pages chromium nginx curl
+	$(SETUP) dev node client pages chromium nginx redis curl
 	@JOBS=$(JOBS) scripts/test $(ARGS)
 
 check: ## Lint and check types: ruff, mypy, pyright, tsc

@@ -56,6 +56,13 @@ def required(requirements: list[str]) -> set[str]:
     return {normal(re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0]) for line in requirements}
 
 
+# What each extra brings, but for other extras.
+EXTRAS = {
+    name: required([line for line in lines if not line.startswith("crossband[")])
+    for name, lines in PYPROJECT["project"]["optional-dependencies"].items()
+}
+
+
 def locked(path: Path) -> dict[str, str]:
     """Return what a lock pins, by name."""
     pins = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
@@ -98,7 +105,8 @@ def test_locks_cover_what_the_package_requires() -> None:
     groups = PYPROJECT["dependency-groups"]
     development = required([line for line in groups["dev"] if isinstance(line, str)])
     assert runtime | required(groups["build"]) <= locked(ROOT / "locks/run.txt").keys()
-    assert runtime | development <= locked(ROOT / "locks/dev.txt").keys()
+    extras = set().union(*EXTRAS.values())
+    assert runtime | extras | development <= locked(ROOT / "locks/dev.txt").keys()
     assert required(groups["node"]) <= locked(ROOT / "locks/node.txt").keys()
 
 
@@ -115,6 +123,7 @@ def test_package_lock_has_hashes_and_no_address() -> None:
 
 def test_every_import_is_a_declared_dependency() -> None:
     allowed = required(PYPROJECT["project"]["dependencies"]) | OPTIONAL | {"crossband"}
+    allowed |= set().union(*EXTRAS.values())
     undeclared = []
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -185,3 +194,9 @@ def test_every_npm_script_that_needs_packages_looks_for_them_first() -> None:
         scripts = json.loads(path.read_text(encoding="utf-8"))["scripts"]
         for name in {"build", "dev"} & scripts.keys():
             assert scripts[f"pre{name}"].endswith("scripts/installed.mjs"), path
+
+
+def test_package_and_command_load_without_any_extra() -> None:
+    absent = sorted(set().union(*EXTRAS.values()))
+    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import crossband, crossband.cli"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -58,6 +58,16 @@ def _watch() -> subprocess.Popen[bytes]:
     )
 
 
+def watch(group: int) -> None:
+    """Have a process group ended with this process, however that ends."""
+    _tell_watch("+", group)
+
+
+def unwatch(group: int) -> None:
+    """Forget a process group that has ended: its number may be given to another."""
+    _tell_watch("-", group)
+
+
 def _tell_watch(mark: str, group: int) -> None:
     stdin = _watch().stdin
     assert stdin is not None
@@ -105,7 +115,7 @@ class Child:
                 start_new_session=True,
                 pass_fds=pass_fds,
             )
-        _tell_watch("+", self.pid)
+        watch(self.pid)
         for target in (self._read, self._wait):
             threading.Thread(target=target, name=f"child {self.pid}", daemon=True).start()
 
@@ -131,7 +141,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         await self.exit_code()
-        _tell_watch("-", self.pid)
+        unwatch(self.pid)
 
     def send_signal(self, number: int) -> None:
         """Send a signal; a program that has ended takes none."""

@@ -38,8 +38,8 @@ def census(hub: Hub) -> Counter[str]:
     for name, namespace in hub.namespaces.items():
         counts[f"namespace {name}"] = 1
         counts["sockets"] += len(namespace.sockets)
-        counts["sessions of sockets"] += len(namespace.members.by_session)
-        counts["rooms"] += namespace.members.room_count
+        counts["sessions of sockets"] += len(namespace.clients.by_session)
+        counts["rooms"] += namespace.clients.room_count
         counts["catching up"] += namespace.replays.count
     counts["tasks of the hub"] = len(hub._core.node._tasks)
     counts["slots"] = hub._core.quotas.slots.taken

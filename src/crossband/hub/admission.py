@@ -199,7 +199,7 @@ class Admissions:
     def _count_user(
         self, connection: Connection, user: str, namespace: Namespace, resume: Resume
     ) -> bool:
-        live = None if resume.key is None else namespace.members.live(resume.key)
+        live = None if resume.key is None else namespace.clients.live(resume.key)
         replaces = (
             live is not None
             and live.connection is not connection

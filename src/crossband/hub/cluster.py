@@ -159,12 +159,12 @@ class Cluster:
 
     def _chosen(self, choice: Choice) -> list[Socket]:
         namespace = self._directory.namespaces.get(choice.namespace)
-        return [] if namespace is None else namespace.members.match(choice.rooms, choice.except_)
+        return [] if namespace is None else namespace.clients.match(choice.rooms, choice.except_)
 
     def _replaced(self, message: messages.CountUser) -> int:
         """Return 1 if the client that is connecting there is still connected here."""
         namespace = self._directory.namespaces.get(message.namespace)
-        live = None if namespace is None or not message.key else namespace.members.live(message.key)
+        live = None if namespace is None or not message.key else namespace.clients.live(message.key)
         return int(
             live is not None and live.identity is not None and live.identity.user == message.user
         )
@@ -172,7 +172,7 @@ class Cluster:
     def _hand(self, message: messages.Hand) -> Handed:
         """End a client that came back at another node, and return what is known of it."""
         namespace = self._directory.namespaces.get(message.namespace)
-        live = None if namespace is None else namespace.members.live(message.key)
+        live = None if namespace is None else namespace.clients.live(message.key)
         if live is None or live.record.take >= message.take:
             return Handed(None)
         self._departures.replace(live)

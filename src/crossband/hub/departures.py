@@ -52,7 +52,7 @@ class Departures:
         socket.connected = False
         self._node.traffic.left(socket, reason)
         namespace = socket.namespace
-        namespace.members.remove(socket)
+        namespace.clients.remove(socket)
         if socket.catching is not None:
             namespace.replays.end(socket, socket.catching)
         if socket.identity is not None:
@@ -102,7 +102,7 @@ class Departures:
         name = socket.namespace.name
         if not socket.connected:
             # It was cut, and must start afresh if it comes back, unless it is already back.
-            if socket.namespace.members.live(socket.session) is None:
+            if socket.namespace.clients.live(socket.session) is None:
                 self._node.sessions.drop(socket.record)
             return
         self.leave(socket, "server namespace disconnect")

@@ -67,17 +67,17 @@ R = TypeVar("R", bound=Recipient)
 class Fanout(Generic[R]):
     """Publishes the events of a namespace, and delivers them to their recipients."""
 
-    __slots__ = ("_node", "_policies", "_traffic", "buffers", "members", "name", "places")
+    __slots__ = ("_node", "_policies", "_traffic", "buffers", "clients", "name", "places")
 
     def __init__(
-        self, node: Node, name: str, policies: Mapping[str, Policy], members: Rooms[R]
+        self, node: Node, name: str, policies: Mapping[str, Policy], clients: Rooms[R]
     ) -> None:
         self._node = node
         self._traffic = node.traffic
         self.name: Final = name
         # By event.
         self._policies = policies
-        self.members: Final = members
+        self.clients: Final = clients
         # Everything recorded also goes into these while clients catch up.
         self.buffers: list[ReplayBuffer] = []
         self.places: Final = Places()
@@ -110,7 +110,7 @@ class Fanout(Generic[R]):
         self._traffic.published += 1
         outcome = self._node.post(publication, record=record)
         # With several recipients the slowest must not set the pace: it would hold up the others.
-        only = self.members.by_id.get(rooms[0]) if len(rooms) == 1 else None
+        only = self.clients.by_id.get(rooms[0]) if len(rooms) == 1 else None
         emission = Emission(outcome, self._node.pace if only is None else only)
         if outcome is not None and not isinstance(outcome, str):
             outcome.add_done_callback(functools.partial(self._settled, emission))
@@ -144,7 +144,7 @@ class Fanout(Generic[R]):
             notice = buffer.codec.gap(self.name, reason="lost", offset=head)
             if notice is not None:
                 buffer.keep(notice)
-        for recipient in list(self.members.by_id.values()):
+        for recipient in list(self.clients.by_id.values()):
             if recipient.catching is None:
                 self._traffic.gap("lost")
                 notice = recipient.codec.gap(self.name, reason="lost", offset=head)
@@ -162,7 +162,7 @@ class Fanout(Generic[R]):
         if lasting:
             for buffer in self.buffers:
                 buffer.take(publication)
-        recipients = self.members.match(publication.rooms, publication.except_)
+        recipients = self.clients.match(publication.rooms, publication.except_)
         # Another node's recipient may come here next, and show it for its offset.
         if not recorded and (recipients or self.bus.members) and self.places.has_one(publication):
             self.places.note(publication, self._node.broker.head(self.name))
@@ -200,7 +200,7 @@ class Fanout(Generic[R]):
 
     async def count(self, rooms: tuple[str, ...], except_: tuple[str, ...]) -> int:
         """Return how many clients this choice has, on all nodes."""
-        here = len(self.members.match(rooms, except_))
+        here = len(self.clients.match(rooms, except_))
         if self.bus.members:
             here += await count(self.bus, Choice(self.name, rooms, except_))
         return here
@@ -269,7 +269,7 @@ class Fanout(Generic[R]):
         wires: dict[Codec, Wire] = {}
         answers: list[asyncio.Future[Any]] = []
         asked: list[tuple[R, Wire]] = []
-        for recipient in self.members.match(rooms, except_):
+        for recipient in self.clients.match(rooms, except_):
             codec = recipient.codec
             if codec is PLAIN:
                 continue

@@ -113,7 +113,7 @@ class Emitter:
 
     @property
     def _here(self) -> list[Socket]:
-        return self._namespace.members.match(self._rooms, self._except)
+        return self._namespace.clients.match(self._rooms, self._except)
 
     @property
     def _choice(self) -> Choice:
@@ -191,8 +191,8 @@ class Namespace(Handlers):
         # Number of clients that are being admitted.
         self.entering = 0
         # The clients connected to this node.
-        self.members: Rooms[Socket] = Rooms()
-        self.fanout: Final = Fanout(node, name, self.registry.policies, self.members)
+        self.clients: Rooms[Socket] = Rooms()
+        self.fanout: Final = Fanout(node, name, self.registry.policies, self.clients)
         self.replays: Final = Replays(node, self.fanout)
 
     @property
@@ -201,17 +201,17 @@ class Namespace(Handlers):
         return self.node.hub
 
     def __repr__(self) -> str:
-        return f"<Namespace {self.name!r}: {len(self.members.by_id)} sockets>"
+        return f"<Namespace {self.name!r}: {len(self.clients.by_id)} sockets>"
 
     @property
     def sockets(self) -> Mapping[str, Socket]:
         """The connected sockets of this node, by id."""
-        return MappingProxyType(self.members.by_id)
+        return MappingProxyType(self.clients.by_id)
 
     @property
     def rooms(self) -> Mapping[str, Collection[str]]:
         """The rooms of this node and the ids in each; a snapshot."""
-        return self.members.snapshot()
+        return self.clients.snapshot()
 
     def to(self, *rooms: str) -> Emitter:
         """Choose the sockets in any of these rooms (a socket's id is a room)."""
@@ -385,7 +385,7 @@ class Socket:
                 raise EventError(f"A client may be in {limit} rooms", code="too_many_rooms")
             own.add(room)
             if self.connected:
-                self.namespace.members.enter(self, room)
+                self.namespace.clients.enter(self, room)
         if self.connected:
             self.namespace.node.sessions.save(self.record)
 
@@ -417,7 +417,7 @@ class Socket:
         for room in rooms:
             if room in self.record.rooms:
                 self.record.rooms.discard(room)
-                self.namespace.members.exit(self, room)
+                self.namespace.clients.exit(self, room)
         if self.connected:
             self.namespace.node.sessions.save(self.record)
 

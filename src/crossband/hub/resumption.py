@@ -144,7 +144,7 @@ class Resumptions:
         if session is None:
             return
         place = (session.namespace, session.key)
-        live = admission.socket.namespace.members.live(session.key)
+        live = admission.socket.namespace.clients.live(session.key)
         if live is not None and live.attempt > admission.socket.attempt:
             # Meanwhile the client has connected in another way, and no longer waits here.
             self._start_anew(admission)
@@ -301,7 +301,7 @@ class Resumptions:
             self._return(admission, session)
 
     def _return(self, admission: Admission, session: Session) -> None:
-        live = admission.socket.namespace.members.live(session.key)
+        live = admission.socket.namespace.clients.live(session.key)
         if live is None:
             if not self._access.revoked_since(session.user, admission.revocations):
                 self._node.sessions.release(session)

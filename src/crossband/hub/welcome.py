@@ -54,7 +54,7 @@ class Welcomes:
         earlier: list[asyncio.Task[None]] = []
         # The same client is back before its old connection was found dead.
         for key in {socket.session, *([session.key] if session is not None else [])}:
-            live = namespace.members.live(key)
+            live = namespace.clients.live(key)
             if live is not None and live.record.user != socket.record.user:
                 # Another user took the key while it was not in the broker.
                 socket.record.key = secrets.token_urlsafe(24)
@@ -71,7 +71,7 @@ class Welcomes:
         self._directory.enlist(namespace)
         socket.connected = True
         socket.stage = State.LIVE
-        namespace.members.add(socket)
+        namespace.clients.add(socket)
         self._directory.settled(namespace)
         if socket.identity is not None:
             self._expiry.entered(socket)

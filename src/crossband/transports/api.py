@@ -126,7 +126,7 @@ class Api:
         for name, namespace in hub.directory.namespaces.items():
             namespaces[name] = {
                 "clients": len(namespace.sockets),
-                "rooms": namespace.members.room_count,
+                "rooms": namespace.clients.room_count,
             }
             for socket in namespace.sockets.values():
                 # A Socket.IO connection in several namespaces is one client.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import hiredis
 import pytest
 
-from tests.engines import Engine, Program, shared, wait_for
+from tests.engines import Cluster, Engine, Program, Sentinels, shared, wait_for
+from tests.front import Front
 
 PROGRAMS: list[Program] = ["redis", "valkey"]
 
@@ -98,3 +101,64 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.fixture
+def sentinels() -> Iterator[Sentinels]:
+    with Sentinels() as sentinels:
+        yield sentinels
+
+
+def test_sentinels_fail_over(sentinels: Sentinels) -> None:
+    first, second = sentinels.primary, sentinels.replica
+    first.command("SET", "key", 1)
+    first.command("WAIT", 1, 0)
+    sentinels.fail_over()
+    assert (sentinels.primary, sentinels.replica) == (second, first)
+    assert second.command("GET", "key") == "1"
+    assert second.command("SET", "key", 2) == "OK"
+
+
+def test_replica_that_lags_loses_what_was_written(sentinels: Sentinels) -> None:
+    first, second = sentinels.primary, sentinels.replica
+    first.command("SET", "key", 1)
+    first.command("WAIT", 1, 0)
+    sentinels.lag()
+    assert first.command("SET", "key", 2) == "OK"
+    assert sentinels.lose_primary() is first
+    assert second.command("GET", "key") == "1"
+    first.start()
+    wait_for(lambda: first.info("replication")["role"] == "slave")
+
+
+def test_isolated_primary_takes_writes_until_it_is_found(sentinels: Sentinels) -> None:
+    isolated = sentinels.isolate_primary()
+    assert sentinels.primary is not isolated
+    wait_for(lambda: isolated.info("replication")["role"] == "slave")
+    with pytest.raises(hiredis.ReplyError, match="READONLY"):
+        isolated.command("SET", "key", 1)
+
+
+def test_cluster_moves_a_slot_with_its_keys() -> None:
+    with Cluster("valkey") as cluster:
+        owner = cluster.owner("{tag}")
+        owner.command("MSET", "{tag}1", 1, "{tag}2", 2)
+        target = cluster.move("{tag}")
+        assert cluster.owner("{tag}") is target is not owner
+        assert target.command("MGET", "{tag}1", "{tag}2") == ["1", "2"]
+        with pytest.raises(hiredis.ReplyError, match=f"MOVED .*:{target.port}"):
+            owner.command("GET", "{tag}1")
+
+
+async def test_link_to_an_engine_goes_dead_and_is_cut() -> None:
+    async with Front([shared().url]) as link:
+        reader, writer = await asyncio.open_connection("127.0.0.1", link.port)
+        link.die()
+        writer.write(b"PING\r\n")
+        answer = asyncio.ensure_future(reader.readline())
+        assert await asyncio.wait([answer], timeout=0.01) == (set(), {answer})
+        link.revive()
+        assert await answer == b"+PONG\r\n"
+        link.cut()
+        assert await reader.readline() == b""
+        writer.close()

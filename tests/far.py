@@ -52,7 +52,8 @@ class Engine:
         # By node and number: a command that is sent twice is carried out once.
         self._done: dict[tuple[str, int], Publication] = {}
         self.memory = memory._memory
-        self.sessions = memory.sessions
+        self.sessions = self.memory.sessions
+        self.sessions._taken = self._tell_taken
 
     def node(self) -> FarBroker:
         return FarBroker(self)
@@ -79,6 +80,11 @@ class Engine:
         for other in self.nodes.values():
             other.hear(publication)
         return publication
+
+    def _tell_taken(self, session: Session) -> None:
+        node = self.nodes.get(session.owner)
+        if node is not None and node._receiver is not None:
+            node._receiver.taken(session.namespace, session.key, session.take)
 
     def top(self, namespace: str) -> int:
         return len(self.raw[namespace]) if namespace in self.raw else 0

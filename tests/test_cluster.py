@@ -28,10 +28,11 @@ from crossband import (
     MemoryBroker,
     Publication,
     RemoteSocket,
+    Session,
     Socket,
 )
 from crossband.broker import Broker
-from crossband.hub.messages import Choice, Fetch, encode
+from crossband.hub.messages import Choice, Departing, Fetch, encode
 from tests.clients import (
     Client,
     EventFailed,
@@ -395,21 +396,11 @@ async def test_connections_per_user_are_counted_over_all_nodes(
 async def test_client_takes_rooms_and_data_to_the_other_node(
     kind: str, nodes: Nodes, new_client: NewClient
 ) -> None:
-    def prepare(hub: Hub) -> None:
-        @hub.on("remember")
-        async def remember(socket: Socket, name: str) -> None:
-            socket.data["name"] = name
-
-        @hub.on("name")
-        async def name(socket: Socket) -> Any:
-            return socket.data.get("name")
-
-    await nodes.start(prepare)
+    await nodes.start(with_a_name)
     client = new_client(kind)
     await client.connect(nodes.urls[0])
     await client.call("join", "cave")
-    # Not saved since: only the node that has the client knows.
-    await client.call("remember", "Ada")
+    await call_her_ada(client)
     await nodes.there.to("cave").emit("news", 1)
     await client.next_event("news")
     sid = client.sid
@@ -487,16 +478,6 @@ async def test_session_that_is_still_connected_elsewhere_is_ended_there(
     assert second.recovered
 
 
-def with_a_name(hub: Hub) -> None:
-    @hub.on("remember")
-    async def remember(socket: Socket, name: str) -> None:
-        socket.data["name"] = name
-
-    @hub.on("name")
-    async def name(socket: Socket) -> Any:
-        return socket.data.get("name")
-
-
 async def test_client_that_leaves_while_its_session_is_taken_leaves_it_to_its_next_attempt(
     far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -505,7 +486,7 @@ async def test_client_that_leaves_while_its_session_is_taken_leaves_it_to_its_ne
     await client.connect(far.urls[0], session="k" * 20)
     await far.here.emit("news", 1)
     await client.next_event("news")
-    await client.call("remember", "Ada")
+    await call_her_ada(client)
     slow = far.brokers[0].bus
     real, asked = slow.received, asyncio.Event()
 
@@ -536,6 +517,207 @@ async def test_client_that_leaves_while_its_session_is_taken_leaves_it_to_its_ne
     assert await client.call("name") == "Ada"
 
 
+# How what a node knows of its clients outlives it.
+
+
+async def test_node_ends_a_client_when_it_saves_a_session_that_another_has_taken(
+    nodes: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The node that had the client never hears that it has come back elsewhere.
+    monkeypatch.setattr("crossband.hub.others.PATIENCE", (0.05,))
+    await nodes.start()
+    first, second = new_client("websocket"), new_client("websocket")
+    await first.connect(nodes.urls[0], session="k" * 20)
+    await nodes.here.emit("news", 1)
+    offset = (await first.next_event("news")).offset
+    with monkeypatch.context() as patch:
+        patch.setattr(nodes.brokers[0].bus, "received", lambda data: None)
+        # Nor is it told again.
+        patch.setattr("crossband.hub.resumption.Resumptions._insist", nothing)
+        await second.connect(nodes.urls[1], session="k" * 20, offset=offset)
+    assert second.recovered
+    assert nodes.here.sockets.keys() == nodes.there.sockets.keys()
+    await nodes.here.sockets[first.sid].join("new")
+    async with asyncio.timeout(WAIT):
+        await first.gone.wait()
+    assert "4001" in first.farewell
+    assert await second.call("rooms") == []
+
+
+async def nothing(*_: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
+async def test_session_is_put_back_if_the_reply_of_its_taking_was_lost(
+    taken: bool, far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.resumption.HEARTBEAT", 0.01)
+    await far.start()
+    client = new_client("websocket")
+    await client.connect(far.urls[0], session="k" * 20)
+    await far.here.emit("news", 1)
+    await client.next_event("news")
+    await client.cut()
+    sessions = far.brokers[1].sessions
+    take, find, found = sessions.take, sessions.find, asyncio.Event()
+
+    async def unanswered(session: Session, owner: str) -> Session | None:
+        if taken:
+            await take(session, owner)
+        raise BrokerUnavailable("the broker is out of reach")
+
+    async def find_later(namespace: str, key: str) -> Session | None:
+        if not found.is_set():
+            found.set()
+            raise BrokerUnavailable("the broker is out of reach")
+        return await find(namespace, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "take", unanswered)
+        attempt = asyncio.create_task(WebSocketClient().connect(far.urls[1], session="k" * 20))
+        # It is found first, and then the store is away for a while.
+        await until(lambda: engine_of(far).sessions._attempts.get(("/", "k" * 20)) is not None)
+        patch.setattr(sessions, "find", find_later)
+        with pytest.raises(Refused, match="out of reach"):
+            await attempt
+        if taken:
+            async with asyncio.timeout(WAIT):
+                await found.wait()
+    # The client is away, and the store knows it: the session expires with its age.
+    await until(lambda: ("/", "k" * 20) in engine_of(far).sessions._waiting)
+    await client.resume()
+    assert client.recovered
+
+
+def engine_of(nodes: Nodes) -> Engine:
+    broker = nodes.brokers[0]
+    assert isinstance(broker, FarBroker)
+    return broker._engine
+
+
+async def test_killed_node_loses_nothing_that_was_set_in_the_data_of_a_client(
+    far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(hub: Hub) -> None:
+        @hub.on("change")
+        async def change(socket: Socket) -> None:
+            socket.data.update(one=1, two=2, three=3)
+            del socket.data["one"]
+            socket.data["four"] = socket.data.pop("two")
+
+    sessions = far.brokers[0].sessions
+    save, saves = sessions.save, 0
+
+    def count(session: Session) -> None:
+        nonlocal saves
+        saves += 1
+        save(session)
+
+    monkeypatch.setattr(sessions, "save", count)
+    await far.start(prepare)
+    client = new_client("websocket")
+    await client.connect(far.urls[0], session="k" * 20)
+    await far.here.emit("news", 1)
+    await client.next_event("news")
+    assert saves == 1
+    await client.call("change")
+    # Once for all that changed together.
+    assert saves == 2
+    found = await sessions.find("/", "k" * 20)
+    assert found is not None
+    assert found.data == {"three": 3, "four": 2}
+    broker = far.brokers[0]
+    assert isinstance(broker, FarBroker)
+    await client.cut()
+    await broker.kill()
+    client.url = far.urls[1]
+    await client.resume()
+    assert client.recovered
+    assert far.there.sockets[client.sid].data == {"three": 3, "four": 2}
+
+
+async def test_what_disconnect_handlers_set_is_kept(nodes: Nodes, new_client: NewClient) -> None:
+    left = asyncio.Event()
+
+    def prepare(hub: Hub) -> None:
+        @hub.on("disconnect")
+        async def disconnect(socket: Socket, reason: str) -> None:
+            await asyncio.sleep(0)
+            socket.data["left"] = reason
+            left.set()
+
+    await nodes.start(prepare)
+    client = new_client("websocket")
+    await client.connect(nodes.urls[0])
+    await nodes.here.emit("news", 1)
+    await client.next_event("news")
+    await client.cut()
+    await left.wait()
+    client.url = nodes.urls[1]
+    await client.resume()
+    assert client.recovered
+    assert nodes.there.sockets[client.sid].data == {"left": "transport close"}
+
+
+async def test_connect_handlers_wait_for_the_disconnect_handlers_at_the_other_node(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    happened: list[str] = []
+    leaving, may_go = asyncio.Event(), asyncio.Event()
+    asked = asyncio.Event()
+
+    def prepare(hub: Hub) -> None:
+        @hub.on("connect")
+        async def connect(socket: Socket) -> None:
+            happened.append("connect")
+
+        @hub.on("disconnect")
+        async def disconnect(socket: Socket, reason: str) -> None:
+            leaving.set()
+            await may_go.wait()
+            happened.append("disconnect")
+
+    await nodes.start(prepare)
+    first, second = new_client("websocket"), new_client("websocket")
+    await first.connect(nodes.urls[0], session="k" * 20)
+    await nodes.here.emit("news", 1)
+    offset = (await first.next_event("news")).offset
+    hear = nodes.here._core.cluster._departed
+
+    async def noted(message: Departing) -> bytes:
+        asked.set()
+        return await hear(message)
+
+    nodes.here._core.cluster._departed = noted  # type: ignore[method-assign]
+    await second.connect(nodes.urls[1], session="k" * 20, offset=offset)
+    # It is welcomed, and only its handlers wait.
+    assert second.recovered
+    await leaving.wait()
+    await asked.wait()
+    assert happened == ["connect"]
+    may_go.set()
+    assert await second.call("rooms") == []
+    assert happened == ["connect", "disconnect", "connect"]
+
+
+def with_a_name(hub: Hub) -> None:
+    @hub.on("remember")
+    async def remember(socket: Socket, name: str) -> None:
+        socket.data.setdefault("names", []).append(name)
+
+    @hub.on("name")
+    async def name(socket: Socket) -> Any:
+        return socket.data["names"][-1]
+
+
+async def call_her_ada(client: Client) -> None:
+    """Change a client's data in a way that only the node that has it knows of."""
+    await client.call("remember", "Grace")
+    # In the list that is there already, which is not noticed.
+    await client.call("remember", "Ada")
+
+
 @pytest.mark.parametrize("where", [1, 2], ids=["same node", "third node"])
 async def test_of_two_that_take_a_session_at_once_the_later_gets_all_that_was_known(
     where: int, far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
@@ -547,8 +729,7 @@ async def test_of_two_that_take_a_session_at_once_the_later_gets_all_that_was_kn
     await first.connect(far.urls[0], session="k" * 20)
     await far.here.emit("news", 1)
     offset = (await first.next_event("news")).offset
-    # Not saved since: only the node that has the client knows.
-    await first.call("remember", "Ada")
+    await call_her_ada(first)
     slow = far.brokers[0].bus
     real, asked = slow.received, asyncio.Event()
 

@@ -23,6 +23,9 @@ class Ear:
     def lost(self, namespace: str) -> None:
         raise AssertionError
 
+    def taken(self, namespace: str, key: str, take: int) -> None:
+        raise AssertionError
+
 
 class Member:
     """A node of the bus: it notes what it hears, and answers by what it was asked."""

@@ -70,6 +70,9 @@ class Node:
     def lost(self, namespace: str) -> None:
         self.losses.append(namespace)
 
+    def taken(self, namespace: str, key: str, take: int) -> None:
+        raise AssertionError
+
     async def start(self, *namespaces: str) -> Node:
         await self.broker.start(self)
         await self.attach("/", *namespaces)

@@ -25,6 +25,9 @@ class Ear:
     def lost(self, namespace: str) -> None:
         pass
 
+    def taken(self, namespace: str, key: str, take: int) -> None:
+        pass
+
 
 def memory_of(broker: MemoryBroker) -> Memory:
     return broker._memory

@@ -13,6 +13,7 @@ from crossband import Publication, Session
 from crossband.broker import Broker, SessionStore
 from crossband.broker.sessions import LEASE, MAX_REVOKED, check_plain, pack, unpack
 from tests.broker.test_conformance import BROKERS, Clock, Cluster
+from tests.clients.base import WAIT
 
 
 class Text(str):
@@ -22,13 +23,19 @@ class Text(str):
 
 
 class Ear:
-    """Hears publications, of which there are none here."""
+    """Hears which sessions its node has lost."""
+
+    def __init__(self) -> None:
+        self.taken_from: asyncio.Queue[tuple[str, str, int]] = asyncio.Queue()
 
     def deliver(self, publication: Publication) -> None:
         raise AssertionError
 
     def lost(self, namespace: str) -> None:
         raise AssertionError
+
+    def taken(self, namespace: str, key: str, take: int) -> None:
+        self.taken_from.put_nowait((namespace, key, take))
 
 
 class Nodes:
@@ -38,6 +45,7 @@ class Nodes:
         self.clock = clock
         self.one: Broker = make()
         self.two: Broker = make()
+        self.ear = Ear()
 
     @property
     def store(self) -> SessionStore:
@@ -61,7 +69,7 @@ def plain(found: Session | None) -> Session | None:
 async def nodes(request: pytest.FixtureRequest) -> AsyncIterator[Nodes]:
     clock = Clock()
     nodes = Nodes(BROKERS[request.param](10, 1_000, 60.0, clock), clock)
-    await nodes.one.start(Ear())
+    await nodes.one.start(nodes.ear)
     await nodes.two.start(Ear())
     yield nodes
     await nodes.one.stop()
@@ -158,6 +166,27 @@ async def test_what_an_earlier_owner_says_is_ignored(nodes: Nodes, what: str) ->
     nodes.clock.now += LEASE - 1
     nodes.two.sessions.renew(nodes.two.bus.node)
     assert plain(await nodes.two.sessions.find("/", "key")) == taken
+
+
+async def test_node_is_told_that_another_has_taken_what_it_saves(nodes: Nodes) -> None:
+    first = nodes.session()
+    nodes.store.save(first)
+    found = await nodes.find()
+    assert found is not None
+    # Taken by its own node: an earlier connection's calls are ignored, and that is all.
+    again = await nodes.one.sessions.take(found, nodes.one.bus.node)
+    assert again is not None
+    nodes.store.save(first)
+    assert await nodes.find() is not None
+    taken = await nodes.two.sessions.take(again, nodes.two.bus.node)
+    assert taken is not None
+    # What ends is not told of: its client has gone.
+    nodes.store.release(again)
+    nodes.store.drop(again)
+    nodes.store.save(again)
+    async with asyncio.timeout(WAIT):
+        assert await nodes.ear.taken_from.get() == ("/", "key", 1)
+    assert nodes.ear.taken_from.empty()
 
 
 async def test_session_of_another_socket_is_not_taken(nodes: Nodes) -> None:

@@ -98,6 +98,13 @@ class Receiver(Protocol):
     def lost(self, namespace: str) -> None:
         """Tell the clients of a namespace of a gap: something recorded is lost."""
 
+    def taken(self, namespace: str, key: str, take: int) -> None:
+        """End the client of a session that another node has taken.
+
+        Called if a `save` with this take number was ignored because of that: normally the other
+        node's question has ended the client before, but that may have been lost.
+        """
+
 
 class Broker(ABC):
     """Orders the publications of all namespaces, keeps what returning clients need.

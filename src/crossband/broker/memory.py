@@ -16,7 +16,7 @@ from crossband.broker.bus import Bus
 from crossband.broker.log import Log
 from crossband.broker.memory_bus import MemoryBus
 from crossband.broker.memory_sessions import MemorySessions
-from crossband.broker.sessions import SessionStore
+from crossband.broker.sessions import Session, SessionStore
 from crossband.names import new_id
 
 # At most this many logs, as clients choose the names of namespaces that match a pattern. The
@@ -113,7 +113,11 @@ class Memory:
         self.receivers: tuple[Receiver, ...] = ()
         self.hall: dict[str, MemoryBus] = {}
         self.sessions: MemorySessions = MemorySessions(
-            age=age, clock=clock, forget=self._forget_private, sweep_later=self._sweep_later
+            age=age,
+            clock=clock,
+            forget=self._forget_private,
+            sweep_later=self._sweep_later,
+            taken=self._tell_taken,
         )
         # Logs of namespaces in which something was recorded; most recently used last.
         self._logs: OrderedDict[str, Log] = OrderedDict()
@@ -170,6 +174,12 @@ class Memory:
     def history(self, namespace: str, after: str, sid: str | None, limit: int) -> Page:
         log = self._logs.get(namespace) or self._new_log(namespace)
         return log.after(after, sid, self._clock(), limit)
+
+    def _tell_taken(self, session: Session) -> None:
+        receiver = self._nodes.get(session.owner)
+        if receiver is not None and self._loop is not None:
+            # Not at once: who saves is in the middle of something.
+            self._loop.call_soon(receiver.taken, session.namespace, session.key, session.take)
 
     def _forget_private(self, namespace: str, sid: str) -> None:
         log = self._logs.get(namespace)

@@ -35,6 +35,7 @@ class MemorySessions(SessionStore):
         clock: Callable[[], float],
         forget: Callable[[str, str], None],
         sweep_later: Callable[[], None],
+        taken: Callable[[Session], None],
     ) -> None:
         self._age = age
         self._clock = clock
@@ -42,6 +43,8 @@ class MemorySessions(SessionStore):
         self._forget = forget
         # Arranges a later call of `expire`, once there is something to expire.
         self._sweep_later = sweep_later
+        # Called with what an owner tried to save although another node has taken it.
+        self._taken = taken
         # By namespace and key. Those of connected clients expire with their node; the others
         # are in order of their expiry.
         self._connected: dict[Place, Session] = {}
@@ -102,6 +105,9 @@ class MemorySessions(SessionStore):
         kept = self._connected.get(place)
         if kept is not session:
             if not self._may(place, kept, session):
+                current = self._kept(place)
+                if current is not None and current.owner != session.owner:
+                    self._taken(session)
                 return
             self._waiting.pop(place, None)
             self._connected[place] = session

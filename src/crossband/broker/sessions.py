@@ -72,7 +72,10 @@ class SessionStore(ABC):
 
     @abstractmethod
     def save(self, session: Session) -> None:
-        """Keep a session whose client is connected. Ignored if another owner took it."""
+        """Keep a session whose client is connected.
+
+        Ignored if another owner took it; then this node's `Receiver.taken` is called.
+        """
 
     @abstractmethod
     def release(self, session: Session) -> None:

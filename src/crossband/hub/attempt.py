@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from crossband.broker import Session
@@ -36,14 +36,16 @@ class Endings(Protocol):
         """Restore everything as if the client had never connected."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Taking:
     """A session on its way to this node."""
 
     # The session as the store has it. None if it has ended.
     given: asyncio.Future[Session | None]
     # The session as the client's last node knew it.
-    known: asyncio.Future[Session | None]
+    known: asyncio.Future[Session | None] = field(init=False)
+    # The node whose disconnect handlers still run for the client; None if there is none.
+    leaving: str | None = None
 
     async def number(self) -> int | None:
         """Return the take number once it is known; None if nothing was taken."""
@@ -55,6 +57,12 @@ class Taking:
         """Wait for the session; None if nothing was taken."""
         await asyncio.wait([self.known])
         return self.result()
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the store failed: it may have given the session to this node or not."""
+        given = self.given
+        return given.done() and not given.cancelled() and given.exception() is not None
 
     def result(self) -> Session | None:
         """Return the session, now that it is known; None if nothing was taken."""

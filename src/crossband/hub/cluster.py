@@ -70,6 +70,7 @@ class Cluster:
             self._beating.cancel()
             await asyncio.wait([self._beating])
             self._beating = None
+        self._resumptions.stop()
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -139,6 +140,8 @@ class Cluster:
             return asyncio.ensure_future(self._locate(message))
         if isinstance(message, (messages.Join, messages.Leave, messages.Disconnect)):
             return asyncio.ensure_future(self._do(message))
+        if isinstance(message, messages.Departing):
+            return asyncio.ensure_future(self._departed(message))
         if isinstance(message, messages.Hand):
             if self._resumptions.is_taking(message.namespace, message.key):
                 return asyncio.ensure_future(self._hand_later(message))
@@ -173,17 +176,27 @@ class Cluster:
         """End a client that came back at another node, and return what is known of it."""
         namespace = self._directory.namespaces.get(message.namespace)
         live = None if namespace is None else namespace.clients.live(message.key)
-        if live is None or live.record.take >= message.take:
+        if live is not None and live.record.take >= message.take:
             return Handed(None)
-        self._departures.replace(live)
-        return Handed(fit(live.record))
+        session = None
+        if live is not None:
+            self._departures.replace(live)
+            session = fit(live.record)
+        leaving = self._departures.of(message.namespace, message.key) is not None
+        return Handed(session, leaving)
+
+    async def _departed(self, message: messages.Departing) -> bytes:
+        departure = self._departures.of(message.namespace, message.key)
+        if departure is not None:
+            await asyncio.wait([departure])
+        return messages.encode(True)
 
     async def _hand_later(self, message: messages.Hand) -> bytes:
         """Hand over a session that is itself still being taken, or whose client waits."""
         session = await self._resumptions.hand_over(message.namespace, message.key, message.take)
         handed = self._hand(message)
         if handed.session is None and session is not None:
-            handed = Handed(fit(session))
+            handed = Handed(fit(session), handed.leaving)
         return messages.encode(handed)
 
     async def _do(self, message: messages.Join | messages.Leave | messages.Disconnect) -> bytes:

@@ -10,6 +10,7 @@ from typing import Final
 
 from crossband.connection import Connection
 from crossband.errors import CloseCode, ConnectionRefused, EventError
+from crossband.hub.data import Saving
 from crossband.hub.dispatch import disconnected
 from crossband.hub.expiry import REVOKED, Expiry
 from crossband.hub.namespace import Namespace, Socket
@@ -57,10 +58,17 @@ class Departures:
             namespace.replays.end(socket, socket.catching)
         if socket.identity is not None:
             self._expiry.left(socket)
-        if keep_session and reason not in FINAL_REASONS:
+        kept = keep_session and reason not in FINAL_REASONS
+        if kept:
             self._node.sessions.release(socket.record)
         else:
             self._node.sessions.drop(socket.record)
+        if socket.saving is not None:
+            socket.saving.stop()
+            socket.saving = None
+            if kept and namespace.registry.disconnect:
+                release = functools.partial(self._node.sessions.release, socket.record)
+                socket.saving = Saving(socket.record.data, self._node.soon, release)
         socket.left()
         socket.stage = State.GONE
         if namespace.registry.disconnect:
@@ -89,6 +97,10 @@ class Departures:
             await disconnected(socket, reason)
         finally:
             socket.stage = State.GONE
+            if socket.saving is not None:
+                # What the disconnect handlers have changed is kept, too.
+                socket.saving.finish()
+                socket.saving = None
 
     def _departed(self, place: tuple[str, str], departure: asyncio.Task[None]) -> None:
         if self._tasks.get(place) is departure:
@@ -101,6 +113,9 @@ class Departures:
             return
         name = socket.namespace.name
         if not socket.connected:
+            if socket.saving is not None:
+                socket.saving.stop()
+                socket.saving = None
             # It was cut, and must start afresh if it comes back, unless it is already back.
             if socket.namespace.clients.live(socket.session) is None:
                 self._node.sessions.drop(socket.record)

@@ -171,6 +171,14 @@ class Directory:
         if known is not None:
             known.fanout.tell_lost()
 
+    def taken(self, namespace: str, key: str, take: int) -> None:
+        """End the client of a session that another node has taken."""
+        known = self._known(namespace)
+        live = None if known is None else known.clients.live(key)
+        # It may have come back here since.
+        if live is not None and live.record.take == take:
+            self._departures.replace(live)
+
 
 def _full_match(pattern: re.Pattern[str]) -> Callable[[str], bool]:
     return lambda name: pattern.fullmatch(name) is not None

@@ -77,6 +77,13 @@ class Hand(msgspec.Struct, frozen=True, tag="hand"):
     take: int
 
 
+class Departing(msgspec.Struct, frozen=True, tag="departing"):
+    """Wait for a client's disconnect handlers. Answered with true once they have ended."""
+
+    namespace: str
+    key: str
+
+
 class Locate(msgspec.Struct, frozen=True, tag="locate"):
     """Where is a client with this offset, which is not a cursor? Answered with Located."""
 
@@ -102,7 +109,19 @@ class CountUser(msgspec.Struct, frozen=True, tag="count user"):
     key: str = ""
 
 
-Message = Count | Fetch | Join | Leave | Disconnect | Gather | Hand | Locate | Revoked | CountUser
+Message = (
+    Count
+    | Fetch
+    | Join
+    | Leave
+    | Disconnect
+    | Gather
+    | Hand
+    | Departing
+    | Locate
+    | Revoked
+    | CountUser
+)
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -147,6 +166,8 @@ class Handed(msgspec.Struct, frozen=True):
     """The session as its client's last node knew it; None if it had no such client."""
 
     session: Session | None
+    # Its disconnect handlers still run.
+    leaving: bool = False
 
 
 _decoder: Final = msgspec.msgpack.Decoder(Message)

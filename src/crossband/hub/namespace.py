@@ -23,6 +23,7 @@ from crossband.hub.access import Access
 from crossband.hub.acks import Acks
 from crossband.hub.answers import cancelling
 from crossband.hub.catchup import CatchUp
+from crossband.hub.data import Saving
 from crossband.hub.emission import ACK_TIMEOUT, Deadline, Emission, check_seconds
 from crossband.hub.fanout import Fanout
 from crossband.hub.inbox import Inbox
@@ -159,6 +160,9 @@ class Departing(Protocol):
     def part(self, socket: Socket, *, close: bool) -> None:
         """Disconnect a socket from the server's side, for good."""
 
+    def replace(self, socket: Socket) -> None:
+        """Close a client whose session has resumed elsewhere."""
+
 
 class Namespace(Handlers):
     """A separate channel on the same connections: own handlers, sockets, rooms, order."""
@@ -283,6 +287,7 @@ class Socket:
         "record",
         "recovered",
         "refused",
+        "saving",
         "stage",
     )
 
@@ -319,6 +324,8 @@ class Socket:
         self.greeting: asyncio.Future[None] | None = None
         # None unless recorded events must still be sent before live ones.
         self.catching: CatchUp | None = None
+        # None where the store shares `record` with this socket, and after it has left.
+        self.saving: Saving | None = None
         # None until the first emit_with_ack.
         self._acks: Acks | None = None
         # Events it sent that are not handled yet.

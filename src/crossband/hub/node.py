@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -168,6 +168,16 @@ class Node:
         finally:
             self.loop = None
             self._thread = None
+
+    def soon(self, function: Callable[[], None]) -> None:
+        """Call a function in the next tick of the hub's loop; safe in any thread."""
+        loop = self.loop
+        if loop is None:
+            return
+        if self._thread == threading.get_ident():
+            loop.call_soon(function)
+        else:
+            loop.call_soon_threadsafe(function)
 
     def run_to_end(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task that `stop` waits for, such as a handler."""

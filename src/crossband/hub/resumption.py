@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 from crossband.auth import Identity
 from crossband.broker import Session
+from crossband.broker.bus import HEARTBEAT
 from crossband.codecs import Codec
 from crossband.connection import Connection
-from crossband.errors import Gap
+from crossband.errors import BrokerUnavailable, Gap
 from crossband.handshake import Handshake
 from crossband.hub.access import Access
 from crossband.hub.attempt import Admission, Endings, Resume, Taking
 from crossband.hub.catchup import CatchUp
 from crossband.hub.data import SocketData, merged
+from crossband.hub.departures import DEPARTURE_TIME
 from crossband.hub.locator import Locator
-from crossband.hub.messages import Hand, Handed
+from crossband.hub.messages import Departing, Hand, Handed
 from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
 from crossband.hub.others import ask, ask_one
@@ -35,7 +38,19 @@ class Resumptions:
         self._opening: dict[tuple[str, str], Admission] = {}
         # What is being taken, whether or not its client still waits: the last of each session.
         self._takings: dict[tuple[str, str], Taking] = {}
-        self._insisting: set[asyncio.Task[None]] = set()
+        # What goes on although no client waits for it.
+        self._unfinished: set[asyncio.Task[None]] = set()
+
+    def stop(self) -> None:
+        """End what no client waits for."""
+        for task in self._unfinished:
+            task.cancel()
+
+    def _go_on(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(coroutine)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return task
 
     async def resume(
         self,
@@ -161,7 +176,7 @@ class Resumptions:
             taken = await asyncio.shield(taking.known)
         except BaseException:
             # The store may have given it to this node all the same.
-            taking.known.add_done_callback(lambda _: self._put_back(admission, taking.result()))
+            taking.known.add_done_callback(lambda _: self._put_back(admission, taking, place))
             raise
         finally:
             if taken is None and self._opening.get(place) is admission:
@@ -190,21 +205,19 @@ class Resumptions:
         """Take a session to the end, so that a client that leaves does not leave it taken."""
         place = (session.namespace, session.key)
         given = asyncio.ensure_future(self._node.sessions.take(session, self._node.id))
-        known = asyncio.ensure_future(self._learn(given, before))
-        taking = self._takings[place] = Taking(given, known)
+        taking = self._takings[place] = Taking(given)
+        taking.known = asyncio.ensure_future(self._learn(taking, before))
 
         def done(_: asyncio.Future[Session | None]) -> None:
             if self._takings.get(place) is taking:
                 del self._takings[place]
 
-        known.add_done_callback(done)
+        taking.known.add_done_callback(done)
         return taking
 
-    async def _learn(
-        self, given: asyncio.Future[Session | None], before: Taking | None
-    ) -> Session | None:
+    async def _learn(self, taking: Taking, before: Taking | None) -> Session | None:
         """Return a session that this node is given, as the client's last node knew it."""
-        taken = await given
+        taken = await taking.given
         if taken is None:
             return None
         latest: Session | None = None
@@ -216,13 +229,14 @@ class Resumptions:
                 handed = await ask_one(self._node.bus, hand, Handed, previous)
                 if handed is not None:
                     latest = handed.session
+                    if handed.leaving:
+                        taking.leaving = previous
                 else:
-                    insisting = asyncio.ensure_future(self._insist(hand, previous))
-                    self._insisting.add(insisting)
-                    insisting.add_done_callback(self._insisting.discard)
+                    self._go_on(self._insist(hand, previous))
         elif before is not None:
             # An earlier attempt of the client on this node; it may still be asking.
             latest = await before.outcome()
+            taking.leaving = before.leaving
         if latest is not None and latest.sid == taken.sid:
             taken.rooms, taken.data, taken.asked = latest.rooms, latest.data, latest.asked
         return taken
@@ -251,6 +265,16 @@ class Resumptions:
             del self._opening[place]
             self._start_anew(admission)
         return await taking.outcome()
+
+    def departure(self, taking: Taking, session: Session | None) -> asyncio.Task[None] | None:
+        """Return the client's departure from the node it came from; None if it is over."""
+        if taking.leaving is None or session is None:
+            return None
+        return self._go_on(self._departed(session.namespace, session.key, taking.leaving))
+
+    async def _departed(self, namespace: str, key: str, node: str) -> None:
+        question = Departing(namespace, key)
+        await ask(self._node.bus, question, bool, to=[node], timeout=DEPARTURE_TIME)
 
     def is_taking(self, namespace: str, key: str) -> bool:
         """Return whether a session is on its way to a client of this node."""
@@ -295,10 +319,29 @@ class Resumptions:
         if admission.session is not None and admission.taken:
             self._return(admission, admission.session)
 
-    def _put_back(self, admission: Admission, session: Session | None) -> None:
-        """Put back a session that arrived after its client had gone."""
+    def _put_back(self, admission: Admission, taking: Taking, place: tuple[str, str]) -> None:
+        """Put back a session that no client waits for any more."""
+        session = taking.result()
         if session is not None:
             self._return(admission, session)
+        elif taking.unanswered:
+            self._go_on(self._look_again(admission, *place))
+
+    async def _look_again(self, admission: Admission, namespace: str, key: str) -> None:
+        """Put back a session if it was taken although the store's reply was lost.
+
+        Its client may never come back, and it is kept for as long as its owner lives.
+        """
+        while not self._node.stopping:
+            try:
+                found = await self._node.sessions.find(namespace, key)
+            except BrokerUnavailable:
+                await asyncio.sleep(HEARTBEAT)
+                continue
+            mine = found is not None and found.owner == self._node.id
+            if found is not None and mine and not self.is_taking(namespace, key):
+                self._return(admission, found)
+            return
 
     def _return(self, admission: Admission, session: Session) -> None:
         live = admission.socket.namespace.clients.live(session.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Final
 from crossband.errors import ConnectionRefused
 from crossband.hub.attempt import Admission
 from crossband.hub.catchup import CatchUp
+from crossband.hub.data import Saving
 from crossband.hub.departures import DEPARTURE_TIME, Departures
 from crossband.hub.directory import Directory
 from crossband.hub.dispatch import connected
@@ -66,6 +68,10 @@ class Welcomes:
             departure = self._departures.of(namespace.name, key)
             if departure is not None:
                 earlier.append(departure)
+        if admission.taking is not None and namespace.registry.connect:
+            departure = self._resumptions.departure(admission.taking, session)
+            if departure is not None:
+                earlier.append(departure)
         catch_up = admission.catch_up
         # A pattern's namespace may have been dropped meanwhile, even just now.
         self._directory.enlist(namespace)
@@ -77,6 +83,9 @@ class Welcomes:
             self._expiry.entered(socket)
         self._node.traffic.joined(socket, admission.gap)
         self._node.sessions.save(socket.record)
+        if not self._node.publishes_at_once:
+            save = functools.partial(self._node.sessions.save, socket.record)
+            socket.saving = Saving(socket.record.data, self._node.soon, save)
         head = self._node.broker.head(namespace.name)
         offset: str | None = head
         if catch_up is not None:

@@ -14,8 +14,12 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from crossband.broker import HISTORY_PAGE, Broker, Bus, Page, Publication, Receiver
 from crossband.broker.memory import MemoryBroker
+from crossband.broker.memory_presence import MemoryPresence
+from crossband.broker.presence import MEMBERS_PAGE, Members, Presence, PresenceStore
 from crossband.broker.sessions import Revocation, Session, SessionStore, pack, unpack
 from crossband.errors import BrokerUnavailable
 from crossband.names import new_id
@@ -54,6 +58,14 @@ class Engine:
         self.memory = memory._memory
         self.sessions = self.memory.sessions
         self.sessions._taken = self._tell_taken
+        self.presence = MemoryPresence(
+            clock=self.memory._clock,
+            publish=self.record,
+            head=lambda namespace: (
+                self.cursor(namespace, self.top(namespace)),
+                self.top(namespace),
+            ),
+        )
 
     def node(self) -> FarBroker:
         return FarBroker(self)
@@ -72,19 +84,29 @@ class Engine:
         if done is not None:
             return done
         if record:
-            publication = self.memory.record(publication)
-            raw = self.raw[publication.namespace]
-            raw.append(publication)
-            assert len(raw) == publication.position
+            publication = self.record(publication)
+        else:
+            self.carry(publication)
         self._done[node, number] = publication
-        for other in self.nodes.values():
-            other.hear(publication)
         return publication
 
     def _tell_taken(self, session: Session) -> None:
         node = self.nodes.get(session.owner)
         if node is not None and node._receiver is not None:
             node._receiver.taken(session.namespace, session.key, session.take)
+
+    def record(self, publication: Publication) -> Publication:
+        """Record and carry a publication."""
+        recorded = self.memory.record(publication)
+        raw = self.raw[recorded.namespace]
+        raw.append(recorded)
+        assert len(raw) == recorded.position
+        self.carry(recorded)
+        return recorded
+
+    def carry(self, publication: Publication) -> None:
+        for node in self.nodes.values():
+            node.hear(publication)
 
     def top(self, namespace: str) -> int:
         return len(self.raw[namespace]) if namespace in self.raw else 0
@@ -101,6 +123,7 @@ class FarBroker(Broker):
         self._engine = engine
         self.id = new_id()
         self.sessions = FarSessions(self)
+        self.presence = FarPresence(self)
         self.bus = self.far_bus = FarBus(self.id, self)
         self._receiver: Receiver | None = None
         self._stopped = False
@@ -418,6 +441,37 @@ class FarSessions(SessionStore):
 
     async def revocations(self, after: int = 0) -> list[Revocation]:
         return await self._broker.request(lambda: self._store.revocations(after))
+
+
+class FarPresence(PresenceStore):
+    """The presence, as bytes over the same connection."""
+
+    def __init__(self, broker: FarBroker) -> None:
+        self._broker = broker
+        self._store = broker._engine.presence
+
+    def save(self, presence: Presence, *, connected: bool = True) -> None:
+        data = msgspec.msgpack.encode(presence)
+
+        def save() -> None:
+            self._store.save(msgspec.msgpack.decode(data, type=Presence), connected=connected)
+
+        self._broker.command(save)
+
+    async def renew(self, namespace: str, node: str) -> bool:
+        return await self._broker.request(lambda: self._store.renew(namespace, node))
+
+    def expel(self, namespace: str, user: str) -> None:
+        self._broker.command(lambda: self._store.expel(namespace, user))
+
+    async def members(
+        self, namespace: str, room: str, *, after: int = 0, limit: int = MEMBERS_PAGE
+    ) -> Members:
+        page = await self._broker.request(
+            lambda: self._store.members(namespace, room, after=after, limit=limit)
+        )
+        await self._broker.reached(namespace, page.position)
+        return page
 
 
 class FarBus(Bus):

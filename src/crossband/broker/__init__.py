@@ -1,7 +1,7 @@
-"""The contracts of what nodes share: the log of publications, the sessions and the bus.
+"""The contracts of what nodes share: the log of publications, sessions, presence and the bus.
 
-A Broker has all three: it orders and records publications itself, and comes with `sessions` and
-a `bus`. `tests/broker/` has the contracts as tests, which every broker must pass.
+A Broker has all four: it orders and records publications itself, and comes with `sessions`,
+`presence` and a `bus`. `tests/broker/` has the contracts as tests, which every broker must pass.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from crossband.broker.bus import Bus
+from crossband.broker.presence import Member, Members, Presence, PresenceStore
 from crossband.broker.sessions import Session, SessionStore
 from crossband.names import is_socket_id
 from crossband.protocol.payload import Payload
@@ -22,7 +23,11 @@ __all__ = [
     "HISTORY_PAGE",
     "Broker",
     "Bus",
+    "Member",
+    "Members",
     "Page",
+    "Presence",
+    "PresenceStore",
     "Publication",
     "Receiver",
     "Session",
@@ -117,8 +122,10 @@ class Broker(ABC):
     BrokerUnavailable, and clients keep their cursors.
     """
 
-    # The sessions of all nodes, and this node's end of the bus between them.
+    # The sessions and the presence of the clients of all nodes, and this node's end of the bus
+    # between them.
     sessions: SessionStore
+    presence: PresenceStore
     bus: Bus
     # If True, `publish` returns no futures, and has delivered the publication when it returns.
     publishes_at_once: bool = False

@@ -15,7 +15,9 @@ from crossband.broker import HISTORY_PAGE, Broker, Page, Publication, Receiver
 from crossband.broker.bus import Bus
 from crossband.broker.log import Log
 from crossband.broker.memory_bus import MemoryBus
+from crossband.broker.memory_presence import MemoryPresence
 from crossband.broker.memory_sessions import MemorySessions
+from crossband.broker.presence import PresenceStore
 from crossband.broker.sessions import Session, SessionStore
 from crossband.names import new_id
 
@@ -55,6 +57,7 @@ class MemoryBroker(Broker):
         self._receiver: Receiver | None = None
         self.sessions: SessionStore = memory.sessions
         self.bus: Bus = MemoryBus(new_id(), memory.hall)
+        self.presence: PresenceStore = memory.presence
 
     def peer(self) -> Self:
         """Return a broker for another hub in this process: to clients, the two are one.
@@ -101,7 +104,7 @@ class MemoryBroker(Broker):
 
 
 class Memory:
-    """What the memory brokers of one process share: the logs, the sessions, the bus."""
+    """What the memory brokers of one process share: logs, sessions, presence and the bus."""
 
     def __init__(self, *, size: int, limit: int, age: float, clock: Callable[[], float]) -> None:
         self._size = size
@@ -118,6 +121,9 @@ class Memory:
             forget=self._forget_private,
             sweep_later=self._sweep_later,
             taken=self._tell_taken,
+        )
+        self.presence: MemoryPresence = MemoryPresence(
+            clock=clock, publish=self._announce, head=self._end
         )
         # Logs of namespaces in which something was recorded; most recently used last.
         self._logs: OrderedDict[str, Log] = OrderedDict()
@@ -140,11 +146,13 @@ class Memory:
         self._nodes[node] = receiver
         self.receivers = tuple(self._nodes.values())
         self.sessions.node_started(node)
+        self.presence.node_started(node, loop)
 
     def stop(self, node: str) -> None:
         del self._nodes[node]
         self.receivers = tuple(self._nodes.values())
         self.sessions.node_stopped(node)
+        self.presence.node_stopped(node)
         if not self._nodes:
             self._loop = None
             if self._sweeping is not None:
@@ -180,6 +188,18 @@ class Memory:
         if receiver is not None and self._loop is not None:
             # Not at once: who saves is in the middle of something.
             self._loop.call_soon(receiver.taken, session.namespace, session.key, session.take)
+
+    def _announce(self, publication: Publication) -> Publication:
+        """Record and deliver what the presence store publishes."""
+        recorded = self.record(publication)
+        for receiver in self.receivers:
+            receiver.deliver(recorded)
+        return recorded
+
+    def _end(self, namespace: str) -> tuple[str, int]:
+        """Return the last cursor of a namespace, and its position."""
+        cursor = self.head(namespace)
+        return cursor, int(cursor.rpartition("-")[2])
 
     def _forget_private(self, namespace: str, sid: str) -> None:
         log = self._logs.get(namespace)

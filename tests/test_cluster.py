@@ -45,7 +45,7 @@ from tests.clients.base import WAIT
 from tests.conftest import Serve
 from tests.far import Engine, FarBroker
 from tests.front import Front
-from tests.test_fire import NodeTarget
+from tests.targets import NodeTarget
 from tests.waiting import until
 
 

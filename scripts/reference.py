@@ -57,6 +57,7 @@ class Entry(NamedTuple):
 _HANDLERS = ("on", "on_any", "use", "use_event", "policy")
 _CHOICE = ("to", "except_", "volatile", "timeout")
 _SENDING = ("emit", "emit_with_ack")
+_SERVERS = ("on_server", "server_emit", "server_emit_with_ack")
 _REMOTE = ("fetch_sockets", "sockets_join", "sockets_leave", "disconnect_sockets")
 
 PARTS: dict[str, tuple[Entry, ...]] = {
@@ -81,7 +82,10 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         ),
         Entry(
             "Namespace",
-            (*_HANDLERS, *_CHOICE, *_SENDING, *_REMOTE, "sockets", "rooms", "events"),
+            (
+                *(*_HANDLERS, *_CHOICE, *_SENDING, *_REMOTE, *_SERVERS),
+                *("sockets", "rooms", "events"),
+            ),
             (("name: str", "Begins with `/`."), ("hub: Hub", "The hub it belongs to.")),
             note="From `hub.of(…)`. `in_` is another name of `to`.",
         ),
@@ -89,7 +93,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             "NamespacePattern",
             ("emit", "events"),
             note=(
-                "It has `on`, `on_any`, `use`, `use_event` and `policy`, as "
+                "It has `on`, `on_any`, `on_server`, `use`, `use_event` and `policy`, as "
                 "[`Namespace`](#namespace) does."
             ),
         ),
@@ -179,7 +183,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         Entry("MemoryBroker", ("peer",), made=True),
         Entry("Publication"),
         Entry("Page", module="crossband.broker"),
-        Entry("Receiver", ("deliver", "lost"), module="crossband.broker"),
+        Entry("Receiver", ("deliver", "lost", "taken"), module="crossband.broker"),
         Entry("Session"),
         Entry(
             "SessionStore",

@@ -36,7 +36,7 @@ class EventSchema:
     """What an event takes and returns, read from its handler's signature.
 
     `parameters` are the payload arguments, without the socket; `variadic` is the type of
-    `*args`, or None if the handler has no `*args`.
+    `*args`, or None if the handler has no `*args`. An event between servers has no `socket`.
     """
 
     __slots__ = (
@@ -51,7 +51,7 @@ class EventSchema:
         "variadic",
     )
 
-    def __init__(self, name: str, handler: Handler) -> None:
+    def __init__(self, name: str, handler: Handler, *, socket: bool = True) -> None:
         self.name: Final = name
         self.handler: Final = handler
         check_runs(handler, f"the handler of {name!r} must be a function, plain or async")
@@ -69,11 +69,12 @@ class EventSchema:
                 raise TypeError(
                     f"the handler of {name!r} needs keyword {item.name!r}: give it a default"
                 )
-        check_first(handler, f"the handler of {name!r}")
-        if not positional:
-            raise TypeError(f"the handler of {name!r} must take the socket as first argument")
-        if positional[0].kind is not inspect.Parameter.VAR_POSITIONAL:
-            del positional[0]
+        if socket:
+            check_first(handler, f"the handler of {name!r}")
+            if not positional:
+                raise TypeError(f"the handler of {name!r} must take the socket as first argument")
+            if positional[0].kind is not inspect.Parameter.VAR_POSITIONAL:
+                del positional[0]
         try:
             hints = resolve(handler, [item.name for item in positional])
             check_injected(handler, signature)

@@ -17,6 +17,7 @@ EventHandler = TypeVar("EventHandler", bound=Callable[Concatenate[Any, ...], Any
 # Middlewares refuse by raising, so their types must not suggest that a returned value counts.
 ConnectHandler = TypeVar("ConnectHandler", bound=Callable[[Any], object])
 DisconnectHandler = TypeVar("DisconnectHandler", bound=Callable[[Any, str], object])
+ServerHandler = TypeVar("ServerHandler", bound=Callable[..., Any])
 Listener = TypeVar("Listener", bound=Callable[[Any, str, list[Any]], object])
 Middleware = TypeVar("Middleware", bound=Callable[[Any], Awaitable[None] | None])
 EventMiddleware = TypeVar(
@@ -36,6 +37,7 @@ class Registry:
         "event_uses",
         "events",
         "policies",
+        "server",
         "uses",
     )
 
@@ -50,6 +52,8 @@ class Registry:
         self.any: list[Handler] = []
         self.uses: list[Handler] = []
         self.event_uses: list[Handler] = []
+        # Events that other servers send, by name.
+        self.server: dict[str, EventSchema] = {}
         # By event. For all other events, slow clients are disconnected.
         self.policies: dict[str, Policy] = {}
 
@@ -149,6 +153,27 @@ class Handlers:
         self._registry.any.append(handler)
         self._registry.direct = {}
         return handler
+
+    def on_server(self, event: str) -> Callable[[ServerHandler], ServerHandler]:
+        """Handle an event that another server sends with `server_emit`: `handler(*payload)`.
+
+        As `on`, but there is no client: the handler takes the payload only, whose annotations
+        are its schema. What it returns is the answer to `server_emit_with_ack`. Handlers start
+        in the order in which a server sent the events, and do not wait for each other. Clients
+        cannot send these events. Raises ValueError if the event has a handler, TypeError for a
+        handler that cannot be called this way.
+        """
+        if not isinstance(event, str):
+            raise TypeError('on_server() takes the event\'s name: @hub.on_server("cache:clear")')
+        event = check_name(event, "an event name")
+
+        def register(handler: ServerHandler) -> ServerHandler:
+            if event in self._registry.server:
+                raise ValueError(f"{event!r} has a handler for servers already")
+            self._registry.server[event] = EventSchema(event, handler, socket=False)
+            return handler
+
+        return register
 
     def policy(
         self,

@@ -13,7 +13,7 @@ import msgspec
 from crossband.broker.bus import HEARTBEAT, SILENCE
 from crossband.broker.sessions import fit, fit_data
 from crossband.errors import BrokerUnavailable, EventError
-from crossband.hub import messages
+from crossband.hub import messages, serverside
 from crossband.hub.access import Access
 from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
@@ -140,6 +140,8 @@ class Cluster:
             return asyncio.ensure_future(self._locate(message))
         if isinstance(message, (messages.Join, messages.Leave, messages.Disconnect)):
             return asyncio.ensure_future(self._do(message))
+        if isinstance(message, messages.ServerEvent):
+            return self._handle(message)
         if isinstance(message, messages.Departing):
             return asyncio.ensure_future(self._departed(message))
         if isinstance(message, messages.Hand):
@@ -184,6 +186,15 @@ class Cluster:
             session = fit(live.record)
         leaving = self._departures.of(message.namespace, message.key) is not None
         return Handed(session, leaving)
+
+    def _handle(self, message: messages.ServerEvent) -> Awaitable[bytes | None] | None:
+        """Run the handler of a server event; None if this node has none."""
+        namespace = self._directory.find(message.namespace)
+        schema = None if namespace is None else namespace.registry.server.get(message.event)
+        if schema is None:
+            logger.debug("no handler for the server event %r", message.event)
+            return None
+        return self._node.run_to_end(serverside.handle(schema, message))
 
     async def _departed(self, message: messages.Departing) -> bytes:
         departure = self._departures.of(message.namespace, message.key)

@@ -68,6 +68,14 @@ class Gather(msgspec.Struct, frozen=True, tag="gather"):
     timeout: float
 
 
+class ServerEvent(msgspec.Struct, frozen=True, tag="server event"):
+    """An event for the servers of a namespace. Answered with Replied."""
+
+    namespace: str
+    event: str
+    payload: Payload
+
+
 class Hand(msgspec.Struct, frozen=True, tag="hand"):
     """Hand a client over that came back elsewhere. Answered with Handed."""
 
@@ -116,6 +124,7 @@ Message = (
     | Leave
     | Disconnect
     | Gather
+    | ServerEvent
     | Hand
     | Departing
     | Locate
@@ -154,6 +163,12 @@ class Gathered(msgspec.Struct, frozen=True):
 
     answers: list[Any]
     missing: int
+
+
+class Replied(msgspec.Struct, frozen=True):
+    """What the handler of a server event returned."""
+
+    payload: Payload
 
 
 class Located(msgspec.Struct, frozen=True):

@@ -29,10 +29,11 @@ from crossband.hub.fanout import Fanout
 from crossband.hub.inbox import Inbox
 from crossband.hub.messages import Choice, Disconnect, Join, Leave
 from crossband.hub.node import Node
-from crossband.hub.others import carry_out
+from crossband.hub.others import ANSWER_TIME, carry_out
 from crossband.hub.remote import RemoteSocket, fetch
 from crossband.hub.replays import Replays
 from crossband.hub.rooms import Rooms
+from crossband.hub.serverside import server_ask, server_emit
 from crossband.hub.states import State
 from crossband.names import check_event, check_name
 from crossband.protocol import payload
@@ -243,6 +244,27 @@ class Namespace(Handlers):
     async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
         """Send everybody here an event, gather the answers. As `Emitter.emit_with_ack`."""
         return await self.fanout.gather(event, args, (), (), timeout=ACK_TIMEOUT)
+
+    def server_emit(self, event: str, *args: Any) -> None:
+        """Send an event to the handlers that other servers have here (`on_server`).
+
+        It goes to every other node that is alive, once or not at all, and is not recorded; this
+        node does not get it. Those of one node arrive in order. Safe from any thread. Raises
+        EncodeError, also for more than 8 MB, and RuntimeError on a hub that never started.
+        """
+        server_emit(self.node, self.name, event, args)
+
+    async def server_emit_with_ack(
+        self, event: str, *args: Any, timeout: float = ANSWER_TIME
+    ) -> list[Any]:
+        """Send an event to the other servers and return what their handlers return.
+
+        Raises AckTimeout, with the answers so far in `responses`, unless every other node that
+        is alive answers within `timeout` seconds. A node without a handler, or whose handler
+        fails, counts as missing at once. Without other nodes the list is empty.
+        """
+        check_seconds(timeout)
+        return await server_ask(self.node, self.name, event, args, timeout)
 
     async def fetch_sockets(self) -> list[Socket | RemoteSocket]:
         """Return all sockets, of all nodes. As `Emitter.fetch_sockets`."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from crossband.broker import Broker, Bus, Publication, Receiver, SessionStore
 from crossband.broker.bus import Hear
@@ -26,6 +26,14 @@ from crossband.hub.traffic import Traffic
 from crossband.settings import Settings
 
 logger: Final = logging.getLogger("crossband")
+
+
+T = TypeVar("T")
+
+_NOT_STARTED: Final = (
+    "the hub has not started, and nobody can hear the event: emit in a handler, in an on_start "
+    "function, or later"
+)
 
 
 class Emitted:
@@ -82,7 +90,7 @@ class Node:
         # Number the attempts to connect, and the requested acknowledgements.
         self._attempts = itertools.count()
         self._ack_ids = itertools.count()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         # None until started; emits from other threads go to it.
         self.loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
@@ -179,14 +187,26 @@ class Node:
         else:
             loop.call_soon_threadsafe(function)
 
-    def run_to_end(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def act(self, function: Callable[[], None]) -> None:
+        """Call a function on the hub's loop: at once if this is its thread, else soon.
+
+        Raises RuntimeError if the hub never started; does nothing once it has stopped.
+        """
+        if self.loop is None and self._ticker is None:
+            raise RuntimeError(_NOT_STARTED)
+        if self.loop is not None and self._thread == threading.get_ident():
+            function()
+        else:
+            self.soon(function)
+
+    def run_to_end(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a task that `stop` waits for, such as a handler."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of the hub failed", exc_info=error)
@@ -211,7 +231,7 @@ class Node:
             self._cancel(self._tasks - {me})
             raise
 
-    def _cancel(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+    def _cancel(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
         self.out_of_time = True
         tasks = list(tasks)
         if handlers := places(tasks):
@@ -236,10 +256,7 @@ class Node:
         """
         loop = self.loop
         if loop is None and self._ticker is None:
-            raise RuntimeError(
-                "the hub has not started, and nobody can hear the event: emit in a handler, in an "
-                "on_start function, or later"
-            )
+            raise RuntimeError(_NOT_STARTED)
         if loop is None and not self.broker.publishes_at_once:
             # Stopped: it reaches nobody, and brokers are called on their loop only.
             return None

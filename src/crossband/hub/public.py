@@ -16,6 +16,7 @@ from crossband.hub.directory import NamespacePattern
 from crossband.hub.emission import Emission
 from crossband.hub.life import LifeFunction
 from crossband.hub.namespace import Emitter, Namespace, Socket
+from crossband.hub.others import ANSWER_TIME
 from crossband.hub.remote import RemoteSocket
 from crossband.settings import HubSettings, Settings, changed
 
@@ -181,6 +182,16 @@ class PublicHub(Handlers):
     async def emit_with_ack(self, event: str, *args: Any) -> list[Any]:
         """Send an event to everybody, gather the answers. As `Emitter.emit_with_ack`."""
         return await self._root.emit_with_ack(event, *args)
+
+    def server_emit(self, event: str, *args: Any) -> None:
+        """Send an event to the other servers. As `Namespace.server_emit`."""
+        self._root.server_emit(event, *args)
+
+    async def server_emit_with_ack(
+        self, event: str, *args: Any, timeout: float = ANSWER_TIME
+    ) -> list[Any]:
+        """Ask the other servers. As `Namespace.server_emit_with_ack`."""
+        return await self._root.server_emit_with_ack(event, *args, timeout=timeout)
 
     async def fetch_sockets(self) -> list[Socket | RemoteSocket]:
         """Return all sockets of the namespace `/`. As `Emitter.fetch_sockets`."""

@@ -66,7 +66,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             "Hub",
             (
                 *("of", "on_start", "on_stop", "spawn", "configure", "lifespan", "start", "stop"),
-                *("uptime", "status", "serves"),
+                *("uptime", "status", "status_of_all", "serves"),
                 *("sockets_of", "revoke"),
             ),
             (

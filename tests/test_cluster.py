@@ -253,6 +253,45 @@ async def test_clients_of_a_broadcast_over_http_are_those_of_all_nodes(
         assert (event.data, event.offset) == (1, answer["offset"])
 
 
+async def test_status_of_all_nodes(nodes: Nodes, new_client: NewClient) -> None:
+    await nodes.start()
+    await two(nodes, new_client)
+    stream = new_client("sse")
+    await stream.connect(nodes.urls[1], namespace="/")
+    here, there = (broker.bus.node for broker in nodes.brokers)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        own = (await http.get(f"{nodes.urls[1]}/api/status")).json()
+        answer = (await http.get(f"{nodes.urls[0]}/api/status?nodes=all")).json()
+        refused = await http.get(f"{nodes.urls[0]}/api/status?nodes=some")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+    assert own["node"] == there
+    assert answer["missing"] == []
+    assert answer["nodes"].keys() == {here, there}
+    assert answer["nodes"][there].keys() == own.keys()
+    assert answer["nodes"][there]["clients"] == own["clients"]
+    assert answer["total"]["clients"] == {"total": 3, "websocket": 2, "polling": 0, "sse": 1}
+    assert answer["total"]["namespaces"] == {"/": {"clients": 3}}
+    assert answer["total"]["messages"]["received"] == 2
+
+
+async def test_node_that_does_not_answer_is_missing_in_the_status_of_all(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.others.ask.__kwdefaults__", {"to": None, "timeout": 0.05})
+    await nodes.start()
+    asked: list[bytes] = []
+    monkeypatch.setattr(nodes.brokers[1].bus, "received", asked.append)
+    # Who asks meanwhile shares the answer, even if the first gives up.
+    first = asyncio.create_task(nodes.here.status_of_all())
+    second = asyncio.create_task(nodes.here.status_of_all())
+    await until(lambda: bool(asked))
+    first.cancel()
+    status = await second
+    assert status["missing"] == [nodes.brokers[1].bus.node]
+    assert status["nodes"].keys() == {nodes.brokers[0].bus.node}
+    assert len(asked) == 1
+
+
 def by_query(handshake: Any) -> Identity | None:
     (user,) = handshake.query.get("token", [None])
     return None if user is None else Identity(user)

@@ -32,7 +32,7 @@ LAYERS = (
     ("limits", "rates", "slots", "addresses", "policies", "broker", "presence", "auth"),
     ("protocol",),
     ("names", "lifespan", "timers"),
-    ("errors", "handshake", "invocation", "workers", "signals"),
+    ("errors", "handshake", "invocation", "workers", "signals", "version"),
 )
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

@@ -3,7 +3,7 @@
 One hub with three doors: raw WebSocket, Socket.IO and Server-Sent Events.
 """
 
-from crossband.asgi import Hub, __version__
+from crossband.asgi import Hub
 from crossband.auth import Identity, Rights, bearer_token, rooms_claim
 from crossband.auth.jwt import JWTAuth
 from crossband.broker import Broker, Publication, Session
@@ -29,6 +29,7 @@ from crossband.hub.namespace import Emitter, Namespace, Socket
 from crossband.hub.remote import RemoteSocket
 from crossband.limits import Limits
 from crossband.settings import Settings
+from crossband.version import __version__
 
 __all__ = [
     "AckTimeout",

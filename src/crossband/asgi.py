@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Unpack
 
 from crossband.addresses import TrustedProxies
@@ -29,11 +28,6 @@ from crossband.workers import warn_of_workers
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
-
-try:
-    __version__ = version("crossband")
-except PackageNotFoundError:
-    __version__ = "0"
 
 
 class Routes:
@@ -60,7 +54,7 @@ class Routes:
         self._engine = EngineDoor(core)
         self._websockets = WebSocketDoor(core)
         self._streams = StreamDoor(core)
-        self._api = Api(core, __version__)
+        self._api = Api(core)
 
     async def stop(self) -> None:
         """End all connections."""
@@ -232,11 +226,19 @@ class Hub(PublicHub):
         return not allowed or host_of(scope) in allowed
 
     def status(self) -> dict[str, Any]:
-        """Count clients by transport, namespaces and rooms.
+        """Count clients by transport, namespaces and rooms, of this node.
 
         Returns what `GET /api/status` answers. Looks at every client.
         """
-        return Api(self._core, __version__).status()
+        return self._core.status.here()
+
+    async def status_of_all(self) -> dict[str, Any]:
+        """Count what all nodes have: `total`, `nodes` by id, and `missing`.
+
+        Returns what `GET /api/status?nodes=all` answers. A node that does not answer within 5 s
+        is among the `missing`.
+        """
+        return await self._core.status.everywhere()
 
     # Life.
 

@@ -24,6 +24,7 @@ from crossband.hub.node import Node
 from crossband.hub.others import ask
 from crossband.hub.quotas import Quotas
 from crossband.hub.resumption import Resumptions
+from crossband.hub.status import Status
 
 logger: Final = logging.getLogger("crossband")
 
@@ -43,6 +44,7 @@ class Cluster:
         quotas: Quotas,
         resumptions: Resumptions,
         departures: Departures,
+        status: Status,
     ) -> None:
         self._node = node
         self._directory = directory
@@ -51,6 +53,7 @@ class Cluster:
         self._quotas = quotas
         self._resumptions = resumptions
         self._departures = departures
+        self._status = status
         # The last revocation, of any node, that this node knows.
         self._revocation = 0
         # None until started.
@@ -152,12 +155,20 @@ class Cluster:
 
     def _answer(
         self,
-        message: (messages.Count | messages.Fetch | messages.Revoked | messages.CountUser),
+        message: (
+            messages.Count
+            | messages.Fetch
+            | messages.Revoked
+            | messages.CountUser
+            | messages.Report
+        ),
     ) -> Any:
         if isinstance(message, messages.Count):
             return len(self._chosen(message.choice))
         if isinstance(message, messages.Fetch):
             return [profile_of(socket) for socket in self._chosen(message.choice)]
+        if isinstance(message, messages.Report):
+            return self._status.here()
         if isinstance(message, messages.Revoked):
             return self._expiry.revoke(message.user, message.time)
         return self._quotas.count_of(message.user) - self._replaced(message)

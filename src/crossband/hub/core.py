@@ -20,6 +20,7 @@ from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
 from crossband.hub.resumption import Resumptions
+from crossband.hub.status import Status
 from crossband.hub.watchdog import unwatch, watch
 from crossband.hub.welcome import Welcomes
 from crossband.names import REFRESH
@@ -61,6 +62,7 @@ class Core:
         self.admissions: Final = Admissions(
             node, self.directory, self.access, self.quotas, resumptions, welcomes
         )
+        self.status: Final = Status(node, self.directory)
         self.cluster: Final = Cluster(
             node,
             self.directory,
@@ -69,6 +71,7 @@ class Core:
             self.quotas,
             resumptions,
             self.departures,
+            self.status,
         )
         self.root: Final = self.directory.of("/")
         self.drain: Final = Drain(node, self.directory, self.departures)

@@ -117,6 +117,10 @@ class CountUser(msgspec.Struct, frozen=True, tag="count user"):
     key: str = ""
 
 
+class Report(msgspec.Struct, frozen=True, tag="report"):
+    """Report what this node has. Answered with what `Status.here` returns."""
+
+
 Message = (
     Count
     | Fetch
@@ -130,6 +134,7 @@ Message = (
     | Locate
     | Revoked
     | CountUser
+    | Report
 )
 
 

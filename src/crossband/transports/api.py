@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hmac
 import re
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -85,9 +84,8 @@ def _check_names(message: Broadcast) -> None:
 class Api:
     """Answers the routes under the API's path."""
 
-    def __init__(self, hub: Core, version: str) -> None:
+    def __init__(self, hub: Core) -> None:
         self._hub = hub
-        self._version = version
 
     async def serve(self, request: Request, route: str) -> None:
         """Serve one request; `route` is the path below the API's."""
@@ -109,7 +107,7 @@ class Api:
             elif route == "/status":
                 if self._hub.settings.status == "key":
                     self._demand_key(request)
-                await request.respond_json(200, self.status(), cors)
+                await request.respond_json(200, await self._status(request), cors)
             else:
                 await self._broadcast(request, cors)
         except ClientGone:
@@ -117,39 +115,18 @@ class Api:
         except EventError as error:
             await request.refuse(error, cors)
 
-    def status(self) -> dict[str, Any]:
-        """Count clients, messages, rooms and refusals. Uptime is in seconds."""
-        hub = self._hub
-        transports: Counter[str] = Counter(websocket=0, polling=0, sse=0)
-        namespaces: dict[str, dict[str, int]] = {}
-        seen: set[int] = set()
-        for name, namespace in hub.directory.namespaces.items():
-            namespaces[name] = {
-                "clients": len(namespace.sockets),
-                "rooms": namespace.clients.room_count,
-            }
-            for socket in namespace.sockets.values():
-                # A Socket.IO connection in several namespaces is one client.
-                if id(socket.connection) not in seen:
-                    seen.add(id(socket.connection))
-                    transports[socket.transport] += 1
-        traffic = hub.traffic
-        return {
-            "clients": {"total": len(seen), **transports},
-            "messages": {
-                "received": traffic.received,
-                "published": traffic.published,
-                "delivered": traffic.delivered,
-            },
-            "namespaces": namespaces,
-            "rooms": sum(counts["rooms"] for counts in namespaces.values()),
-            "disconnects": dict(traffic.disconnects),
-            "evictions": dict(traffic.evictions),
-            "refusals": dict(traffic.refusals),
-            "gaps": dict(traffic.gaps),
-            "uptime": round(hub.uptime, 3),
-            "version": self._version,
-        }
+    async def _status(self, request: Request) -> dict[str, Any]:
+        """Return this node's status, or that of all nodes with `?nodes=all`."""
+        nodes = request.first("nodes")
+        if nodes is None:
+            return self._hub.status.here()
+        if nodes != "all":
+            raise EventError(
+                "`nodes` can only be `all`; without it, this node answers for itself",
+                code="invalid_request",
+            )
+        with request.while_connected():
+            return await self._hub.status.everywhere()
 
     async def _broadcast(self, request: Request, cors: HeaderList) -> None:
         identity = None

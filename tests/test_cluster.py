@@ -365,6 +365,76 @@ async def test_node_that_was_out_of_reach_hears_of_a_revocation_later(
     assert not again.gone.is_set()
 
 
+async def test_node_that_cannot_know_who_was_revoked_accepts_no_tokens(
+    far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def issued_long_ago(handshake: Any) -> Identity:
+        return Identity(handshake.query["token"][0], issued=1.0)
+
+    await far.start(
+        authenticate=issued_long_ago, authorize=lambda *_: True, api_keys=["key-of-16-letters"]
+    )
+    client = new_client("websocket")
+    await client.connect(far.urls[1], auth={"token": "eve"})
+    # Its heartbeats fail, and it has counted as gone for a while.
+    far.there._core.cluster._beating.cancel()  # type: ignore[union-attr]
+    monkeypatch.setattr("crossband.hub.others.ask.__kwdefaults__", {"to": None, "timeout": 0.1})
+    with monkeypatch.context() as patch:
+        patch.setattr("crossband.hub.revocations.SILENCE", -1.0)
+        patch.setattr(far.brokers[1].bus, "received", lambda data: None)
+        assert await far.here.revoke("ada") == 0
+
+        async def unavailable(after: int = 0) -> Any:
+            raise BrokerUnavailable("the broker is out of reach")
+
+        with patch.context() as away:
+            away.setattr(far.brokers[1].sessions, "revocations", unavailable)
+            for kind in ("websocket", "sse"):
+                with pytest.raises(Refused, match="out of reach") as refusal:
+                    await new_client(kind).connect(far.urls[1], auth={"token": "bob"})
+                assert refusal.value.status == 503
+            with pytest.raises(EventFailed) as failure:
+                await client.call("token:refresh", "eve")
+            assert failure.value.code == "unavailable"
+            async with httpx.AsyncClient(trust_env=False) as http:
+                url = f"{far.urls[1]}/api/broadcast?token=bob"
+                response = await http.post(url, json={"event": "news"})
+            assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+        # What it missed is read before the first token is accepted.
+        with pytest.raises(Refused, match="revoked"):
+            await new_client("websocket").connect(far.urls[1], auth={"token": "ada"})
+        await new_client("websocket").connect(far.urls[1], auth={"token": "bob"})
+
+
+@pytest.mark.parametrize("lost", ["all", "the last"])
+async def test_nodes_give_back_the_revocations_that_the_store_lost(
+    lost: str, far: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await far.start()
+    await far.here.revoke("ada")
+    await far.there._core.revocations.catch_up()
+    if lost == "the last":
+        # The second is told, and is lost before any node reads it.
+        await far.here.revoke("bob")
+    store = engine_of(far).sessions
+    before = {each.user: each.time for each in await store.revocations()}
+    if lost == "all":
+        store._revoked.clear()
+    else:
+        del store._revoked["bob"]
+        # Another comes in its place.
+        await store.revoke("cy", 1.0)
+    await far.there._core.revocations.catch_up()
+    after = {each.user: each.time for each in await store.revocations()}
+    assert after == before | ({} if lost == "all" else {"cy": 1.0})
+    assert far.there._core.access.is_revoked("cy", 1.0) == (lost != "all")
+    # And that is all: nobody gives anything back again.
+    numbers = [each.number for each in await store.revocations()]
+    for hub in (far.here, far.there, far.here, far.there):
+        await hub._core.revocations.catch_up()
+    assert [each.number for each in await store.revocations()] == numbers
+
+
 async def test_revocation_heard_of_late_leaves_who_came_since(
     far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,8 @@ class Session(msgspec.Struct):
 class Revocation(msgspec.Struct, frozen=True):
     """A user whose tokens from before a time are refused."""
 
-    # Later ones are higher, also after a restart of the store: nodes ask for what is above.
+    # Later ones are higher, also after a restart of the store with or without its data, such as
+    # microseconds since 1970: nodes ask for what is above.
     number: int
     user: str
     # Seconds since 1970.

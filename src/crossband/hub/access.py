@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from crossband.auth import Action, Identity
-from crossband.errors import ConnectionRefused, EventError, Unauthorized
+from crossband.errors import BrokerUnavailable, ConnectionRefused, EventError, Unauthorized
 from crossband.handlers.callables import call, check_callable
 from crossband.handshake import Handshake
 from crossband.hub.answers import cancelling
@@ -48,11 +48,17 @@ class Access:
         # By user: when it was revoked, and the number of that revocation; oldest first.
         self._revoked: dict[str, tuple[float, int]] = {}
         self.revocations: int = 0
+        # Raises BrokerUnavailable if revocations may have been missed: `Revocations` sets it.
+        self.check_current: Callable[[], Awaitable[None]] = _nothing
 
     async def identify(self, handshake: Handshake) -> Identity | None:
         """Return who a client is; None for an anonymous one. Raises ConnectionRefused."""
         if self.authenticate is None:
             return None
+        try:
+            await self.check_current()
+        except BrokerUnavailable as error:
+            raise ConnectionRefused(error.message, code=error.code, status=503) from error
         limit = self._node.settings.limits.handshake_time
         timer = asyncio.timeout(limit)
         try:
@@ -93,6 +99,10 @@ class Access:
         # `iat` is usually in whole seconds: a token of the same second may be older.
         if identity.issued is not None and identity.issued <= when:
             raise revoked()
+
+    def revoked_users(self) -> list[tuple[str, float]]:
+        """Return the revoked users, and up to when their tokens are refused; oldest first."""
+        return [(user, when) for user, (when, _) in self._revoked.items()]
 
     def is_revoked(self, user: str, when: float) -> bool:
         """Return whether a user's tokens up to this time are already refused."""
@@ -138,6 +148,10 @@ class Access:
             raise EventError(
                 f"Not allowed to {action} {where}", code="forbidden", action=action, room=room
             )
+
+
+async def _nothing() -> None:
+    pass
 
 
 def revoked() -> Unauthorized:

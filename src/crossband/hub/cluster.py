@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable
 from typing import Any, Final
 
@@ -14,16 +13,14 @@ from crossband.broker.bus import HEARTBEAT, SILENCE
 from crossband.broker.sessions import fit, fit_data
 from crossband.errors import BrokerUnavailable, EventError
 from crossband.hub import messages, serverside
-from crossband.hub.access import Access
 from crossband.hub.departures import Departures
 from crossband.hub.directory import Directory
-from crossband.hub.expiry import Expiry, check_user
 from crossband.hub.messages import Choice, Done, Gathered, Handed, Located, Profile
 from crossband.hub.namespace import Socket
 from crossband.hub.node import Node
-from crossband.hub.others import ask
 from crossband.hub.quotas import Quotas
 from crossband.hub.resumption import Resumptions
+from crossband.hub.revocations import Revocations
 from crossband.hub.status import Status
 
 logger: Final = logging.getLogger("crossband")
@@ -39,8 +36,7 @@ class Cluster:
         self,
         node: Node,
         directory: Directory,
-        access: Access,
-        expiry: Expiry,
+        revocations: Revocations,
         quotas: Quotas,
         resumptions: Resumptions,
         departures: Departures,
@@ -48,21 +44,17 @@ class Cluster:
     ) -> None:
         self._node = node
         self._directory = directory
-        self._access = access
-        self._expiry = expiry
+        self._revocations = revocations
         self._quotas = quotas
         self._resumptions = resumptions
         self._departures = departures
         self._status = status
-        # The last revocation, of any node, that this node knows.
-        self._revocation = 0
         # None until started.
         self._beating: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Catch up on earlier revocations, and send heartbeats from now on."""
-        self._revocation = 0
-        await self._catch_up()
+        await self._revocations.start()
         # A bus inside this process needs no heartbeats: it lives as long as the process.
         if not self._node.publishes_at_once:
             self._beating = asyncio.ensure_future(self._beat())
@@ -82,51 +74,26 @@ class Cluster:
             self._node.sessions.renew(self._node.id)
             await asyncio.sleep(HEARTBEAT)
             try:
-                await self._catch_up()
+                await self._revocations.catch_up()
                 away, heard = loop.time() - heard, loop.time()
                 if away > SILENCE:
-                    await self._look_after()
+                    self._look_after()
             except BrokerUnavailable:
                 # It will be back; then what was missed is asked for again.
                 continue
             except Exception:
                 logger.exception("a heartbeat of this node failed")
 
-    async def _look_after(self) -> None:
-        """Keep the sessions of this node's clients, except those that other nodes took.
+    def _look_after(self) -> None:
+        """Keep the sessions of this node's clients.
 
-        Called when this node was out of reach for so long that it counted as gone: messages to it
-        are lost, and its sessions count as abandoned.
+        Called when this node was out of reach for so long that it counted as gone: its sessions
+        count as abandoned. Whatever another node took is not saved, and its client is ended
+        (`Receiver.taken`): what that node had to say was lost.
         """
-        for namespace in list(self._directory.namespaces.values()):
-            for socket in list(namespace.sockets.values()):
-                record = socket.record
-                kept = await self._node.sessions.find(namespace.name, record.key)
-                if not socket.connected:
-                    continue
-                if kept is None or kept.owner == self._node.id:
-                    self._node.sessions.save(record)
-                else:
-                    self._departures.replace(socket)
-
-    async def _catch_up(self) -> None:
-        """Apply revocations that this node missed while it was out of reach."""
-        for revocation in await self._node.sessions.revocations(self._revocation):
-            self._revocation = revocation.number
-            if not self._access.is_revoked(revocation.user, revocation.time):
-                self._expiry.revoke(revocation.user, revocation.time, late=True)
-
-    async def revoke(self, user: str) -> int:
-        """End all connections of a user on all nodes; return how many there were."""
-        check_user(user)
-        now = time.time()
-        # At once on this node, whatever happens to the others.
-        ended = self._expiry.revoke(user, now)
-        await self._node.sessions.revoke(user, now)
-        if self._node.bus.members:
-            given, _ = await ask(self._node.bus, messages.Revoked(user, now), int)
-            ended += sum(number for _, number in given)
-        return ended
+        for namespace in self._directory.namespaces.values():
+            for socket in namespace.sockets.values():
+                self._node.sessions.save(socket.record)
 
     # What others ask.
 
@@ -170,7 +137,7 @@ class Cluster:
         if isinstance(message, messages.Report):
             return self._status.here()
         if isinstance(message, messages.Revoked):
-            return self._expiry.revoke(message.user, message.time)
+            return self._revocations.heard(message)
         return self._quotas.count_of(message.user) - self._replaced(message)
 
     def _chosen(self, choice: Choice) -> list[Socket]:

@@ -20,6 +20,7 @@ from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
 from crossband.hub.quotas import Quotas
 from crossband.hub.resumption import Resumptions
+from crossband.hub.revocations import Revocations
 from crossband.hub.status import Status
 from crossband.hub.watchdog import unwatch, watch
 from crossband.hub.welcome import Welcomes
@@ -53,6 +54,7 @@ class Core:
         self.traffic: Final = node.traffic
         self.access: Final = Access(node, authenticate, authorize)
         self.expiry: Final = Expiry(node, self.access, self._dismiss)
+        self.revocations: Final = Revocations(node, self.access, self.expiry)
         self.departures: Final = Departures(node, self.expiry, self._vacate)
         reserved = {} if authenticate is None else {REFRESH: self.expiry.refresh}
         self.directory: Final = Directory(node, self.access, self.departures, reserved)
@@ -66,8 +68,7 @@ class Core:
         self.cluster: Final = Cluster(
             node,
             self.directory,
-            self.access,
-            self.expiry,
+            self.revocations,
             self.quotas,
             resumptions,
             self.departures,

@@ -133,11 +133,14 @@ class PublicHub(Handlers):
     async def revoke(self, user: str) -> int:
         """End a user's connections on every door and node; return how many there were.
 
-        The user's sessions are dropped. As long as this process runs, tokens that say when they
-        were issued (`iat`) are refused unless they are newer. A token without `iat` is accepted
-        again: there `authenticate` must refuse the user.
+        The user's sessions are dropped. As long as a node runs, tokens that say when they were
+        issued (`iat`) are refused unless they are newer; only the last 10,000 users are
+        remembered. A token without `iat` is accepted again: there `authenticate` must refuse the
+        user. A node that is out of reach learns of it when it is back; after 7 s out of reach it
+        accepts no tokens until it has (503, `unavailable`). Raises BrokerUnavailable if it could
+        not be stored: then only this node knows of it.
         """
-        return await self._core.cluster.revoke(user)
+        return await self._core.revocations.revoke(user)
 
     # The namespace `/`.
 

@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 # The tests start Python a hundred times, and would compile everything each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test check bench format build lock clean
+.PHONY: help run test check bench stress format build lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -40,6 +40,10 @@ check: ## Lint and check types: ruff, mypy, pyright, tsc
 bench: ## Measure against a floor in C and against peers (make bench ARGS=--quick)
 	$(SETUP) dev node
 	@$(VENV)/python -m benchmarks $(ARGS)
+
+stress: ## Count what is lost while servers, nodes and links fail (make stress ARGS="kill link")
+	$(SETUP) dev node nginx redis
+	@$(VENV)/python -m stress $(ARGS)
 
 format: ## Format the Python code and mend what ruff can
 	$(SETUP) dev

@@ -27,7 +27,7 @@ from tests.blocks import PAGES, name_of, steps  # noqa: E402
 
 SNIPPETS = ROOT / "build/snippets"
 USERS = ("examples", "build/snippets")
-OURS = ("src", "tests", "benchmarks")
+OURS = ("src", "tests", "benchmarks", "stress")
 MYPY = (sys.executable, "-m", "mypy")
 PYRIGHT = ("node_modules/.bin/pyright", "--pythonpath", sys.executable)
 # The package as it is here, wherever it is installed.

@@ -428,6 +428,10 @@ class Cluster:
         for node in self.nodes:
             node.close()
 
+    def all_keys(self) -> list[str]:
+        """Return the keys of all nodes."""
+        return [key for node in self.nodes for key in node.command("KEYS", "*")]
+
     def owner(self, key: str) -> Engine:
         """Return the node that has a key."""
         slot = self.slot(key)

@@ -94,7 +94,7 @@ class Nginx:
         user = "user root;" if os.geteuid() == 0 else ""
         return (
             f"daemon off;\n{user}\npid nginx.pid;\nworker_processes 1;\n"
-            f"events {{ worker_connections 256; }}\n"
+            f"events {{ worker_connections 1024; }}\n"
             f"http {{\naccess_log off;\ndefault_type text/plain;\n"
             f"types {{ text/html html; text/javascript js; }}\n{temporary}\n{http}}}\n"
         )

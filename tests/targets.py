@@ -205,7 +205,7 @@ class NodeTarget(Target):
         try:
             await self._node.ask("until", wait=LAST_WORDS, client=self._client, last=last)
         finally:
-            self.heard = (await self._node.ask("heard", client=self._client))["heard"]
+            self.heard += (await self._node.ask("heard", client=self._client))["heard"]
 
     async def __aexit__(self, *_: object) -> None:
         await self._node.ask("close", client=self._client)

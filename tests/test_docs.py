@@ -274,7 +274,7 @@ def test_relative_links_resolve(page: Path) -> None:
 
 
 def test_pages_that_the_code_names_are_there() -> None:
-    folders = ("src", "tests", "examples", "benchmarks", "scripts", "pages", "clients")
+    folders = ("src", "tests", "examples", "benchmarks", "stress", "scripts", "pages", "clients")
     named = {
         name
         for page in [*ROOT.glob("*.md"), *(each for f in folders for each in sources(ROOT / f))]

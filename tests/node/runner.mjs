@@ -76,6 +76,13 @@ class Tape {
     this.#awaited = [];
   }
 
+  // Returns what was heard since the last time.
+  take() {
+    const heard = this.heard;
+    this.heard = [];
+    return heard;
+  }
+
   // Waits for the last number, which was sent, or a gap in its place.
   until(last) {
     return new Promise((resolve) => {
@@ -234,21 +241,33 @@ class EventSourceClient {
           callback(error, socket);
         }),
     });
-    this.source = new EventSource(this.url, { node: { dispatcher: this.agent } });
-    for (const event of this.events) {
-      this.source.addEventListener(event, (message) => this.onMessage(event, message));
-    }
     return new Promise((resolve) => {
       this.settle = resolve;
-      this.source.addEventListener("open", () => {
-        this.times.connects += 1;
-        if (!this.events.includes("welcome")) resolve({ connected: true, state: this.state() });
-      });
-      this.source.addEventListener("error", () => {
-        const closed = this.source.readyState === EventSource.CLOSED;
-        if (this.record === undefined) say({ client: this.id, notice: "error", closed });
-        resolve({ connected: false });
-      });
+      this.listen(EventSource, this.url);
+    });
+  }
+
+  listen(EventSource, url) {
+    const source = new EventSource(url, { node: { dispatcher: this.agent } });
+    this.source = source;
+    for (const event of this.events) {
+      source.addEventListener(event, (message) => this.onMessage(event, message));
+    }
+    source.addEventListener("open", () => {
+      this.times.connects += 1;
+      if (!this.events.includes("welcome")) this.settle({ connected: true, state: this.state() });
+    });
+    source.addEventListener("error", () => {
+      const closed = source.readyState === EventSource.CLOSED;
+      this.settle({ connected: false });
+      if (this.record === undefined) say({ client: this.id, notice: "error", closed });
+      // It gives up after an HTTP error, such as a proxy's when no node answers: the page opens
+      // another one, where this one was.
+      else if (closed && this.source === source) {
+        const again = new URL(this.url);
+        if (this.offset) again.searchParams.set("lastEventId", this.offset);
+        this.timer = setTimeout(() => this.listen(EventSource, again.href), 300);
+      }
     });
   }
 
@@ -277,6 +296,7 @@ class EventSourceClient {
   }
 
   async close() {
+    clearTimeout(this.timer);
     this.source.close();
     await this.agent.destroy();
   }
@@ -296,7 +316,7 @@ const operations = {
   until: ({ client, last }) => clients.get(client).tape.until(last),
   heard: ({ client }) => {
     const { tape, times } = clients.get(client);
-    return { heard: tape.heard, times };
+    return { heard: tape.take(), times };
   },
   async close({ client }) {
     await clients.get(client)?.close();

@@ -1,0 +1,236 @@
+"""What a fault strikes: an engine, nodes that publish, nginx before them, clients of every door."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+from urllib.parse import urlsplit
+
+import httpx
+
+from stress.ledger import SOURCE, Story
+from tests.children import Child
+from tests.clients import NodeRunner
+from tests.engines import Cluster, Engine, Sentinels, free_port
+from tests.front import Front
+from tests.nginx import Nginx, documented
+from tests.targets import Target, population
+
+Servers: TypeAlias = Engine | Sentinels | Cluster
+
+# Above the process ids, which are the other sources.
+BARRIERS: Final = 10_000_000 * SOURCE
+# Seconds for what takes one at most when all is well.
+PATIENCE: Final = 90.0
+
+
+class Node:
+    """One node: a process tree of `crossband serve`, always at the same port."""
+
+    def __init__(self, site: Site, broker: str) -> None:
+        self._site = site
+        self._broker = broker
+        self.port = free_port()
+        # None while it does not run.
+        self._child: Child | None = None
+        # Set when it has heard that the switch is off, and nothing of it is on its way.
+        self.hushed = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
+    async def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        self._child = Child(
+            *(sys.executable, "-m", "crossband", "serve", "stress.node:hub"),
+            *("--port", str(self.port), "--log-level", "warning"),
+            env={
+                "CROSSBAND_BROKER": self._broker,
+                "CROSSBAND_API_KEYS": self._site.key,
+                "STRESS_SWITCH": str(self._site.switch),
+                "STRESS_RATE": str(self._site.rate),
+            },
+            take=self._take,
+        )
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                assert self._child.returncode is None, self._child.output
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.02)
+
+    def _take(self, line: str) -> None:
+        what, _, rest = line.partition(" ")
+        if what == "published":
+            self._site.published.add(int(rest))
+        elif what == "failed":
+            self._site.failed.append(rest)
+        elif what == "hushed":
+            self.hushed.set()
+        elif line:
+            self._site.log.append(f"{self.port}: {line}")
+
+    async def end(self, number: int) -> None:
+        """Send a signal that ends it, and wait for its end."""
+        assert self._child is not None
+        async with self._child:
+            self._child.send_signal(number)
+            await self._child.exit_code(within=PATIENCE)
+        self._child = None
+
+    def signal(self, number: int) -> None:
+        assert self._child is not None
+        self._child.send_signal(number)
+
+    async def close(self) -> None:
+        if self._child is not None:
+            self._child.send_signal(signal.SIGCONT)
+            await self.end(signal.SIGKILL)
+
+
+class Site(contextlib.AbstractAsyncContextManager["Site"]):
+    """All of it, started: `async with Site(servers, nodes=4, …) as site`."""
+
+    def __init__(
+        self, servers: Servers, *, nodes: int, rate: float, crowd: dict[str, int], seed: int
+    ) -> None:
+        self.servers = servers
+        self._size = nodes
+        # Numbers a second, of each node.
+        self.rate = rate
+        self._crowd = crowd
+        self._seed = seed
+        self.key = secrets.token_hex()
+        # One for each node; none where the servers are told of by others.
+        self.links: list[Front] = []
+        self.nodes: list[Node] = []
+        self.targets: list[Target] = []
+        # What was published since the last barrier, and what was not.
+        self.published: set[int] = set()
+        self.failed: list[str] = []
+        # What the nodes logged.
+        self.log: list[str] = []
+        self._barriers = 0
+        self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def engine(self) -> Engine:
+        """The only server."""
+        assert isinstance(self.servers, Engine)
+        return self.servers
+
+    @property
+    def sentinels(self) -> Sentinels:
+        assert isinstance(self.servers, Sentinels)
+        return self.servers
+
+    @property
+    def cluster(self) -> Cluster:
+        assert isinstance(self.servers, Cluster)
+        return self.servers
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            self.switch = directory / "switch"
+            for _ in range(self._size):
+                node = Node(self, await self._broker(stack))
+                stack.push_async_callback(node.close)
+                self.nodes.append(node)
+            await asyncio.gather(*(node.start() for node in self.nodes))
+            self._nginx = await stack.enter_async_context(
+                Nginx(directory, 0, http=balanced([node.port for node in self.nodes]))
+            )
+            runner = NodeRunner()
+            stack.callback(runner.close)
+            self.targets = population(runner, self._nginx.url, self._seed, self._crowd)
+            for target in self.targets:
+                await stack.enter_async_context(target)
+            # A few at a time: what is tested is not the start.
+            for start in range(0, len(self.targets), 20):
+                group = self.targets[start : start + 20]
+                await asyncio.gather(*(target.start() for target in group))
+            # From here on everybody has a cursor.
+            await self.stories()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _broker(self, stack: contextlib.AsyncExitStack) -> str:
+        """Return the URL of the broker for one node: over a link of its own, if that can be."""
+        if not isinstance(self.servers, Engine):
+            return self.servers.url
+        link = await stack.enter_async_context(Front([self.servers.url]))
+        self.links.append(link)
+        return urlsplit(self.servers.url)._replace(netloc=f"127.0.0.1:{link.port}").geturl()
+
+    async def hush(self) -> None:
+        """Have all nodes stop publishing, and wait until nothing is on its way."""
+        for node in self.nodes:
+            node.hushed.clear()
+        self.switch.unlink(missing_ok=True)
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*(node.hushed.wait() for node in self.nodes))
+
+    async def barrier(self) -> int:
+        """Publish a number that is behind all others, and return it."""
+        async with (
+            asyncio.timeout(PATIENCE),
+            httpx.AsyncClient(verify=False, base_url=self._nginx.url) as http,
+        ):
+            while True:
+                self._barriers += 1
+                number = BARRIERS + self._barriers
+                with contextlib.suppress(httpx.HTTPError):
+                    answer = await http.post(
+                        "/api/broadcast",
+                        json={"event": "number", "data": number},
+                        headers={"Authorization": f"Bearer {self.key}"},
+                    )
+                    if answer.status_code == 200:
+                        return number
+                    assert answer.status_code >= 500, answer.text
+                await asyncio.sleep(0.1)
+
+    async def stories(self) -> tuple[list[Story], int]:
+        """Return what each client heard since the last barrier, and the next barrier."""
+        end = await self.barrier()
+        # Who does not get there is named by what it heard.
+        await asyncio.gather(
+            *(asyncio.wait_for(target.reach(end), PATIENCE) for target in self.targets),
+            return_exceptions=True,
+        )
+        stories: list[Story] = []
+        for target in self.targets:
+            stories.append(target.heard)
+            target.heard = []
+        return stories, end
+
+
+def balanced(ports: Sequence[int]) -> str:
+    """Return the documented configuration of nginx, before these nodes, in turn."""
+    servers = "\n".join(f"    server 127.0.0.1:{port} fail_timeout=1s;" for port in ports)
+    text = documented()
+    for old, new in (("    ip_hash;\n", ""), ("    server 127.0.0.1:8000;", servers)):
+        assert old in text
+        text = text.replace(old, new)
+    return text

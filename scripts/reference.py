@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     made: bool = False
 
 
-_HANDLERS = ("on", "on_any", "use", "use_event", "policy")
+_HANDLERS = ("on", "on_any", "use", "use_event", "policy", "presence")
 _CHOICE = ("to", "except_", "volatile", "timeout")
 _SENDING = ("emit", "emit_with_ack")
 _SERVERS = ("on_server", "server_emit", "server_emit_with_ack")
@@ -83,7 +83,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
         Entry(
             "Namespace",
             (
-                *(*_HANDLERS, *_CHOICE, *_SENDING, *_REMOTE, *_SERVERS),
+                *(*_HANDLERS, *_CHOICE, *_SENDING, *_REMOTE, *_SERVERS, "members"),
                 *("sockets", "rooms", "events"),
             ),
             (("name: str", "Begins with `/`."), ("hub: Hub", "The hub it belongs to.")),
@@ -93,8 +93,8 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             "NamespacePattern",
             ("emit", "events"),
             note=(
-                "It has `on`, `on_any`, `on_server`, `use`, `use_event` and `policy`, as "
-                "[`Namespace`](#namespace) does."
+                "It has `on`, `on_any`, `on_server`, `use`, `use_event`, `policy` and `presence`, "
+                "as [`Namespace`](#namespace) does."
             ),
         ),
     ),
@@ -103,6 +103,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             "Socket",
             (
                 *("rooms", "transport", "waiting", "join", "leave", "subscribe", "authorize"),
+                "update_presence",
                 *(*_SENDING, "timeout", "volatile", "broadcast", "to", "except_", "disconnect"),
             ),
             (
@@ -132,6 +133,8 @@ PARTS: dict[str, tuple[Entry, ...]] = {
                 ("node: str", "The node that serves it."),
             ),
         ),
+        Entry("Member"),
+        Entry("Members"),
         Entry("Handshake"),
     ),
     "Auth": (
@@ -176,6 +179,7 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             ("start", "stop", "problem", "attach", "detach", "publish", "head", "history"),
             (
                 ("sessions: SessionStore", "The sessions of all nodes."),
+                ("presence: PresenceStore", "The members of rooms, on all nodes."),
                 ("bus: Bus", "This node's end of the bus between them."),
                 ("publishes_at_once: bool", "`publish` returns no futures."),
             ),
@@ -190,6 +194,8 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             ("save", "release", "drop", "find", "take", "renew", "revoke", "revocations"),
             module="crossband.broker",
         ),
+        Entry("Presence", module="crossband.broker"),
+        Entry("PresenceStore", ("save", "renew", "expel", "members"), module="crossband.broker"),
         Entry(
             "Bus",
             (

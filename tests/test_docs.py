@@ -330,6 +330,7 @@ ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "docs/how-to/deploy.md": {"chat.example.com {": "Caddy is not among what is set up for tests"},
     "docs/explanation/architecture.md": {"socket.io-client": "a drawing"},
+    "docs/reference/events.md": {'{\n  "room"': "tests/test_presence.py compares its fields"},
     "docs/reference/event-stream.md": {": ok": "tests/transports reads streams byte by byte"},
     "docs/reference/python.md": {"": "signatures, which scripts/reference.py writes"},
 }

@@ -6,7 +6,7 @@ One hub with three doors: raw WebSocket, Socket.IO and Server-Sent Events.
 from crossband.asgi import Hub
 from crossband.auth import Identity, Rights, bearer_token, rooms_claim
 from crossband.auth.jwt import JWTAuth
-from crossband.broker import Broker, Publication, Session
+from crossband.broker import Broker, Member, Members, Publication, Session
 from crossband.broker.memory import MemoryBroker
 from crossband.errors import (
     AckTimeout,
@@ -51,6 +51,8 @@ __all__ = [
     "InvalidName",
     "JWTAuth",
     "Limits",
+    "Member",
+    "Members",
     "MemoryBroker",
     "Namespace",
     "NamespacePattern",

@@ -25,6 +25,10 @@ RESERVED: Final = SOCKETIO_RESERVED | frozenset(
     {
         "ack:request",
         "event:named",
+        "presence:join",
+        "presence:leave",
+        "presence:members",
+        "presence:update",
         "server:shutdown",
         "token:expiring",
         "token:refresh",
@@ -32,6 +36,11 @@ RESERVED: Final = SOCKETIO_RESERVED | frozenset(
 )
 # Brings a client's new token; the hub itself handles it.
 REFRESH: Final = "token:refresh"
+# Asks for the members of a room; these are published when they change.
+MEMBERS: Final = "presence:members"
+JOIN: Final = "presence:join"
+UPDATE: Final = "presence:update"
+LEAVE: Final = "presence:leave"
 
 # A name has 1 to 256 characters, none of them a control character.
 NAME_LENGTH: Final = 256

@@ -13,8 +13,8 @@ import pytest
 
 from crossband import Publication
 from crossband.broker import Member, Members, Presence
-from crossband.broker.presence import JOIN, LEAVE, UPDATE
 from crossband.broker.sessions import LEASE
+from crossband.names import JOIN, LEAVE, UPDATE
 from crossband.protocol import payload
 from tests.broker.test_conformance import BROKERS, Clock, Cluster
 from tests.clients.base import WAIT

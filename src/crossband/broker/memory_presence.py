@@ -11,10 +11,7 @@ import msgspec
 
 from crossband.broker import Publication
 from crossband.broker.presence import (
-    JOIN,
-    LEAVE,
     MEMBERS_PAGE,
-    UPDATE,
     Member,
     Members,
     Presence,
@@ -22,6 +19,7 @@ from crossband.broker.presence import (
     change,
 )
 from crossband.broker.sessions import LEASE
+from crossband.names import JOIN, LEAVE, UPDATE
 
 # A namespace, and a socket id, a room or a node in it.
 Place = tuple[str, str]

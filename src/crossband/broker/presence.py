@@ -14,11 +14,6 @@ import msgspec
 from crossband.protocol import payload
 from crossband.protocol.payload import Payload
 
-# Events of a room, which all clients in it get.
-JOIN: Final = "presence:join"
-UPDATE: Final = "presence:update"
-LEAVE: Final = "presence:leave"
-
 # Members in a page: at the bound of their info, half a megabyte.
 MEMBERS_PAGE: Final = 500
 # Bytes of a member's info as JSON, as in Pusher: every client in the room gets it.
@@ -30,7 +25,7 @@ class Member(msgspec.Struct, frozen=True):
 
     # The user's name, or the client's socket id.
     id: str
-    # What others may see of it: JSON values, at most MAX_INFO bytes.
+    # What others may see of it: JSON values, at most 1,024 bytes of JSON.
     info: Any = None
 
 

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, Literal, TypeVar, overload
 
 from crossband.handlers.callables import check_callable, is_async
 from crossband.handlers.events import EventSchema, Handler
+from crossband.handlers.presence import MemberFunction, PresenceRule, RoomNames
 from crossband.names import REFRESH, RESERVED, check_event, check_name
 from crossband.policies import KeyFunction, Policy
 
@@ -37,6 +38,7 @@ class Registry:
         "event_uses",
         "events",
         "policies",
+        "presence",
         "server",
         "uses",
     )
@@ -56,6 +58,8 @@ class Registry:
         self.server: dict[str, EventSchema] = {}
         # By event. For all other events, slow clients are disconnected.
         self.policies: dict[str, Policy] = {}
+        # Rooms that show who is in them.
+        self.presence: list[PresenceRule] = []
 
 
 class Handlers:
@@ -194,6 +198,28 @@ class Handlers:
         if event in self._registry.policies:
             raise ValueError(f"{event!r} has a policy already")
         self._registry.policies[event] = Policy(event, policy, key)
+
+    def presence(
+        self,
+        rooms: RoomNames,
+        *,
+        member: MemberFunction | None = None,
+        grace: float | None = None,
+    ) -> None:
+        """Show who is in some rooms: a room, all that a pattern or function matches.
+
+        Their clients get `presence:join` and `presence:leave`, and may ask for the members, as
+        `members` returns them. A client shows as its user, or, if it is anonymous, as its socket
+        id; `member(socket)` may return another `Member`, with info for others to see, or None
+        for a client that does not show. It is called when the client connects and whenever its
+        rooms change; see `Socket.update_presence`.
+
+        A client whose connection was cut stays for `grace` seconds, so that nobody sees it leave
+        if it comes back in time; by default for as long as its session is kept. If a client is in
+        rooms with different times, the longest counts. The first declaration that matches a room
+        decides. Raises TypeError, ValueError, or EncodeError for an unusable name.
+        """
+        self._registry.presence.append(PresenceRule(rooms, member, grace))
 
     def use(self, middleware: Middleware) -> Middleware:
         """Check every client before it is admitted: `middleware(socket)`.

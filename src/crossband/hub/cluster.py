@@ -18,6 +18,7 @@ from crossband.hub.directory import Directory
 from crossband.hub.messages import Choice, Done, Gathered, Handed, Located, Profile
 from crossband.hub.namespace import Socket
 from crossband.hub.node import Node
+from crossband.hub.presence import renew_all
 from crossband.hub.quotas import Quotas
 from crossband.hub.resumption import Resumptions
 from crossband.hub.revocations import Revocations
@@ -78,6 +79,11 @@ class Cluster:
                 away, heard = loop.time() - heard, loop.time()
                 if away > SILENCE:
                     self._look_after()
+                await renew_all(
+                    namespace.presences
+                    for namespace in self._directory.namespaces.values()
+                    if namespace.registry.presence and namespace.sockets
+                )
             except BrokerUnavailable:
                 # It will be back; then what was missed is asked for again.
                 continue

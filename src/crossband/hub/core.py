@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from crossband.broker import Broker
 from crossband.connection import Ticker
 from crossband.errors import CloseCode, EventError
+from crossband.handlers.events import Handler
 from crossband.hub.access import Access, Authenticate, Authorize
 from crossband.hub.admission import Admissions
 from crossband.hub.cluster import Cluster
@@ -18,13 +19,14 @@ from crossband.hub.expiry import Expiry
 from crossband.hub.life import Life
 from crossband.hub.namespace import Namespace, Socket
 from crossband.hub.node import Node
+from crossband.hub.presence import tell_members
 from crossband.hub.quotas import Quotas
 from crossband.hub.resumption import Resumptions
 from crossband.hub.revocations import Revocations
 from crossband.hub.status import Status
 from crossband.hub.watchdog import unwatch, watch
 from crossband.hub.welcome import Welcomes
-from crossband.names import REFRESH
+from crossband.names import MEMBERS, REFRESH
 from crossband.settings import Settings
 
 
@@ -54,9 +56,11 @@ class Core:
         self.traffic: Final = node.traffic
         self.access: Final = Access(node, authenticate, authorize)
         self.expiry: Final = Expiry(node, self.access, self._dismiss)
-        self.revocations: Final = Revocations(node, self.access, self.expiry)
+        self.revocations: Final = Revocations(node, self.access, self.expiry, self._expel)
         self.departures: Final = Departures(node, self.expiry, self._vacate)
-        reserved = {} if authenticate is None else {REFRESH: self.expiry.refresh}
+        reserved: dict[str, Handler] = {MEMBERS: tell_members}
+        if authenticate is not None:
+            reserved[REFRESH] = self.expiry.refresh
         self.directory: Final = Directory(node, self.access, self.departures, reserved)
         self.quotas: Final = Quotas(node)
         resumptions = Resumptions(node, self.access)
@@ -96,6 +100,9 @@ class Core:
 
     def _dismiss(self, socket: Socket, reason: str, code: CloseCode, error: EventError) -> None:
         self.departures.dismiss(socket, reason, code, error)
+
+    def _expel(self, user: str) -> None:
+        self.directory.expel(user)
 
     def _vacate(self, namespace: Namespace) -> None:
         self.directory.vacate(namespace)

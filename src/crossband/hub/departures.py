@@ -63,6 +63,11 @@ class Departures:
             self._node.sessions.release(socket.record)
         else:
             self._node.sessions.drop(socket.record)
+        if socket.presence is not None:
+            if reason in FINAL_REASONS:
+                namespace.presences.leave(socket)
+            else:
+                namespace.presences.cut(socket)
         if socket.saving is not None:
             socket.saving.stop()
             socket.saving = None
@@ -119,6 +124,7 @@ class Departures:
             # It was cut, and must start afresh if it comes back, unless it is already back.
             if socket.namespace.clients.live(socket.session) is None:
                 self._node.sessions.drop(socket.record)
+                socket.namespace.presences.leave(socket)
             return
         self.leave(socket, "server namespace disconnect")
         socket.connection.end_socket(

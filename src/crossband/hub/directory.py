@@ -159,6 +159,12 @@ class Directory:
             if not namespace.entering:
                 self._node.broker.detach(namespace.name)
 
+    def expel(self, user: str) -> None:
+        """End the presence of a user's clients that were cut: they may not come back."""
+        for namespace in self.namespaces.values():
+            if namespace.registry.presence:
+                namespace.presences.expel(user)
+
     def deliver(self, publication: Publication) -> None:
         """Pass a publication to its namespace, if it exists here."""
         namespace = self._known(publication.namespace)

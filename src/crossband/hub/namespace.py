@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from crossband.auth import Action, Identity
-from crossband.broker import Bus, Publication, Session
+from crossband.broker import Bus, Members, Presence, Publication, Session
 from crossband.codecs import PLAIN, Codec, Wire
 from crossband.connection import Connection
 from crossband.errors import AckTimeout, CrossbandError, Disconnected, EventError
@@ -30,6 +30,7 @@ from crossband.hub.inbox import Inbox
 from crossband.hub.messages import Choice, Disconnect, Join, Leave
 from crossband.hub.node import Node
 from crossband.hub.others import ANSWER_TIME, carry_out
+from crossband.hub.presence import Presences
 from crossband.hub.remote import RemoteSocket, fetch
 from crossband.hub.replays import Replays
 from crossband.hub.rooms import Rooms
@@ -199,6 +200,7 @@ class Namespace(Handlers):
         self.clients: Rooms[Socket] = Rooms()
         self.fanout: Final = Fanout(node, name, self.registry.policies, self.clients)
         self.replays: Final = Replays(node, self.fanout)
+        self.presences: Final = Presences(node, name, self.registry.presence, self.clients.by_id)
 
     @property
     def hub(self) -> Any:
@@ -282,6 +284,16 @@ class Namespace(Handlers):
         """Disconnect all sockets; with `close`, their whole connections."""
         await Emitter(self).disconnect_sockets(close)
 
+    async def members(self, room: str) -> Members:
+        """Return who is in a room that `presence` declares, on all nodes, at one cursor.
+
+        `members` are in the order in which they joined, `count` says how many they are, and
+        `cursor` where in the order of events this is true: a client that follows the room from
+        there with `presence:join`, `presence:update` and `presence:leave` misses nothing.
+        Raises ValueError for any other room, and BrokerUnavailable.
+        """
+        return await self.presences.members(room)
+
 
 class Socket:
     """A client in a namespace, on whatever transport.
@@ -306,6 +318,7 @@ class Socket:
         "identity",
         "inbox",
         "namespace",
+        "presence",
         "record",
         "recovered",
         "refused",
@@ -354,6 +367,8 @@ class Socket:
         self.inbox: Final = Inbox()
         # Tasks that end with the client. None until the first of them.
         self._ending: set[asyncio.Task[Any]] | None = None
+        # In which rooms it shows, as the broker was last told. None for no room.
+        self.presence: Presence | None = None
         # Events emitted to it before its welcome. None after that, and while there are none.
         self._early: list[tuple[str, tuple[Any, ...]]] | None = None
 
@@ -415,8 +430,23 @@ class Socket:
             own.add(room)
             if self.connected:
                 self.namespace.clients.enter(self, room)
+        self._rooms_changed()
+
+    def _rooms_changed(self) -> None:
         if self.connected:
             self.namespace.node.sessions.save(self.record)
+            if self.namespace.registry.presence:
+                self.namespace.presences.show(self)
+
+    async def update_presence(self) -> None:
+        """Show this client as it is now, for instance after `socket.data` has changed.
+
+        Calls the `member` function of `presence` for each of its rooms; where that returns other
+        info, the others in the room get `presence:update`. Raises EncodeError for info that is
+        too large or no JSON, TypeError for anything but a Member, and what the function raises.
+        """
+        if self.connected:
+            self.namespace.presences.show(self)
 
     async def subscribe(self, *rooms: str) -> None:
         """Join rooms that the client asked for: as `join`, if `authorize` allows it.
@@ -447,8 +477,7 @@ class Socket:
             if room in self.record.rooms:
                 self.record.rooms.discard(room)
                 self.namespace.clients.exit(self, room)
-        if self.connected:
-            self.namespace.node.sessions.save(self.record)
+        self._rooms_changed()
 
     def emit(self, event: str, *args: Any) -> Emission:
         """Send an event to this client. As `Emitter.emit`; recorded, so it can be resumed.

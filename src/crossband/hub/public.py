@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, Unpack, overload
 
-from crossband.broker import Broker
+from crossband.broker import Broker, Members
 from crossband.handlers.registry import Handlers
 from crossband.hub.access import Authenticate
 from crossband.hub.core import Core
@@ -199,6 +199,10 @@ class PublicHub(Handlers):
     async def fetch_sockets(self) -> list[Socket | RemoteSocket]:
         """Return all sockets of the namespace `/`. As `Emitter.fetch_sockets`."""
         return await self._root.fetch_sockets()
+
+    async def members(self, room: str) -> Members:
+        """Return who is in a room of the namespace `/`. As `Namespace.members`."""
+        return await self._root.members(room)
 
     async def sockets_join(self, *rooms: str) -> None:
         """Make all sockets join rooms."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from crossband.broker.bus import SILENCE
@@ -21,10 +22,14 @@ logger: Final = logging.getLogger("crossband")
 class Revocations:
     """Keeps this node's knowledge of revoked users the same as the store's."""
 
-    def __init__(self, node: Node, access: Access, expiry: Expiry) -> None:
+    def __init__(
+        self, node: Node, access: Access, expiry: Expiry, expel: Callable[[str], None]
+    ) -> None:
         self._node = node
         self._access = access
         self._expiry = expiry
+        # Ends the presence of a user's clients that were cut.
+        self._expel = expel
         # The number of the last revocation that was read from the store.
         self._last = 0
         # The user of the newest revocation that the store is known to have had.
@@ -50,6 +55,7 @@ class Revocations:
         # At once on this node, whatever happens to the others.
         ended = self._expiry.revoke(user, now)
         await self._node.sessions.revoke(user, now)
+        self._expel(user)
         self._newest = user
         if self._node.bus.members:
             given, _ = await ask(self._node.bus, Revoked(user, now), int)
@@ -59,6 +65,7 @@ class Revocations:
     def heard(self, message: Revoked) -> int:
         """Apply a revocation that another node tells of; return how many connections it ended."""
         self._newest = message.user
+        self._expel(message.user)
         return self._expiry.revoke(message.user, message.time)
 
     async def check_current(self) -> None:

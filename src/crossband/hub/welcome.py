@@ -114,6 +114,10 @@ class Welcomes:
             if not unknown:
                 namespace.replays.advance(socket)
         socket.welcomed()
+        if namespace.registry.presence:
+            namespace.presences.enter(socket, returning=socket.recovered)
+            if session is not None and session.sid != socket.id:
+                namespace.presences.forget(session.sid, session.take)
         if namespace.registry.connect:
             socket.greeting = asyncio.get_running_loop().create_future()
             socket.inbox.begin(socket, self._greet(socket, earlier, catch_up if unknown else None))

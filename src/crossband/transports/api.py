@@ -1,4 +1,4 @@
-"""The HTTP API besides the doors: status, publishing, and the two health routes."""
+"""The HTTP API besides the doors: status, publishing, and who is in a room."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import msgspec
 
-from crossband.auth import Identity
+from crossband.auth import Action, Identity
 from crossband.errors import EncodeError, EventError, InvalidMessage
 from crossband.hub.core import Core
+from crossband.hub.presence import NOT_SHOWN, page_of
 from crossband.names import check_event, check_name
 from crossband.protocol.depth import MESSAGE_DEPTH, is_deeper
 from crossband.transports.http import ClientGone, HeaderList, Request
@@ -94,7 +95,7 @@ class Api:
         except EventError as error:
             await request.refuse(error)
             return
-        allowed = {"/status": "GET", "/broadcast": "POST"}.get(route)
+        allowed = {"/status": "GET", "/presence": "GET", "/broadcast": "POST"}.get(route)
         closed = route == "/status" and self._hub.settings.status == "off"
         try:
             if allowed is None or closed:
@@ -108,6 +109,8 @@ class Api:
                 if self._hub.settings.status == "key":
                     self._demand_key(request)
                 await request.respond_json(200, await self._status(request), cors)
+            elif route == "/presence":
+                await self._presence(request, cors)
             else:
                 await self._broadcast(request, cors)
         except ClientGone:
@@ -128,12 +131,41 @@ class Api:
         with request.while_connected():
             return await self._hub.status.everywhere()
 
+    async def _presence(self, request: Request, cors: HeaderList) -> None:
+        identity = None
+        if self._valid_key(request) is None:
+            with request.while_connected():
+                identity = await self._identify(request, "subscribe")
+            self._hub.count_message(identity.user)
+        room = request.first("room")
+        after = request.first("after") or "0"
+        if room is None:
+            raise InvalidMessage("Expected `room` in the query", path="$.room")
+        try:
+            check_name(room, "a room name")
+        except EncodeError as error:
+            raise InvalidMessage(str(error), path="$.room") from None
+        # Any position fits 16 digits; int() of many is slow.
+        if not after.isascii() or not after.isdigit() or len(after) > 16:
+            raise InvalidMessage("Expected the `next` of the page before", path="$.after")
+        namespace = self._hub.find(request.first("namespace") or "/")
+        if namespace is None:
+            raise EventError(code="invalid_namespace")
+        if identity is not None:
+            with request.while_connected():
+                await self._hub.access.demand(identity, "subscribe", room)
+        if not namespace.presences.declared(room):
+            raise EventError(NOT_SHOWN, code="not_found", room=room)
+        with request.while_connected():
+            page = await namespace.presences.page(room, int(after))
+        await request.respond_json(200, msgspec.to_builtins(page_of(room, page)), cors)
+
     async def _broadcast(self, request: Request, cors: HeaderList) -> None:
         identity = None
         key = self._valid_key(request)
         if key is None:
             with request.while_connected():
-                identity = await self._identify(request)
+                identity = await self._identify(request, "publish")
             self._hub.count_message(identity.user)
         else:
             self._hub.count_publish(key)
@@ -191,8 +223,8 @@ class Api:
         matches = [hmac.compare_digest(shown.encode(), key.encode()) for key in keys]
         return shown if any(matches) else None
 
-    async def _identify(self, request: Request) -> Identity:
-        """Return the identity of a token that may publish. Raises EventError."""
+    async def _identify(self, request: Request, action: Action) -> Identity:
+        """Return whose token a request shows, in order to do this. Raises EventError."""
         access = self._hub.access
         # A token only identifies the user. What that user may do, `authorize` decides.
         tokens = access.authenticate is not None and access.authorize is not None
@@ -205,11 +237,12 @@ class Api:
             if identity is not None:
                 return identity
         if not tokens and not self._hub.settings.api_keys:
+            what = "Publishing" if action == "publish" else "Reading presence"
             raise EventError(
-                "Publishing over HTTP is off: set api_keys (CROSSBAND_API_KEYS)", code="refused"
+                f"{what} over HTTP is off: set api_keys (CROSSBAND_API_KEYS)", code="refused"
             )
         raise self._no_key(
-            request, f"{_WANTED}; or a token that may publish" if tokens else _WANTED
+            request, f"{_WANTED}; or a token that may {action}" if tokens else _WANTED
         )
 
 

@@ -67,7 +67,7 @@ class Node:
     def deliver(self, publication: Publication) -> None:
         self.delivered.append(publication)
 
-    def lost(self, namespace: str) -> None:
+    def lost(self, namespace: str, sid: str | None = None) -> None:
         self.losses.append(namespace)
 
     def taken(self, namespace: str, key: str, take: int) -> None:

@@ -22,7 +22,7 @@ class Ear:
     def deliver(self, publication: Publication) -> None:
         pass
 
-    def lost(self, namespace: str) -> None:
+    def lost(self, namespace: str, sid: str | None = None) -> None:
         pass
 
     def taken(self, namespace: str, key: str, take: int) -> None:

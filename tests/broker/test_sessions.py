@@ -31,7 +31,7 @@ class Ear:
     def deliver(self, publication: Publication) -> None:
         raise AssertionError
 
-    def lost(self, namespace: str) -> None:
+    def lost(self, namespace: str, sid: str | None = None) -> None:
         raise AssertionError
 
     def taken(self, namespace: str, key: str, take: int) -> None:

@@ -100,8 +100,8 @@ class Receiver(Protocol):
     def deliver(self, publication: Publication) -> None:
         """Deliver a publication to the clients of this node."""
 
-    def lost(self, namespace: str) -> None:
-        """Tell the clients of a namespace of a gap: something recorded is lost."""
+    def lost(self, namespace: str, sid: str | None = None) -> None:
+        """Tell the clients of a namespace of a gap, or one of them: something recorded is lost."""
 
     def taken(self, namespace: str, key: str, take: int) -> None:
         """End the client of a session that another node has taken.

@@ -171,11 +171,11 @@ class Directory:
         if namespace is not None:
             namespace.fanout.deliver(publication)
 
-    def lost(self, namespace: str) -> None:
-        """Tell the clients of a namespace of a gap: the broker has proof of loss."""
+    def lost(self, namespace: str, sid: str | None = None) -> None:
+        """Tell the clients of a namespace of a gap, or one: the broker has proof of loss."""
         known = self._known(namespace)
         if known is not None:
-            known.fanout.tell_lost()
+            known.fanout.tell_lost(sid)
 
     def taken(self, namespace: str, key: str, take: int) -> None:
         """End the client of a session that another node has taken."""

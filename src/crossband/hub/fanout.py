@@ -135,17 +135,19 @@ class Fanout(Generic[R]):
         if not emission.awaited:
             self._traffic.not_published(self.name, error)
 
-    def tell_lost(self) -> None:
-        """Tell all clients of a gap: the broker has proof of a loss."""
+    def tell_lost(self, sid: str | None = None) -> None:
+        """Tell all clients of a gap, or one of them: the broker has proof of a loss."""
         head = self._node.broker.head(self.name)
         # A client that is catching up is told in order, even before its welcome.
         for buffer in self.buffers:
+            if sid is not None and sid not in buffer.ids:
+                continue
             self._traffic.gap("lost")
             notice = buffer.codec.gap(self.name, reason="lost", offset=head)
             if notice is not None:
                 buffer.keep(notice)
         for recipient in list(self.clients.by_id.values()):
-            if recipient.catching is None:
+            if recipient.catching is None and sid in (None, recipient.id):
                 self._traffic.gap("lost")
                 notice = recipient.codec.gap(self.name, reason="lost", offset=head)
                 if notice is not None:

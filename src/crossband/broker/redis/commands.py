@@ -1,0 +1,380 @@
+"""Commands to a server, in order, over a connection that comes back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from crossband.broker.redis import scripts
+from crossband.broker.redis.address import Address, Place
+from crossband.broker.redis.link import Link, pack
+from crossband.broker.redis.replies import Remedy, ServerError, advice, remedy
+from crossband.broker.redis.scripts import Script
+from crossband.broker.redis.servers import Unfit, connect
+from crossband.errors import BrokerUnavailable
+
+logger: Final = logging.getLogger("crossband")
+
+# Seconds after which a command that was not replied to fails.
+PATIENCE: Final = 5.0
+# Seconds without a reply after which a connection counts as dead.
+REPLY_TIME: Final = 3.0
+# Seconds between two looks at what waits.
+LOOK: Final = 0.25
+# Seconds before a command is sent again that the server could not carry out now.
+WAIT: Final = 0.1
+# Seconds between two attempts to connect: the first, and at most.
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+
+# The oldest version whose streams can be trimmed by MINID.
+OLDEST: Final = (6, 2)
+
+_LOADS: Final = [
+    (script, pack("SCRIPT", "LOAD", script.source))
+    for script in vars(scripts).values()
+    if isinstance(script, Script)
+]
+
+# Takes a reply, or the error that came instead of it.
+Done = Callable[[Any], None]
+
+
+class Call:
+    """A command, until it is done."""
+
+    __slots__ = ("again", "args", "done", "packed", "script", "since")
+
+    def __init__(
+        self,
+        packed: bytes,
+        done: Done | None,
+        since: float,
+        *,
+        again: bool,
+        script: Script | None = None,
+        args: Sequence[str | bytes | int] = (),
+    ) -> None:
+        self.packed = packed
+        # None once it is done, or if nobody wants the reply.
+        self.done = done
+        # When it was queued, in the loop's time.
+        self.since = since
+        # It may be sent again if the connection was lost before its reply came.
+        self.again = again
+        # To send the script itself.
+        self.script = script
+        self.args = args
+
+    def end(self, outcome: Any) -> None:
+        """Hand over the reply, or an exception, once."""
+        done, self.done = self.done, None
+        if done is not None:
+            done(outcome)
+
+
+class Commands:
+    """The commands of this node to one server."""
+
+    def __init__(
+        self,
+        address: Address,
+        place: Place | None,
+        name: str,
+        connected: Callable[[], None],
+    ) -> None:
+        self._address = address
+        # None: it has to be looked for.
+        self._place = place
+        self._name = name
+        # Called after each login, when what waited is about to be sent.
+        self._connected = connected
+        self._link: Link | None = None
+        self._loop = asyncio.get_running_loop()
+        # Not sent yet; and sent, in order.
+        self._waiting: deque[Call] = deque()
+        self._sent: deque[Call] = deque()
+        # Will be sent again after a pause.
+        self._later: list[Call] = []
+        self._pause: asyncio.TimerHandle | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._down: asyncio.Event = asyncio.Event()
+        # Why it is not connected, or what the server refuses; None if all is well.
+        self.problem: str | None = "not connected yet"
+        # Where it is connected to.
+        self.at: Place | None = None
+        # Connections so far.
+        self.connections: int = 0
+
+    # Life.
+
+    async def start(self, patience: float) -> None:
+        """Connect. Raises BrokerUnavailable, at once if trying again cannot help."""
+        deadline = self._loop.time() + patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._connect()
+                break
+            except Unfit as error:
+                self.problem = str(error)
+                if error.final or self._loop.time() + pause > deadline:
+                    raise BrokerUnavailable(str(error)) from None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        self._keeping = self._loop.create_task(self._keep())
+        self._looking = self._loop.call_later(LOOK, self._look)
+
+    async def stop(self) -> None:
+        """Disconnect; what waits fails."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
+            self._keeping = None
+        for timer in (self._looking, self._pause):
+            if timer is not None:
+                timer.cancel()
+        self._looking = self._pause = None
+        link, self._link = self._link, None
+        if link is not None:
+            link.abort()
+        self.problem = "the broker is stopped"
+        left = [*self._sent, *self._later, *self._waiting]
+        self._sent.clear()
+        self._later.clear()
+        self._waiting.clear()
+        for call in left:
+            call.end(BrokerUnavailable("the broker is stopped"))
+
+    async def _keep(self) -> None:
+        """Connect again whenever the connection is lost."""
+        while True:
+            await self._down.wait()
+            pause = FIRST_PAUSE
+            while True:
+                # Not all nodes at the same moment.
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                try:
+                    await self._connect()
+                    break
+                except Unfit as error:
+                    if str(error) != self.problem:
+                        logger.warning("broker: %s", error)
+                    self.problem = str(error)
+                except Exception:
+                    logger.exception("broker: connecting failed")
+                pause = min(2 * pause, LONGEST_PAUSE)
+            logger.warning("broker: connected to Redis at %s again", self.at)
+
+    async def _connect(self) -> None:
+        ended: list[str] = []
+
+        def lost(reason: str) -> None:
+            ended.append(reason)
+            if self._link is link:
+                self._lost(reason)
+
+        link: Link | None = None
+        link, place = await connect(self._address, self._place, _unasked, lost, self._name)
+        try:
+            await _check(link, place)
+        except (OSError, ServerError) as error:
+            link.abort()
+            text = advice(error) if isinstance(error, ServerError) else str(error)
+            raise Unfit(f"{place}: {text}") from None
+        except BaseException:
+            link.abort()
+            raise
+        if ended:
+            raise Unfit(f"{place}: the connection was lost at once: {ended[0]}")
+        self._down.clear()
+        self._link, self.at, self.problem = link, place, None
+        self.connections += 1
+        for _, load in _LOADS:
+            link.call(load, _ignore)
+        self._connected()
+        waiting, self._waiting = self._waiting, deque()
+        for call in waiting:
+            self._send(call)
+
+    def _lost(self, reason: str) -> None:
+        """Keep what may be sent again; fail the rest."""
+        self._link = None
+        self.problem = f"the connection to Redis at {self.at} was lost: {reason}"
+        logger.warning("broker: %s", self.problem)
+        sent, self._sent = self._sent, deque()
+        self._waiting.extendleft(reversed([call for call in sent if call.again]))
+        for call in sent:
+            if not call.again:
+                call.end(BrokerUnavailable(self.problem))
+        self._down.set()
+
+    def reconnect(self) -> None:
+        """Look for the server anew: this one is not the right one any more."""
+        if self._link is not None:
+            self._link.abort()
+
+    # Commands.
+
+    def run(
+        self,
+        script: Script,
+        keys: Sequence[str | bytes],
+        args: Sequence[str | bytes | int],
+        done: Done | None = None,
+        *,
+        again: bool = True,
+    ) -> None:
+        """Run a script. Its reply goes to `done`, or an exception."""
+        rest = (len(keys), *keys, *args)
+        packed = pack("EVALSHA", script.sha, *rest)
+        self._queue(Call(packed, done, self._loop.time(), again=again, script=script, args=rest))
+
+    def call(self, *args: str | bytes | int, done: Done | None = None, again: bool = True) -> None:
+        """Send a command. Its reply goes to `done`, or an exception."""
+        self._queue(Call(pack(*args), done, self._loop.time(), again=again))
+
+    async def ask(self, *args: str | bytes | int) -> Any:
+        """Send a command, and return its reply. Raises BrokerUnavailable."""
+        return await wanted(lambda done: self.call(*args, done=done))
+
+    async def result(
+        self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int]
+    ) -> Any:
+        """Run a script, and return its reply. Raises BrokerUnavailable."""
+        return await wanted(lambda done: self.run(script, keys, args, done))
+
+    def _queue(self, call: Call) -> None:
+        if self._link is not None and self._pause is None:
+            self._send(call)
+        elif self._keeping is None and self._link is None:
+            call.end(BrokerUnavailable(self.problem or "the broker is stopped"))
+        else:
+            self._waiting.append(call)
+
+    def _send(self, call: Call) -> None:
+        if self._link is None:
+            self._waiting.append(call)
+            return
+        self._sent.append(call)
+        self._link.call(call.packed, self._take)
+
+    def _take(self, reply: Any) -> None:
+        """Hand over a reply: those of a connection come in the order of its commands."""
+        call = self._sent.popleft()
+        if isinstance(reply, ServerError):
+            self._failed(call, reply)
+        else:
+            call.end(reply)
+
+    def _failed(self, call: Call, error: ServerError) -> None:
+        what = remedy(error)
+        if what is Remedy.LOAD and call.script is not None:
+            call.packed = pack("EVAL", call.script.source, *call.args)
+            self._send(call)
+        elif what is Remedy.MOVE:
+            self._retry(call)
+            self.problem = f"{self.at}: {advice(error)}"
+            self.reconnect()
+        elif what is Remedy.WAIT:
+            self._retry(call)
+        else:
+            logger.error("broker: %s: %s", self.at, advice(error))
+            call.end(BrokerUnavailable(f"{self.at}: {advice(error)}"))
+
+    def _retry(self, call: Call) -> None:
+        """Send a command again after a pause: the server has not carried it out."""
+        self._later.append(call)
+        if self._pause is None:
+            self._pause = self._loop.call_later(WAIT, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        later, self._later = self._later, []
+        self._waiting.extendleft(reversed(later))
+        if self._link is not None:
+            waiting, self._waiting = self._waiting, deque()
+            for call in waiting:
+                self._send(call)
+
+    def _look(self) -> None:
+        """Give up what waits for too long, and a connection that is dead."""
+        now = self._loop.time()
+        self._looking = self._loop.call_later(LOOK, self._look)
+        if self._sent and self._link is not None:
+            silent = now - max(self._link.heard_at, self._sent[0].since)
+            if silent > REPLY_TIME:
+                self._link.abort()
+        for calls in (self._sent, self._later, self._waiting):
+            for call in calls:
+                if call.since + PATIENCE > now:
+                    break
+                if call.done is not None:
+                    problem = self.problem or f"no answer from Redis at {self.at}"
+                    call.end(BrokerUnavailable(problem))
+        while self._waiting and self._waiting[0].since + PATIENCE <= now:
+            self._waiting.popleft()
+
+
+async def wanted(queue: Callable[[Done], None]) -> Any:
+    """Return the reply of a command that is queued with a callback. Raises BrokerUnavailable."""
+    reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def done(outcome: Any) -> None:
+        if reply.done():
+            return
+        if isinstance(outcome, Exception):
+            reply.set_exception(outcome)
+        else:
+            reply.set_result(outcome)
+
+    queue(done)
+    return await reply
+
+
+async def _check(link: Link, place: Place) -> None:
+    """Raise Unfit for a server that is too old, or a replica."""
+    try:
+        text: bytes = await link.ask("INFO")
+    except ServerError as error:
+        if error.code == "NOPERM":
+            # It will say itself what it does not permit.
+            return
+        raise
+    info = dict(
+        line.split(":", 1) for line in text.decode("utf-8", "replace").splitlines() if ":" in line
+    )
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    version = info.get("redis_version", "")
+    numbers = [part for part in version.split(".") if part.isdigit()]
+    if len(numbers) > 1 and (int(numbers[0]), int(numbers[1])) < OLDEST:
+        raise Unfit(
+            f"{place}: {name} {version} is too old: Crossband needs Redis 6.2 or later, or Valkey",
+            final=True,
+        )
+    if info.get("role") == "slave":
+        raise Unfit(f"{place}: {advice(ServerError('READONLY it is a replica'))}")
+    if info.get("loading") == "1":
+        raise Unfit(f"{place}: Redis is still loading its data")
+
+
+def problem_of(info: dict[str, str]) -> str | None:
+    """Return what is wrong with a server's settings."""
+    policy = info.get("maxmemory_policy", "noeviction")
+    if info.get("maxmemory", "0") != "0" and policy != "noeviction":
+        return (
+            f"Redis may throw keys away when it is full (maxmemory-policy {policy}): "
+            "set it to noeviction"
+        )
+    return None
+
+
+def _unasked(_: Any) -> None:
+    pass
+
+
+_ignore: Final = _unasked

@@ -1,0 +1,511 @@
+"""What comes in of one namespace: in order, without holes, or with a loss that is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+import msgspec
+
+from crossband.broker import Publication
+from crossband.broker.redis.base import Base
+from crossband.broker.redis.copy import Copy
+from crossband.broker.redis.frames import Frame, decode_entries, decode_entry, decode_frame
+from crossband.broker.redis.outgoing import Batch, new_log_id
+from crossband.broker.redis.scripts import FORGET, READ, TEAR, TOP
+from crossband.errors import BrokerUnavailable
+
+logger: Final = logging.getLogger("crossband")
+
+# Publications read at once.
+PAGE: Final = 100
+# Sockets whose own publications are read at once.
+SOCKETS: Final = 200
+# Bytes of what may wait while something is read; beyond it is read instead.
+MAX_HELD: Final = 67_108_864
+# Seconds that what is known to be in the log may take to come by the subscription.
+LATE: Final = 0.25
+# Seconds between two attempts to read while Redis is away.
+PAUSE: Final = 0.25
+
+
+class Reply(msgspec.Struct):
+    """What the read script answers."""
+
+    verdict: str
+    log: str
+    generation: int
+    top: int
+    lost: int
+    tears: int
+    begins: list[tuple[int, int]]
+    # By number; of one socket each for `own`.
+    entries: list[tuple[int, bytes]]
+    own: list[list[tuple[int, bytes]]]
+    short: list[str]
+
+    @classmethod
+    def of(cls, reply: list[Any]) -> Reply:
+        """Return what a reply says."""
+        verdict, log, generation, top, lost, tears, begins, entries, own, short = reply
+        return cls(
+            verdict.decode(),
+            (log or b"").decode(),
+            generation,
+            top,
+            lost,
+            tears,
+            _pairs(begins),
+            _pairs(entries),
+            [_pairs(one) for one in own],
+            [sid.decode() for sid in short],
+        )
+
+    def end(self, most: int) -> int:
+        """Return the number up to which all is here."""
+        ends = [run[-1][0] for run in (self.entries, *self.own) if len(run) >= most]
+        return min(ends, default=self.top)
+
+    def generation_of(self, number: int, first: int) -> int:
+        """Return the generation of a number; `first` is the one that was asked for."""
+        found = first
+        for generation, begin in self.begins:
+            if number > begin:
+                found = generation
+        return found
+
+
+def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+class Feed:
+    """A namespace that is attached to this node, or is being attached."""
+
+    def __init__(
+        self,
+        base: Base,
+        namespace: str,
+        batches: dict[int, Batch],
+        sids: Callable[[str], Collection[str]],
+    ) -> None:
+        self._base = base
+        self.namespace: Final = namespace
+        self._key = base.keys.base(namespace)
+        self._channel = self._key.encode()
+        # This node's own, by number.
+        self._batches = batches
+        # The sockets of this node in a namespace.
+        self._sids = sids
+        self._loop = asyncio.get_running_loop()
+        self.attached: asyncio.Future[None] = self._loop.create_future()
+        # Where it is: the last publication delivered. No log until attached.
+        self.log: str = ""
+        self.generation: int = 0
+        self.number: int = 0
+        # What a number's position is ahead of it: it grows when numbers fall back.
+        self._ahead = 0
+        self._tears = 0
+        self._copy = Copy(base, 0)
+        # None unless something is read.
+        self._reading: asyncio.Task[None] | None = None
+        # Read once more, as more may have been missed meanwhile.
+        self._again = False
+        # What came by the subscription meanwhile.
+        self._held: deque[Frame] = deque()
+        self._held_size = 0
+        # Batches of this node that are in the log, and not delivered yet.
+        self._unsettled: list[Batch] = []
+        # Who waits for a number.
+        self._progress: list[asyncio.Future[None]] = []
+        self._look: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # Life.
+
+    def open(self) -> None:
+        """Subscribe."""
+        self._base.server(self.namespace).subscription.add(self._channel, self)
+
+    def close(self, *, forget: bool) -> None:
+        """Unsubscribe; let the log go if no node listens to it, and nobody can come back."""
+        self._closed = True
+        server = self._base.server(self.namespace)
+        ended = self._forget if forget else None
+        server.subscription.remove(self._channel, ended)
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        if self._look is not None:
+            self._look.cancel()
+        if not self.attached.done():
+            self.attached.set_exception(BrokerUnavailable("the namespace was detached"))
+            # Nobody may be waiting any more.
+            self.attached.exception()
+        for batch in self._unsettled:
+            self._settle(batch)
+        self._unsettled.clear()
+        self._moved()
+
+    def _forget(self) -> None:
+        server = self._base.server(self.namespace)
+        how = "NUMSUB" if server.verb == "PUBLISH" else "SHARDNUMSUB"
+        ttl = 2 * self._base.bounds.age_ms
+        server.commands.run(FORGET, [f"{self._key}meta"], [how, self._key, ttl])
+
+    # Places.
+
+    def cursor(self, number: int | None = None) -> str:
+        """Return a cursor of the current generation; of the last delivered without a number."""
+        return f"{self.log}.{self.generation}-{self.number if number is None else number}"
+
+    def position(self, number: int) -> int:
+        """Return the position of a number: positions grow, whatever happens to the log."""
+        return self._ahead + number
+
+    def covers(self, log: str, generation: int, number: int) -> bool:
+        """Return whether this place is behind what was delivered here, in one line."""
+        return log == self.log and generation == self.generation and number <= self.number
+
+    def recent(self, number: int, sid: str | None) -> list[tuple[int, Publication]] | None:
+        """Return what was delivered after a number, as far as a client may get it, or None."""
+        return self._copy.after(number, sid)
+
+    async def reached(self, log: str, number: int, patience: float) -> bool:
+        """Wait until a number was delivered; False if the log is another one by now.
+
+        Raises BrokerUnavailable.
+        """
+        deadline = self._loop.time() + patience
+        self.check(number)
+        while self.log == log and self.number < number and not self._closed:
+            wait = deadline - self._loop.time()
+            if wait <= 0:
+                raise BrokerUnavailable("what was published elsewhere does not arrive here")
+            moved: asyncio.Future[None] = self._loop.create_future()
+            self._progress.append(moved)
+            await asyncio.wait([moved], timeout=wait)
+        if self._closed:
+            raise BrokerUnavailable("the namespace is no longer served here")
+        return self.log == log
+
+    def check(self, top: int) -> None:
+        """Read on soon if the log is known to be ahead, and nothing comes."""
+        if top > self.number and self._look is None and self._reading is None:
+            self._look = self._loop.call_later(LATE, self._look_on, top)
+
+    def _look_on(self, top: int) -> None:
+        self._look = None
+        if self.number < top:
+            self.read()
+
+    def look(self) -> None:
+        """Compare this place with where the log is, and keep the log for another day."""
+        if self.log and self._reading is None:
+            self._base.server(self.namespace).commands.run(TOP, *self._top(), self._compare)
+
+    def _compare(self, reply: Any) -> None:
+        if not isinstance(reply, list) or self._reading is not None or self._closed:
+            return
+        log, generation, top, tears = reply
+        if (log.decode(), generation, tears) != (self.log, self.generation, self._tears):
+            self.read()
+        else:
+            self.check(top)
+
+    def _top(self) -> tuple[list[str | bytes], list[str | bytes | int]]:
+        base = self._base
+        return (
+            [f"{self._key}meta", f"{self._key}log"],
+            [self._key, base.skew, new_log_id(), base.bounds.age_ms],
+        )
+
+    async def top(self) -> list[Any]:
+        """Ask where the log is; begin one if there is none. Raises BrokerUnavailable."""
+        commands = self._base.server(self.namespace).commands
+        reply: list[Any] = await commands.result(TOP, *self._top())
+        return reply
+
+    # The subscription.
+
+    def confirmed(self) -> None:
+        """Read on: before this, something may have been missed."""
+        self.read()
+
+    def refused(self, reason: str) -> None:
+        """Note that it cannot be attached."""
+        if not self.attached.done():
+            self.attached.set_exception(BrokerUnavailable(reason))
+
+    def heard(self, data: bytes) -> None:
+        """Take a frame. Hot: once per frame."""
+        try:
+            frame = decode_frame(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            logger.error(
+                "broker: dropped a message in %r that is not ours: %s", self.namespace, error
+            )
+            return
+        if self._reading is not None:
+            self._hold(frame)
+        elif self.log:
+            self._take(frame)
+
+    def _hold(self, frame: Frame) -> None:
+        self._held.append(frame)
+        self._held_size += len(frame.entries)
+        if self._held_size > MAX_HELD:
+            self._held.clear()
+            self._held_size = 0
+            self._again = True
+
+    def _take(self, frame: Frame) -> bool:
+        """Deliver a frame that is next; return whether it was, or else read first."""
+        if frame.log == self.log and not frame.node:
+            self._note_tears(frame.batch)
+        if (
+            frame.log != self.log
+            or frame.generation != self.generation
+            or frame.before > self.number
+        ):
+            self._hold(frame)
+            self.read()
+            return False
+        if frame.node:
+            try:
+                self._deliver(frame)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                # Whoever sent it, its numbers count.
+                logger.error("broker: lost a message in %r: %s", self.namespace, error)
+                self.read()
+        return True
+
+    def _deliver(self, frame: Frame) -> None:
+        batch = self._batches.pop(frame.batch, None) if frame.node == self._base.node else None
+        number = frame.before
+        if batch is not None:
+            batch.log, batch.generation, batch.before = frame.log, frame.generation, number
+            for place, item in enumerate(batch.items):
+                if item.recorded:
+                    number += 1
+                    cursor = self._pass_on(number, item.publication, place in frame.private)
+                    item.settle(cursor)
+                else:
+                    if number >= self.number:
+                        self._receive(item.publication)
+                    item.settle(None)
+        else:
+            namespace = self.namespace
+            for place, entry in enumerate(decode_entries(frame.entries)):
+                if entry.recorded:
+                    number += 1
+                    self._pass_on(number, entry.publication(namespace), place in frame.private)
+                elif number >= self.number:
+                    self._receive(entry.publication(namespace))
+        if self._progress:
+            self._moved()
+
+    def _pass_on(self, number: int, publication: Publication, private: bool) -> str:
+        """Deliver a recorded publication, unless it was before; return its cursor."""
+        cursor = f"{self.log}.{self.generation}-{number}"
+        if number > self.number:
+            self.number = number
+            recorded = publication.at(cursor, self._ahead + number)
+            self._copy.add(number, recorded, private=private)
+            self._receive(recorded)
+        return cursor
+
+    def _receive(self, publication: Publication) -> None:
+        receiver = self._base.receiver
+        if receiver is not None:
+            receiver.deliver(publication)
+
+    # Reading on.
+
+    def read(self) -> None:
+        """Read what may have been missed, then go on with the subscription."""
+        if self._closed:
+            return
+        if self._reading is not None:
+            self._again = True
+            return
+        self._reading = self._loop.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                self._again = False
+                try:
+                    if not self.log:
+                        await self._begin()
+                    while not await self._read_page():
+                        pass
+                except BrokerUnavailable as error:
+                    if not self.attached.done():
+                        self.attached.set_exception(error)
+                        self.attached.exception()
+                        return
+                    await asyncio.sleep(PAUSE)
+                    continue
+                if not self._again and self._go_on():
+                    return
+        except Exception:
+            logger.exception("broker: reading %r failed", self.namespace)
+        finally:
+            if self._reading is asyncio.current_task():
+                self._reading = None
+
+    def _go_on(self) -> bool:
+        """Return to the subscription; False if more has to be read first."""
+        self._reading = None
+        held, self._held = self._held, deque()
+        self._held_size = 0
+        while held:
+            if not self._take(held.popleft()):
+                # The rest waits behind it.
+                for frame in held:
+                    self._hold(frame)
+                return self._reading is not None
+        self._settle_past()
+        return True
+
+    async def _begin(self) -> None:
+        log, generation, top, tears = await self.top()
+        self._start(log.decode(), generation, top, tears)
+        if not self.attached.done():
+            self.attached.set_result(None)
+
+    def _start(self, log: str, generation: int, number: int, tears: int) -> None:
+        """Go on in another log, or at another place."""
+        last = self._ahead + self.number
+        self.log, self.generation, self.number, self._tears = log, generation, number, tears
+        # The next position is the next one.
+        self._ahead = max(self._ahead, last - number) if last else 0
+        self._copy = Copy(self._base, number)
+
+    async def _read_page(self) -> bool:
+        """Read a page and deliver it; return whether it was the last."""
+        first = (self.log, self.generation, self.number)
+        pages = []
+        sids = list(self._sids(self.namespace))
+        for start in range(0, max(len(sids), 1), SOCKETS):
+            page = await self.ask(*first, PAGE, sids[start : start + SOCKETS])
+            if page.verdict != "ok":
+                await self._step_over(page)
+                return False
+            pages.append(page)
+        self._note_tears(pages[-1].tears)
+        end = min(page.end(PAGE) for page in pages)
+        # Which are not in the log of all.
+        own = {number: data for page in pages for run in page.own for number, data in run}
+        entries = dict(pages[0].entries) | own
+        for page in pages:
+            for sid in page.short:
+                self._tell_lost(sid)
+        for number in sorted(entries):
+            if number > end:
+                break
+            self.generation = pages[0].generation_of(number, first[1])
+            try:
+                entry = decode_entry(entries[number])
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                logger.error("broker: lost number %d in %r: %s", number, self.namespace, error)
+                self._tell_lost(None)
+                continue
+            self._pass_on(number, entry.publication(self.namespace), number in own)
+        if end > self.number:
+            self.number = end
+        if pages[0].begins:
+            self.generation = pages[0].generation_of(self.number, first[1])
+        last = all(page.end(PAGE) == page.top for page in pages)
+        if last:
+            self.generation = pages[0].generation
+        self._moved()
+        return last
+
+    async def ask(
+        self, log: str, generation: int, number: int, most: int, sids: Collection[str]
+    ) -> Reply:
+        """Read after a place. Raises BrokerUnavailable."""
+        base = self._base
+        args = [self._key, base.skew, base.bounds.age_ms, log, generation, number, most, *sids]
+        keys = [f"{self._key}meta", f"{self._key}log"]
+        return Reply.of(await base.server(self.namespace).commands.result(READ, keys, args))
+
+    async def _step_over(self, page: Reply) -> None:
+        """Go on behind what is lost, and tell of it."""
+        if page.verdict == "expired":
+            logger.warning("broker: %r: this node was away for too long", self.namespace)
+            self._start(
+                self.log, page.generation_of(page.lost, self.generation), page.lost, self._tears
+            )
+            self._tell_lost(None)
+        elif page.verdict == "torn":
+            generation, begin = page.begins[0]
+            if self.number > begin:
+                await self._tear()
+                logger.warning(
+                    "broker: %r: Redis has lost what followed number %d", self.namespace, begin
+                )
+                self._start(self.log, generation, begin, self._tears)
+            else:
+                self.generation = generation
+            self._note_tears(page.tears)
+        else:
+            log, generation, top, tears = await self.top()
+            logger.warning("broker: %r: Redis has lost the log", self.namespace)
+            same = log.decode() == page.log
+            self._start(log.decode(), generation, page.lost if same else top, tears)
+            self._tell_lost(None)
+
+    async def _tear(self) -> None:
+        """Tell all nodes how far a lost generation had gone."""
+        server = self._base.server(self.namespace)
+        args = [self.log, self.generation, self.number, server.verb, self._key]
+        await server.commands.result(TEAR, [f"{self._key}meta"], args)
+
+    def _note_tears(self, tears: int) -> None:
+        if tears > self._tears:
+            self._tears = tears
+            self._tell_lost(None)
+
+    def _tell_lost(self, sid: str | None) -> None:
+        receiver = self._base.receiver
+        if receiver is not None:
+            receiver.lost(self.namespace, sid)
+
+    # This node's own.
+
+    def appended(self, batch: Batch) -> None:
+        """Note that a batch of this node is in the log: it will be heard, or read."""
+        if batch.number not in self._batches:
+            return
+        if not self.log or (batch.before < batch.last <= self.number):
+            self._settle(batch)
+        else:
+            self._unsettled.append(batch)
+            self._loop.call_later(4 * LATE, self._settle_past)
+
+    def _settle_past(self) -> None:
+        """End the futures of what was read, or of what is behind it."""
+        for batch in [batch for batch in self._unsettled if self._is_past(batch)]:
+            self._unsettled.remove(batch)
+            self._settle(batch)
+
+    def _is_past(self, batch: Batch) -> bool:
+        return (
+            batch.number not in self._batches or batch.log != self.log or batch.last <= self.number
+        )
+
+    def _settle(self, batch: Batch) -> None:
+        self._batches.pop(batch.number, None)
+        batch.settle()
+
+    def _moved(self) -> None:
+        waiting, self._progress = self._progress, []
+        for moved in waiting:
+            if not moved.done():
+                moved.set_result(None)

@@ -1,0 +1,165 @@
+-- The log of one namespace. All keys begin with `base`, and are in one slot:
+--   meta       hash: id, g (generation), n (last number), t (time of the last append, ms),
+--              total (bytes appended), shared (last number in `log`), lost (last number trimmed from
+--              it), replid (of the server that appended last), gens (the last generations, and
+--              the number behind which each began), tears (proven losses), x<g> (how far a torn
+--              generation is known to have gone)
+--   log        stream, n-0: t, b (total before it), d (an entry)
+--   sid:<sid>  hash: key (of its session), v (others in its room), total, shared, lost
+--   own:<sid>  stream as `log`: what was sent to this socket alone
+local DAY = 86400000
+
+local function clock(skew)
+    local t = redis.call('TIME')
+    return t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(skew)
+end
+
+-- Return the log, or a new one with this id if there is none. `m.fresh` says that it is new.
+local function open(base, id, age, t)
+    local f = redis.call('HMGET', base .. 'meta', 'id', 'g', 'n', 't', 'total', 'shared', 'lost', 'replid',
+        'tears', 'gens')
+    local m = {
+        base = base,
+        id = f[1],
+        g = tonumber(f[2] or 0),
+        n = tonumber(f[3] or 0),
+        t = tonumber(f[4] or 0),
+        total = tonumber(f[5] or 0),
+        shared = tonumber(f[6] or 0),
+        lost = tonumber(f[7] or 0),
+        replid = f[8],
+        tears = tonumber(f[9] or 0),
+        gens = f[10] or '0:0'
+    }
+    if m.id and m.shared > m.lost and redis.call('EXISTS', base .. 'log') == 0 then
+        if m.t + age < t then
+            -- The stream has expired.
+            m.lost = m.shared
+        else
+            -- Redis has evicted it, or somebody has deleted it: its cursors have lost their meaning.
+            m.id = false
+        end
+    end
+    if not m.id then
+        m = {base = base, id = id, g = 0, n = 0, t = 0, total = 0, shared = 0, lost = 0, tears = 0,
+            gens = '0:0', fresh = true}
+    end
+    -- Clocks of a server and of the one that takes over from it differ.
+    m.t = math.max(m.t, t)
+    return m
+end
+
+-- Trim a stream exactly; return the last number that it has lost.
+local function trim(key, total, lost, size, limit, oldest)
+    local excess = redis.call('XLEN', key) - size
+    local count = math.min(math.max(excess, 0) + 1, 64)
+    while true do
+        local found = redis.call('XRANGE', key, '-', '+', 'COUNT', count)
+        local last
+        for _, entry in ipairs(found) do
+            local fields = entry[2]
+            if excess > 0 or tonumber(fields[2]) < oldest or total - tonumber(fields[4]) > limit then
+                last = tonumber(string.match(entry[1], '%d+'))
+                excess = excess - 1
+            else
+                break
+            end
+        end
+        if not last then
+            return lost
+        end
+        lost = last
+        redis.call('XTRIM', key, 'MINID', '=', (last + 1) .. '-0')
+        if #found < count then
+            return lost
+        end
+        count = 16
+    end
+end
+
+-- The sessions that alone may get an entry; nil if it belongs into the log of all.
+local function owners(base, sids)
+    local known = {}
+    for sid in string.gmatch(sids, '%S+') do
+        local f = redis.call('HMGET', base .. 'sid:' .. sid, 'v', 'key')
+        if tonumber(f[1] or 0) > 0 then
+            return nil
+        end
+        if f[2] then
+            known[#known + 1] = sid
+        end
+    end
+    return known
+end
+
+local function append_own(m, sid, size, data, bounds)
+    local key, own = m.base .. 'own:' .. sid, m.base .. 'sid:' .. sid
+    local f = redis.call('HMGET', own, 'total', 'lost')
+    local total, lost = tonumber(f[1] or 0), tonumber(f[2] or 0)
+    redis.call('XADD', key, m.n .. '-0', 't', m.t, 'b', total, 'd', data)
+    total = total + size
+    lost = trim(key, total, lost, bounds.size, bounds.own, m.t - bounds.age)
+    redis.call('HSET', own, 'total', total, 'lost', lost, 'shared', m.n)
+    redis.call('PEXPIRE', key, bounds.age)
+end
+
+-- Append entries and publish them, in one frame. Each is three arguments from ARGV[first] on: the size
+-- of its data in bytes (-1: it is not recorded), the socket ids it is for alone, and its bytes.
+-- bounds: size, limit, own (bytes), age (ms). Returns {id, generation, number before the first}.
+local function append(m, bounds, to, first, node, batch, anew)
+    local base, before = m.base, m.n
+    if m.fresh then
+        redis.call('DEL', base .. 'meta', base .. 'log')
+    end
+    -- The server's identity changes whenever it may have lost something. Without the right to ask for it,
+    -- each new connection begins a generation.
+    local info = redis.pcall('INFO', 'replication')
+    local replid = type(info) == 'string' and string.match(info, 'master_replid:(%x+)')
+    anew = anew and not replid
+    if anew or (replid and replid ~= m.replid) then
+        if m.n > 0 then
+            -- By the clock: two servers that both go on from here begin different generations.
+            m.g = math.max(m.g + 1, math.floor(m.t / 1000))
+            local gens = {}
+            for gen in string.gmatch(m.gens, '%S+') do
+                gens[#gens + 1] = gen
+            end
+            gens[#gens + 1] = m.g .. ':' .. m.n
+            if #gens > 64 then
+                redis.call('HDEL', base .. 'meta', 'x' .. string.match(gens[1], '%d+'))
+                table.remove(gens, 1)
+            end
+            m.gens = table.concat(gens, ' ')
+        end
+        m.replid = replid
+    end
+    local entries, private = {}, {}
+    for i = first, #ARGV, 3 do
+        local size, sids, data = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
+        entries[#entries + 1] = data
+        if size >= 0 then
+            m.n = m.n + 1
+            local known = sids ~= '' and owners(base, sids)
+            if known then
+                private[#private + 1] = #entries - 1
+                for _, sid in ipairs(known) do
+                    append_own(m, sid, size, data, bounds)
+                end
+            else
+                redis.call('XADD', base .. 'log', m.n .. '-0', 't', m.t, 'b', m.total, 'd', data)
+                m.total = m.total + size
+                m.shared = m.n
+            end
+        end
+    end
+    m.lost = trim(base .. 'log', m.total, m.lost, bounds.size, bounds.limit, m.t - bounds.age)
+    redis.call('HSET', base .. 'meta', 'id', m.id, 'g', m.g, 'n', m.n, 't', m.t, 'total', m.total, 'shared',
+        m.shared, 'lost', m.lost, 'replid', m.replid or '', 'gens', m.gens)
+    redis.call('PEXPIRE', base .. 'meta', math.max(DAY, 2 * bounds.age))
+    -- Longer than an entry is young enough to be read.
+    redis.call('PEXPIRE', base .. 'log', bounds.age + 1000)
+    redis.call(to.verb, to.channel, '\152' .. cmsgpack.pack(m.id) .. cmsgpack.pack(m.g)
+        .. cmsgpack.pack(before) .. cmsgpack.pack(m.t) .. cmsgpack.pack(node) .. cmsgpack.pack(batch)
+        .. cmsgpack.pack(private) .. '\221' .. struct.pack('>I4', #entries) .. table.concat(entries))
+    return {m.id, tostring(m.g), tostring(before)}
+end

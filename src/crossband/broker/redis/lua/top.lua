@@ -1,0 +1,9 @@
+-- Return where a log is, and keep it for another day; begin one if there is none.
+-- KEYS: meta, log. ARGV: base, skew (ms), new id, age (ms). Returns {id, generation, top, tears}
+local m = open(ARGV[1], ARGV[3], tonumber(ARGV[4]), clock(ARGV[2]))
+if m.fresh then
+    redis.call('DEL', KEYS[1], KEYS[2])
+    redis.call('HSET', KEYS[1], 'id', m.id, 'g', 0, 'n', 0, 't', m.t)
+end
+redis.call('PEXPIRE', KEYS[1], math.max(DAY, 2 * tonumber(ARGV[4])))
+return {m.id, m.g, m.n, m.tears}

@@ -1,0 +1,238 @@
+"""What this node publishes: queued in order, sent in batches, one of each namespace at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from crossband.broker import Publication
+from crossband.broker.bus import MAX_MESSAGE
+from crossband.broker.redis.base import Base
+from crossband.broker.redis.frames import encode_entry
+from crossband.broker.redis.scripts import APPEND
+from crossband.errors import BrokerUnavailable, EncodeError
+from crossband.names import new_id
+
+# Publications that may wait to be sent, and their bytes.
+MAX_QUEUE: Final = 10_000
+MAX_QUEUED: Final = 67_108_864
+# Of one batch: it is one step of the server, which does nothing else meanwhile.
+MAX_BATCH: Final = 200
+MAX_BATCH_SIZE: Final = 1_048_576
+# Bytes of one publication. Redis cuts a subscriber that is 32 MiB behind.
+MAX_PUBLICATION: Final = MAX_MESSAGE
+
+
+class Item:
+    """A publication on its way."""
+
+    __slots__ = ("data", "publication", "recorded", "settled")
+
+    def __init__(
+        self, publication: Publication, recorded: bool, data: bytes, settled: asyncio.Future[Any]
+    ) -> None:
+        self.publication = publication
+        self.recorded = recorded
+        self.data = data
+        self.settled = settled
+
+    def settle(self, cursor: str | None) -> None:
+        """End its future."""
+        if not self.settled.done():
+            self.settled.set_result(cursor)
+
+    def fail(self, error: BrokerUnavailable) -> None:
+        """End its future: it may or may not have been published."""
+        if not self.settled.done():
+            self.settled.set_exception(BrokerUnavailable(str(error)))
+
+
+class Batch:
+    """What is appended in one step."""
+
+    __slots__ = ("before", "generation", "items", "log", "namespace", "number")
+
+    def __init__(self, namespace: str, number: int, items: list[Item]) -> None:
+        self.namespace = namespace
+        self.number = number
+        self.items = items
+        # Where it is in the log; unknown until it is appended.
+        self.log = ""
+        self.generation = 0
+        self.before = 0
+
+    @property
+    def last(self) -> int:
+        """The number of its last recorded publication, or of the one before it."""
+        return self.before + sum(item.recorded for item in self.items)
+
+    def settle(self) -> None:
+        """End all futures."""
+        number = self.before
+        for item in self.items:
+            if item.recorded:
+                number += 1
+                item.settle(f"{self.log}.{self.generation}-{number}")
+            else:
+                item.settle(None)
+
+
+class Outgoing:
+    """The publications of one namespace."""
+
+    __slots__ = ("_base", "_box", "_in_flight", "_queue", "_scheduled", "namespace")
+
+    def __init__(self, base: Base, box: Outbox, namespace: str) -> None:
+        self._base = base
+        self._box = box
+        self.namespace = namespace
+        self._queue: deque[Item] = deque()
+        # One at a time: so a batch that is sent twice is known by its number.
+        self._in_flight: Batch | None = None
+        self._scheduled = False
+
+    def add(self, item: Item) -> None:
+        """Queue a publication; what is queued in one tick goes out together."""
+        self._queue.append(item)
+        if self._in_flight is None and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._scheduled = False
+        if not self._queue or self._in_flight is not None:
+            return
+        items: list[Item] = []
+        size = 0
+        while self._queue and len(items) < MAX_BATCH and size < MAX_BATCH_SIZE:
+            items.append(self._queue.popleft())
+            size += len(items[-1].data)
+        batch = self._in_flight = Batch(self.namespace, self._box.next_number(), items)
+        self._box.sending(batch, size)
+        base = self._base
+        key, bounds = base.keys.base(self.namespace), base.bounds
+        server = base.server(self.namespace)
+        args: list[str | bytes | int] = [
+            key,
+            base.skew,
+            new_log_id(),
+            bounds.age_ms,
+            bounds.size,
+            bounds.limit,
+            bounds.own,
+            server.verb,
+            key,
+            base.node,
+            batch.number,
+            self._box.is_new(server.commands.connections),
+        ]
+        for item in items:
+            publication = item.publication
+            args.append(publication.size if item.recorded else -1)
+            args.append(" ".join(publication.rooms) if publication.private else "")
+            args.append(item.data)
+        keys = [f"{key}meta", f"{key}log", f"{key}sent:{base.node}"]
+        server.commands.run(APPEND, keys, args, self._done)
+
+    def _done(self, reply: Any) -> None:
+        batch, self._in_flight = self._in_flight, None
+        assert batch is not None
+        if isinstance(reply, BrokerUnavailable):
+            failed = [*batch.items, *self._queue]
+            self._box.failed(batch, self._queue)
+            self._queue.clear()
+            for item in failed:
+                item.fail(reply)
+        else:
+            log, generation, before = reply
+            batch.log, batch.generation, batch.before = log.decode(), int(generation), int(before)
+            self._box.appended(batch)
+        if self._queue:
+            self._send()
+        else:
+            self._box.idle(self)
+
+
+def new_log_id() -> str:
+    """Return an id for a log that does not exist yet."""
+    return new_id()[1:]
+
+
+class Outbox:
+    """All that this node publishes."""
+
+    def __init__(self, base: Base, appended: Callable[[Batch], None]) -> None:
+        self._base = base
+        # Called when a batch is in the log.
+        self._appended = appended
+        self._outgoing: dict[str, Outgoing] = {}
+        # Those that were sent and may still be heard of, by number.
+        self.batches: dict[int, Batch] = {}
+        self._numbers = itertools.count(1)
+        self._count = 0
+        self._size = 0
+        self._connections = 0
+
+    def publish(self, publication: Publication, *, record: bool) -> asyncio.Future[str | None]:
+        """Queue a publication. Raises EncodeError if it is too large to be carried."""
+        data = encode_entry(publication, recorded=record)
+        if len(data) > MAX_PUBLICATION:
+            raise EncodeError(
+                f"the event {publication.event!r} has {len(data)} bytes: between nodes, at most "
+                f"{MAX_PUBLICATION} are carried"
+            )
+        settled: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        if self._count >= MAX_QUEUE or self._size + len(data) > MAX_QUEUED:
+            settled.set_exception(
+                BrokerUnavailable(
+                    f"{self._count} events already wait for Redis, with {self._size} bytes"
+                )
+            )
+            return settled
+        self._count += 1
+        self._size += len(data)
+        outgoing = self._outgoing.get(publication.namespace)
+        if outgoing is None:
+            outgoing = Outgoing(self._base, self, publication.namespace)
+            self._outgoing[publication.namespace] = outgoing
+        outgoing.add(Item(publication, record, data, settled))
+        return settled
+
+    @property
+    def busy(self) -> bool:
+        """Whether something waits to be sent, or to be answered."""
+        return bool(self._outgoing)
+
+    # For Outgoing.
+
+    def next_number(self) -> int:
+        """Return the number of a new batch: higher than all before."""
+        return next(self._numbers)
+
+    def is_new(self, connections: int) -> int:
+        """Return 1 for the first batch of a connection."""
+        new, self._connections = connections != self._connections, connections
+        return int(new)
+
+    def sending(self, batch: Batch, size: int) -> None:
+        """Note that a batch leaves."""
+        self._count -= len(batch.items)
+        self._size -= size
+        self.batches[batch.number] = batch
+
+    def appended(self, batch: Batch) -> None:
+        """Note that a batch is in the log."""
+        self._appended(batch)
+
+    def failed(self, batch: Batch, others: deque[Item]) -> None:
+        """Note that a batch, and what waited behind it, is given up."""
+        self.batches.pop(batch.number, None)
+        self._count -= len(others)
+        self._size -= sum(len(item.data) for item in others)
+
+    def idle(self, outgoing: Outgoing) -> None:
+        """Forget a namespace in which nothing waits."""
+        self._outgoing.pop(outgoing.namespace, None)

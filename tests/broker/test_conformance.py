@@ -14,9 +14,11 @@ import pytest
 
 from crossband import Broker, MemoryBroker, Publication, Session
 from crossband.broker import HISTORY_PAGE
+from crossband.broker.redis import RedisBroker
 from crossband.errors import Gap
 from crossband.names import new_id
 from crossband.protocol import payload
+from tests.engines import Program, shared
 from tests.far import far
 
 CURSOR = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -48,10 +50,29 @@ def memory(size: int, limit: int, age: float, clock: Clock) -> Cluster:
     return node
 
 
+def redis(program: Program) -> Factory:
+    """Return a factory of brokers at a server that all tests share."""
+
+    def factory(size: int, limit: int, age: float, clock: Clock) -> Cluster:
+        url = f"{shared(program).url}?prefix={new_id()}"
+        start = clock.now
+        return lambda: RedisBroker(
+            url,
+            history_size=size,
+            history_bytes=limit,
+            history_age=age,
+            skew=lambda: clock.now - start,
+        )
+
+    return factory
+
+
 # Behind a network: late, cut, and asked twice.
 BROKERS: dict[str, Factory] = {
     "memory": memory,
     "far": lambda size, limit, age, clock: far(size, limit, age, clock, seed=1).node,
+    "redis": redis("redis"),
+    "valkey": redis("valkey"),
 }
 
 

@@ -33,7 +33,7 @@ class Ear:
         self.heard.append(publication)
         self._more.set()
 
-    def lost(self, namespace: str) -> None:
+    def lost(self, namespace: str, sid: str | None = None) -> None:
         raise AssertionError(namespace)
 
     def taken(self, namespace: str, key: str, take: int) -> None:

@@ -114,8 +114,7 @@ class RedisBroker(Broker):
         if server.commands.problem is None:
             try:
                 async with asyncio.timeout(STOP_TIME):
-                    while outbox.busy:
-                        await asyncio.sleep(0.005)
+                    await outbox.emptied()
                     await wanted(lambda done: server.commands.call("PING", done=done))
             except (TimeoutError, BrokerUnavailable):
                 pass

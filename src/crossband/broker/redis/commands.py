@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from crossband.broker.redis import scripts
 from crossband.broker.redis.address import Address, Place
-from crossband.broker.redis.link import Link, pack
+from crossband.broker.redis.link import Arg, Link, pack
 from crossband.broker.redis.replies import Remedy, ServerError, advice, remedy
 from crossband.broker.redis.scripts import Script
 from crossband.broker.redis.servers import Unfit, connect
@@ -56,7 +56,7 @@ class Call:
         *,
         again: bool,
         script: Script | None = None,
-        args: Sequence[str | bytes | int] = (),
+        args: Sequence[Arg] = (),
     ) -> None:
         self.packed = packed
         # None once it is done, or if nobody wants the reply.
@@ -224,7 +224,7 @@ class Commands:
         self,
         script: Script,
         keys: Sequence[str | bytes],
-        args: Sequence[str | bytes | int],
+        args: Sequence[Arg],
         done: Done | None = None,
         *,
         again: bool = True,
@@ -234,17 +234,15 @@ class Commands:
         packed = pack("EVALSHA", script.sha, *rest)
         self._queue(Call(packed, done, self._loop.time(), again=again, script=script, args=rest))
 
-    def call(self, *args: str | bytes | int, done: Done | None = None, again: bool = True) -> None:
+    def call(self, *args: Arg, done: Done | None = None, again: bool = True) -> None:
         """Send a command. Its reply goes to `done`, or an exception."""
         self._queue(Call(pack(*args), done, self._loop.time(), again=again))
 
-    async def ask(self, *args: str | bytes | int) -> Any:
+    async def ask(self, *args: Arg) -> Any:
         """Send a command, and return its reply. Raises BrokerUnavailable."""
         return await wanted(lambda done: self.call(*args, done=done))
 
-    async def result(
-        self, script: Script, keys: Sequence[str | bytes], args: Sequence[str | bytes | int]
-    ) -> Any:
+    async def result(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Arg]) -> Any:
         """Run a script, and return its reply. Raises BrokerUnavailable."""
         return await wanted(lambda done: self.run(script, keys, args, done))
 

@@ -14,6 +14,7 @@ from crossband.broker import Publication
 from crossband.broker.redis.base import Base
 from crossband.broker.redis.copy import Copy
 from crossband.broker.redis.frames import Frame, decode_entries, decode_entry, decode_frame
+from crossband.broker.redis.link import Arg
 from crossband.broker.redis.outgoing import Batch, new_log_id
 from crossband.broker.redis.scripts import FORGET, READ, TEAR, TOP
 from crossband.errors import BrokerUnavailable
@@ -216,7 +217,7 @@ class Feed:
         else:
             self.check(top)
 
-    def _top(self) -> tuple[list[str | bytes], list[str | bytes | int]]:
+    def _top(self) -> tuple[list[str | bytes], list[Arg]]:
         base = self._base
         return (
             [f"{self._key}meta", f"{self._key}log"],
@@ -291,7 +292,7 @@ class Feed:
             for place, item in enumerate(batch.items):
                 if item.recorded:
                     number += 1
-                    cursor = self._pass_on(number, item.publication, place in frame.private)
+                    cursor = self._pass_on(number, item.publication, frame.private, place)
                     item.settle(cursor)
                 else:
                     if number >= self.number:
@@ -302,19 +303,24 @@ class Feed:
             for place, entry in enumerate(decode_entries(frame.entries)):
                 if entry.recorded:
                     number += 1
-                    self._pass_on(number, entry.publication(namespace), place in frame.private)
+                    self._pass_on(number, entry.publication(namespace), frame.private, place)
                 elif number >= self.number:
                     self._receive(entry.publication(namespace))
         if self._progress:
             self._moved()
 
-    def _pass_on(self, number: int, publication: Publication, private: bool) -> str:
+    def _pass_on(
+        self, number: int, publication: Publication, private: Collection[int], place: int = 0
+    ) -> str:
         """Deliver a recorded publication, unless it was before; return its cursor."""
         cursor = f"{self.log}.{self.generation}-{number}"
         if number > self.number:
             self.number = number
             recorded = publication.at(cursor, self._ahead + number)
-            self._copy.add(number, recorded, private=private)
+            if not private:
+                self._copy.add(number, recorded, private=False)
+            elif 2 * place + 1 not in private:
+                self._copy.add(number, recorded, private=2 * place in private)
             self._receive(recorded)
         return cursor
 
@@ -415,7 +421,8 @@ class Feed:
                 logger.error("broker: lost number %d in %r: %s", number, self.namespace, error)
                 self._tell_lost(None)
                 continue
-            self._pass_on(number, entry.publication(self.namespace), number in own)
+            private = (0,) if number in own else ()
+            self._pass_on(number, entry.publication(self.namespace), private)
         if end > self.number:
             self.number = end
         if pages[0].begins:
@@ -431,7 +438,16 @@ class Feed:
     ) -> Reply:
         """Read after a place. Raises BrokerUnavailable."""
         base = self._base
-        args = [self._key, base.skew, base.bounds.age_ms, log, generation, number, most, *sids]
+        args: list[Arg] = [
+            self._key,
+            base.skew,
+            base.bounds.age_ms,
+            log,
+            generation,
+            number,
+            most,
+            *sids,
+        ]
         keys = [f"{self._key}meta", f"{self._key}log"]
         return Reply.of(await base.server(self.namespace).commands.result(READ, keys, args))
 
@@ -464,7 +480,7 @@ class Feed:
     async def _tear(self) -> None:
         """Tell all nodes how far a lost generation had gone."""
         server = self._base.server(self.namespace)
-        args = [self.log, self.generation, self.number, server.verb, self._key]
+        args: list[Arg] = [self.log, self.generation, self.number, server.verb, self._key]
         await server.commands.result(TEAR, [f"{self._key}meta"], args)
 
     def _note_tears(self, tears: int) -> None:

@@ -48,7 +48,8 @@ class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
     # Who sent it, and the number of the batch there.
     node: str
     batch: int
-    # Which entries are for certain sockets alone.
+    # Which entries are for certain sockets alone: twice the index, and one more if no session
+    # has any of them, so that nobody can come back for it.
     private: tuple[int, ...]
     entries: msgspec.Raw
 

@@ -19,15 +19,18 @@ from crossband.broker.redis.replies import ServerError
 # Seconds to connect and log in.
 CONNECT_TIME: Final = 5.0
 
+Arg = str | bytes | int
+
 # Takes a reply: bytes, a number, a list, None, or a ServerError.
 Take = Callable[[Any], None]
 
 _NOTHING: Final = object()
 
 
-def pack(*args: str | bytes | int) -> bytes:
+def pack(*args: Arg) -> bytes:
     """Return a command's bytes."""
-    return cast(bytes, hiredis.pack_command(args))
+    packed: bytes = hiredis.pack_command(cast(Any, args))
+    return packed
 
 
 class Link(asyncio.Protocol):
@@ -96,7 +99,7 @@ class Link(asyncio.Protocol):
             self._transport.write(b"".join(self._leaving))
         self._leaving.clear()
 
-    async def ask(self, *args: str | bytes | int) -> Any:
+    async def ask(self, *args: Arg) -> Any:
         """Send a command and return its reply. Raises ServerError, or OSError if it is lost."""
         reply: asyncio.Future[Any] = self._loop.create_future()
         if self._transport is None:

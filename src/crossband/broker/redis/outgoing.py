@@ -12,6 +12,7 @@ from crossband.broker import Publication
 from crossband.broker.bus import MAX_MESSAGE
 from crossband.broker.redis.base import Base
 from crossband.broker.redis.frames import encode_entry
+from crossband.broker.redis.link import Arg
 from crossband.broker.redis.scripts import APPEND
 from crossband.errors import BrokerUnavailable, EncodeError
 from crossband.names import new_id
@@ -115,7 +116,7 @@ class Outgoing:
         base = self._base
         key, bounds = base.keys.base(self.namespace), base.bounds
         server = base.server(self.namespace)
-        args: list[str | bytes | int] = [
+        args: list[Arg] = [
             key,
             base.skew,
             new_log_id(),
@@ -175,6 +176,8 @@ class Outbox:
         self._count = 0
         self._size = 0
         self._connections = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     def publish(self, publication: Publication, *, record: bool) -> asyncio.Future[str | None]:
         """Queue a publication. Raises EncodeError if it is too large to be carried."""
@@ -198,13 +201,13 @@ class Outbox:
         if outgoing is None:
             outgoing = Outgoing(self._base, self, publication.namespace)
             self._outgoing[publication.namespace] = outgoing
+            self._empty.clear()
         outgoing.add(Item(publication, record, data, settled))
         return settled
 
-    @property
-    def busy(self) -> bool:
-        """Whether something waits to be sent, or to be answered."""
-        return bool(self._outgoing)
+    async def emptied(self) -> None:
+        """Wait until nothing waits to be sent, or to be answered."""
+        await self._empty.wait()
 
     # For Outgoing.
 
@@ -236,3 +239,5 @@ class Outbox:
     def idle(self, outgoing: Outgoing) -> None:
         """Forget a namespace in which nothing waits."""
         self._outgoing.pop(outgoing.namespace, None)
+        if not self._outgoing:
+            self._empty.set()

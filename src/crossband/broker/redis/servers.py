@@ -54,7 +54,7 @@ async def primary(address: Address) -> Place:
             async with asyncio.timeout(SENTINEL_TIME):
                 found = await _ask(sentinel, address)
         except (TimeoutError, OSError) as error:
-            reasons.append(f"{sentinel}: {error or 'no answer'}")
+            reasons.append(f"{sentinel}: {str(error) or 'no answer'}")
         except ServerError as error:
             reasons.append(f"{sentinel}: {advice(error)}")
         else:

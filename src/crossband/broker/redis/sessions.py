@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
 
 from crossband.broker.redis.base import Base
+from crossband.broker.redis.link import Arg
 from crossband.broker.redis.scripts import DROP, FIND, KEEP, REVOKE, TAKE, TOUCH
 from crossband.broker.sessions import (
     LEASE,
@@ -26,7 +27,6 @@ logger: Final = logging.getLogger("crossband")
 
 # Sessions whose life is prolonged in one step.
 TOUCHES: Final = 200
-# Seconds more than the lease that a session is kept in between.
 Place = tuple[str, str]
 
 
@@ -36,14 +36,10 @@ class RedisSessions(SessionStore):
     def __init__(self, base: Base) -> None:
         self._base = base
         # This node's sessions, and when their life was last prolonged; the longest ago first.
-        self._mine: dict[Place, tuple[float, str]] = {}
+        self._mine: dict[Place, tuple[float, Session]] = {}
         # Their socket ids, by namespace.
         self._sids: dict[str, dict[str, str]] = {}
-        # Those that were saved in this tick, and are packed at its end.
-        self._saving: dict[Place, Session] = {}
         self._calls = itertools.count(1)
-        # Told of sessions that another node took.
-        self.lost: Callable[[str, str], None] | None = None
 
     def sids(self, namespace: str) -> Collection[str]:
         """Return the socket ids of this node's sessions in a namespace."""
@@ -53,7 +49,6 @@ class RedisSessions(SessionStore):
         """Forget this node's sessions."""
         self._mine.clear()
         self._sids.clear()
-        self._saving.clear()
 
     # Sessions.
 
@@ -108,12 +103,12 @@ class RedisSessions(SessionStore):
             return
         now = self._base.now()
         due: dict[str, list[str]] = {}
-        for place, (touched, sid) in list(self._mine.items()):
+        for place, (touched, session) in list(self._mine.items()):
             if touched + LEASE / 2 > now:
                 break
             # Moved to the end.
             del self._mine[place]
-            self._mine[place] = (now, sid)
+            self._mine[place] = (now, session)
             due.setdefault(place[0], []).append(place[1])
         for namespace, keys in due.items():
             for start in range(0, len(keys), TOUCHES):
@@ -122,12 +117,12 @@ class RedisSessions(SessionStore):
     def _touch(self, namespace: str, keys: list[str]) -> None:
         life = self._life(LEASE + self._base.bounds.age)
         base = self._base.keys.base(namespace)
-        args: list[str | bytes | int] = [base, self._base.skew, self._base.node, life]
+        args: list[Arg] = [base, self._base.skew, self._base.node, life]
 
         def done(reply: Any) -> None:
             if isinstance(reply, list):
-                for key in reply:
-                    self._is_lost(namespace, key.decode("utf-8", "surrogatepass"))
+                for key, taken in reply:
+                    self._gone(namespace, key.decode("utf-8", "surrogatepass"), taken)
 
         self._commands(namespace).run(
             TOUCH,
@@ -136,17 +131,27 @@ class RedisSessions(SessionStore):
             done,
         )
 
-    def _is_lost(self, namespace: str, key: str) -> None:
-        """Note that a session is another node's by now, or has ended."""
-        if self.lost is not None and (namespace, key) in self._mine:
-            self.lost(namespace, key)
+    def _gone(self, namespace: str, key: str, taken: int) -> None:
+        mine = self._mine.get((namespace, key))
+        if mine is None:
+            return
+        if taken:
+            self._tell_taken(mine[1])
+        else:
+            # Redis has lost it.
+            self.save(mine[1])
+
+    def _tell_taken(self, session: Session) -> None:
+        receiver = self._base.receiver
+        if receiver is not None:
+            receiver.taken(session.namespace, session.key, session.take)
 
     def _note(self, session: Session, mine: bool) -> None:
         place = (session.namespace, session.key)
         if mine:
-            if place not in self._mine or self._mine[place][1] != session.sid:
-                self._mine[place] = (self._base.now(), session.sid)
-                self._sids.setdefault(session.namespace, {})[session.key] = session.sid
+            since = self._mine[place][0] if place in self._mine else self._base.now()
+            self._mine[place] = (since, session)
+            self._sids.setdefault(session.namespace, {})[session.key] = session.sid
         elif self._mine.pop(place, None) is not None:
             sids = self._sids[session.namespace]
             del sids[session.key]
@@ -156,7 +161,7 @@ class RedisSessions(SessionStore):
     def _keep(self, session: Session, life: float) -> None:
         visits = " ".join(sorted(room for room in session.rooms if is_socket_id(room)))
         base = self._base.keys.base(session.namespace)
-        args: list[str | bytes | int] = [
+        args: list[Arg] = [
             *self._start(session.namespace, session.key),
             pack(session),
             session.owner,
@@ -170,8 +175,8 @@ class RedisSessions(SessionStore):
         connected = life > self._base.bounds.age
 
         def done(reply: Any) -> None:
-            if reply == 0 and connected:
-                self._is_lost(session.namespace, session.key)
+            if reply == -1 and connected:
+                self._tell_taken(session)
 
         self._commands(session.namespace).run(KEEP, [key, f"{base}sid:{session.sid}"], args, done)
 
@@ -221,7 +226,7 @@ class RedisSessions(SessionStore):
     def _key(self, namespace: str, key: str) -> bytes:
         return _bytes(f"{self._base.keys.base(namespace)}session:{key}")
 
-    def _start(self, namespace: str, key: str) -> list[str | bytes | int]:
+    def _start(self, namespace: str, key: str) -> list[Arg]:
         return [self._base.keys.base(namespace), self._base.skew, _bytes(key)]
 
     def _life(self, seconds: float) -> int:

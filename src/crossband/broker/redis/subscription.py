@@ -1,4 +1,4 @@
-"""The channels that this node hears from one server, over a connection that comes back by itself."""
+"""The channels that this node hears from one server; the connection comes back by itself."""
 
 from __future__ import annotations
 

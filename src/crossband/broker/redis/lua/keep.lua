@@ -1,10 +1,11 @@
 -- Keep a session for some time, unless another owner took it.
 -- KEYS: session:<key>, sid:<sid>. ARGV: base, skew (ms), key, its bytes, owner, take, socket id, user, ids of
--- others whose rooms it is in, for how long (ms). Returns whether it is kept: 1 or 0
+-- others whose rooms it is in, for how long (ms). Returns 1 if it is kept, 0 if it was
+-- taken anew, -1 if another node took it
 local base, t, key, life = ARGV[1], clock(ARGV[2]), ARGV[3], tonumber(ARGV[10])
 local s = session(base, key, t)
 if s and not s.expired and (s.o ~= ARGV[5] or s.k ~= tonumber(ARGV[6])) then
-    return 0
+    return s.o == ARGV[5] and 0 or -1
 end
 if s and (s.expired or s.s ~= ARGV[7]) then
     lose(base, s)

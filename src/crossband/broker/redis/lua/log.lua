@@ -141,7 +141,7 @@ local function append(m, bounds, to, first, node, batch, anew)
             m.n = m.n + 1
             local known = sids ~= '' and owners(base, sids)
             if known then
-                private[#private + 1] = #entries - 1
+                private[#private + 1] = 2 * (#entries - 1) + (known[1] and 0 or 1)
                 for _, sid in ipairs(known) do
                     append_own(m, sid, size, data, bounds)
                 end

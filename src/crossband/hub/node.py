@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from crossband.broker import Broker, Bus, Publication, Receiver, SessionStore
 from crossband.broker.bus import Hear
-from crossband.broker.memory import MemoryBroker
+from crossband.broker.opening import MEMORY, check_url, open_broker
 from crossband.connection import Ticker
 from crossband.hub.catchup import Turns
 from crossband.hub.emission import Outcome
@@ -71,19 +71,23 @@ class Node:
 
     def __init__(self, broker: Broker | str | None, settings: Settings) -> None:
         if isinstance(broker, str):
-            if broker != "memory://":
-                scheme = broker.partition(":")[0]
-                raise ValueError(f"no broker for {scheme!r}: this version has 'memory://'")
-            broker = None
+            # Here, and not at the start, where a wrong URL is far from who wrote it.
+            check_url(broker)
         elif broker is not None and not isinstance(broker, Broker):
             raise TypeError(
-                "Hub(broker) takes a Broker, such as MemoryBroker(), or 'memory://', not "
+                "Hub(broker) takes a URL, such as 'redis://localhost', or a Broker, not "
                 + (f"the class {broker.__name__}" if isinstance(broker, type) else repr(broker))
             )
         self.settings: Settings = settings
-        # True if the node creates its broker from the settings.
-        self._own_broker = broker is None
-        self._broker: Broker | None = broker
+        # Of the broker that the node creates, with the history's bounds from the settings. None if
+        # it was given one.
+        self._url: str | None = None
+        # None until it is created.
+        self._broker: Broker | None = None
+        if isinstance(broker, Broker):
+            self._broker = broker
+        else:
+            self._url = MEMORY if broker is None else broker
         # The application's hub, for applications to find. Nothing here uses it.
         self.hub: Any = None
         self.traffic: Final = Traffic()
@@ -103,13 +107,15 @@ class Node:
     def configure(self, settings: Settings) -> None:
         """Change the settings, before it starts."""
         self.settings = settings
-        if self._own_broker:
+        if self._url is not None:
             self._broker = None
 
     @property
     def broker(self) -> Broker:
         if self._broker is None:
-            self._broker = MemoryBroker(
+            assert self._url is not None
+            self._broker = open_broker(
+                self._url,
                 history_size=self.settings.history_size,
                 history_bytes=self.settings.history_bytes,
                 history_age=self.settings.history_age,
@@ -132,7 +138,9 @@ class Node:
     @property
     def publishes_at_once(self) -> bool:
         """Whether events are published when `emit` returns, so that nothing has to wait."""
-        return self._broker is None or self._broker.publishes_at_once
+        if self._broker is None:
+            return self._url == MEMORY
+        return self._broker.publishes_at_once
 
     # Life.
 

@@ -108,7 +108,7 @@ def told(publication: Publication) -> tuple[str, str, str, int]:
     return publication.event, data["room"], data["member"]["id"], data["count"]
 
 
-@pytest.fixture(params=BROKERS)
+@pytest.fixture(params=["memory", "far"])
 async def nodes(request: pytest.FixtureRequest) -> AsyncIterator[Nodes]:
     clock = Clock()
     nodes = Nodes(BROKERS[request.param](1_000, 1_000_000, 3_600.0, clock), clock)

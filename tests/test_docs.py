@@ -483,7 +483,7 @@ class Page:
                 case "types":
                     pass  # test_typescript_of_the_pages_fits_its_types
                 case "status":
-                    self._compare_status(code)
+                    await self._compare_status(code)
                 case "toml":
                     tomllib.loads(code)
                 case _:
@@ -672,10 +672,10 @@ class Page:
             async with Child(*words, cwd=ROOT) as child:
                 assert await child.exit_code(within=START) == 0, child.output
 
-    def _compare_status(self, code: str) -> None:
+    async def _compare_status(self, code: str) -> None:
         written, real = json.loads(code), Hub().status()
         if "nodes" in written:
-            everywhere = asyncio.run(Hub().status_of_all())
+            everywhere = await Hub().status_of_all()
             assert written.keys() == everywhere.keys()
             written, real = written["total"], everywhere["total"]
         assert written.keys() == real.keys()

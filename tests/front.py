@@ -1,9 +1,11 @@
-"""One address before several nodes, as a balancer is: each TCP connection goes to one of them."""
+"""One address before several nodes, as a balancer is, or a link that can be cut."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Self
 from urllib.parse import urlsplit
@@ -76,18 +78,28 @@ class Front(contextlib.AbstractAsyncContextManager["Front"]):
         back, forth = await asyncio.open_connection(host, port)
         try:
             forth.write(first)
-            pumps = [
-                asyncio.ensure_future(self._pump(reader, forth)),
-                asyncio.ensure_future(self._pump(back, writer)),
-            ]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
+            await self._pump_both(reader, writer, back, forth)
         finally:
             forth.transport.abort()
+
+    async def _pump_both(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        back: asyncio.StreamReader,
+        forth: asyncio.StreamWriter,
+    ) -> None:
+        """Pass bytes on both ways, until one side ends."""
+        pumps = [
+            asyncio.ensure_future(self._pump(reader, forth)),
+            asyncio.ensure_future(self._pump(back, writer)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
@@ -98,3 +110,64 @@ class Front(contextlib.AbstractAsyncContextManager["Front"]):
         await self._alive.wait()
         writer.write_eof()
         await writer.drain()
+
+
+class Spread(Front):
+    """Send each request to the next node, also on a connection that is kept, as nginx does."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        super().__init__(urls)
+        # How many requests each node got.
+        self.counts = [0] * len(urls)
+        self._turns = itertools.cycle(range(len(urls)))
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        for turn in itertools.islice(self._turns, len(self.counts)):
+            try:
+                connection = await asyncio.open_connection(*self._addresses[turn])
+            except OSError:
+                # It was killed.
+                continue
+            self.counts[turn] += 1
+            return connection
+        raise ConnectionRefusedError
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await self._forward_one(reader, writer):
+            pass
+
+    async def _forward_one(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Forward a request and its answer; return whether another may follow."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        back, forth = await self._connect()
+        try:
+            forth.write(head + await reader.readexactly(_length(head) or 0))
+            answering = asyncio.ensure_future(back.readuntil(b"\r\n\r\n"))
+            leaving = asyncio.ensure_future(reader.read(1))
+            try:
+                await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done():
+                    # The client has gone.
+                    return False
+            finally:
+                leaving.cancel()
+                answering.cancel()
+                await asyncio.gather(answering, leaving, return_exceptions=True)
+            answer = answering.result()
+            writer.write(answer)
+            length = _length(answer)
+            if length is None and not answer.startswith(b"HTTP/1.1 204"):
+                await self._pump_both(reader, writer, back, forth)
+                return False
+            writer.write(await back.readexactly(length or 0))
+            await writer.drain()
+            return b"connection: close" not in answer.lower()
+        finally:
+            forth.transport.abort()
+
+
+def _length(head: bytes) -> int | None:
+    found = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+    return None if found is None else int(found[1])

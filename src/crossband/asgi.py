@@ -21,6 +21,8 @@ from crossband.signals import StopSignals
 from crossband.transports.api import Api
 from crossband.transports.asgi import CLOSE_TIME
 from crossband.transports.engineio.door import EngineDoor
+from crossband.transports.exchanges import Exchanges
+from crossband.transports.forwarding import Forwarding
 from crossband.transports.http import Request, host_of
 from crossband.transports.sse import StreamDoor
 from crossband.transports.websocket import WebSocketDoor
@@ -35,6 +37,8 @@ class Routes:
 
     # Set by `start`, as they belong to an event loop.
     _core: Core
+    _exchanges: Exchanges
+    _forwarding: Forwarding
     _engine: EngineDoor
     _websockets: WebSocketDoor
     _streams: StreamDoor
@@ -51,14 +55,17 @@ class Routes:
         # The longest path first: one door may lie below another.
         paths = [(path.rstrip("/"), name) for name in DOORS if (path := getattr(settings, name))]
         self._doors = sorted(paths, key=lambda door: len(door[0]), reverse=True)
-        self._engine = EngineDoor(core)
+        self._exchanges = Exchanges(core)
+        self._forwarding = Forwarding(core, self._exchanges)
+        self._engine = EngineDoor(core, self._exchanges, self._forwarding)
         self._websockets = WebSocketDoor(core)
-        self._streams = StreamDoor(core)
+        self._streams = StreamDoor(core, self._exchanges, self._forwarding)
         self._api = Api(core)
 
     async def stop(self) -> None:
         """End all connections."""
         doors = (self._engine, self._websockets, self._streams)
+        self._forwarding.close()
         for door in doors:
             door.close(CloseCode.GOING_AWAY, "Server shutting down")
         # Wait until each door's last connection has gone, but no longer than CLOSE_TIME for
@@ -68,6 +75,7 @@ class Routes:
             async with asyncio.timeout(patience):
                 for door in doors:
                     await door.emptied.wait()
+        self._exchanges.close()
 
     async def serve_websocket(self, request: Request) -> None:
         if not self._core.started:

@@ -52,7 +52,7 @@ async def outcome(
             "disconnect", lambda socket, reason: left.append((socket.namespace.name, reason))
         )
     await hub.start()
-    connection = SocketIOConnection(hub.core, mock.Mock(), handshake())
+    connection = SocketIOConnection(hub.core, mock.Mock(), handshake(), "sid")
     for name in NAMESPACES:
         connection.frame_received("40" + ("" if name == "/" else name + ","))
     await until(lambda: not connection.joining)

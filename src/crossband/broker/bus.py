@@ -25,6 +25,8 @@ MAX_MESSAGE: Final = 8_388_608
 
 # Takes the sending node and a message; returns the answer, if one was asked for.
 Hear = Callable[[str, bytes], "Awaitable[bytes | None] | bytes | None"]
+# Takes a node that has left, or counts as gone.
+Left = Callable[[str], None]
 
 
 class Frame(msgspec.Struct, array_like=True):
@@ -85,6 +87,7 @@ class Bus(ABC):
         self.node = node
         # None until started.
         self._hear: Hear | None = None
+        self._left: Left | None = None
         self._numbers = itertools.count(1)
         self._questions: dict[int, _Question] = {}
         # Answers that are still being worked out.
@@ -157,19 +160,22 @@ class Bus(ABC):
         """Stop waiting for a node's answers: it is no longer a member."""
         for question in list(self._questions.values()):
             question.settle(node, None)
+        if self._left is not None:
+            self._left(node)
 
     # What the hub calls.
 
-    async def start(self, hear: Hear) -> None:
-        """Join the other nodes: their messages go to `hear`."""
+    async def start(self, hear: Hear, left: Left | None = None) -> None:
+        """Join the other nodes: their messages go to `hear`, and who leaves to `left`."""
         self._hear = hear
+        self._left = left
         await self.join()
 
     async def stop(self) -> None:
         """Leave; questions that still wait get no more answers."""
         if self._hear is None:
             return
-        self._hear = None
+        self._hear = self._left = None
         await self.part()
         for question in list(self._questions.values()):
             for node in list(question.waiting):

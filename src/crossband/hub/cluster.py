@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -30,6 +30,18 @@ logger: Final = logging.getLogger("crossband")
 _SHOWN = ("accept-language", "host", "origin", "user-agent")
 
 
+class Exchanges(Protocol):
+    """What the doors of this node do for the clients of others, and have them do."""
+
+    def hear(
+        self, sender: str, message: messages.Exchange
+    ) -> Awaitable[bytes | None] | bytes | None:
+        """Handle another node's message, and return the answer."""
+
+    def left(self, node: str) -> None:
+        """End what is under way with a node that has gone."""
+
+
 class Cluster:
     """This node among the others."""
 
@@ -50,6 +62,8 @@ class Cluster:
         self._resumptions = resumptions
         self._departures = departures
         self._status = status
+        # Of the doors. None until they open.
+        self.exchanges: Exchanges | None = None
         # None until started.
         self._beating: asyncio.Task[None] | None = None
 
@@ -103,6 +117,11 @@ class Cluster:
 
     # What others ask.
 
+    def left(self, node: str) -> None:
+        """Note that a node has gone."""
+        if self.exchanges is not None:
+            self.exchanges.left(node)
+
     def hear(self, sender: str, body: bytes) -> Awaitable[bytes | None] | bytes | None:
         """Handle another node's message, and return the answer."""
         try:
@@ -110,6 +129,8 @@ class Cluster:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             logger.error("dropped a message of node %s that does not fit: %s", sender, error)
             return None
+        if isinstance(message, messages.Exchange):
+            return None if self.exchanges is None else self.exchanges.hear(sender, message)
         if isinstance(message, messages.Gather):
             return asyncio.ensure_future(self._gather(message))
         if isinstance(message, messages.Locate):

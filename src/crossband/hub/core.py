@@ -141,7 +141,7 @@ class Core:
             return
         if node.loop is not None and not node.loop.is_closed():
             raise RuntimeError("the hub runs on another event loop: stop it there first")
-        await node.begin(loop, self.directory, self.cluster.hear)
+        await node.begin(loop, self.directory, self.cluster.hear, self.cluster.left)
         self.expiry.start(loop)
         self.last_polls = False
         self.quotas.start()

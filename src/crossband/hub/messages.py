@@ -6,7 +6,7 @@ A node decodes what it hears against these types, and drops what does not fit.
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -121,6 +121,152 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     """Report what this node has. Answered with what `Status.here` returns."""
 
 
+# From door to door: requests and WebSockets that reached a node which has not got their client.
+# Each of these exchanges has a number of the node that begins it.
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True):
+    """The head of an HTTP request, as it reached a node."""
+
+    method: str
+    # Below the mount point.
+    path: str
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+    # Of the client, without the port. None over a unix socket.
+    address: str | None
+    scheme: str
+    http_version: str
+
+
+class Serve(msgspec.Struct, frozen=True, tag="serve"):
+    """Answer an HTTP request to a door of yours. Answered with Served."""
+
+    number: int
+    door: Literal["socketio", "events"]
+    head: Head
+    # The start of its body.
+    body: bytes
+    # There is more of it, to be asked for.
+    more: bool
+
+
+class More(msgspec.Struct, frozen=True, tag="more"):
+    """Send the next part of a request's body, which you have. Answered with Part."""
+
+    number: int
+
+
+class Rest(msgspec.Struct, frozen=True, tag="rest"):
+    """Send the next part of a response's body, which you have. Answered with Part."""
+
+    number: int
+    # Where it starts.
+    start: int
+
+
+class HungUp(msgspec.Struct, frozen=True, tag="hung up"):
+    """The client of a request no longer waits for its answer."""
+
+    number: int
+    # It does, but this node stops: a poll should be answered with what is there.
+    hurry: bool = False
+
+
+class Seek(msgspec.Struct, frozen=True, tag="seek"):
+    """Have you the event stream of this client? Answered with a bool."""
+
+    sid: str
+
+
+class Knock(msgspec.Struct, frozen=True, tag="knock"):
+    """A WebSocket here asks for an Engine.IO session of yours. Answered with Knocked."""
+
+    number: int
+    sid: str
+    # It takes no binary frames.
+    text_only: bool
+
+
+def _check_frames(frames: list[Any]) -> None:
+    # msgspec has no type for "text or bytes".
+    if not all(type(frame) is str or type(frame) is bytes for frame in frames):
+        raise TypeError("frames are texts and bytes")
+
+
+class Up(msgspec.Struct, frozen=True, tag="up", omit_defaults=True):
+    """What a relayed WebSocket's client did, for the node that has its session."""
+
+    number: int
+    # Counts the messages of this exchange from 1: a gap is the end of it.
+    index: int
+    # Texts and bytes.
+    frames: list[Any] = []
+    # The last frame goes on in the next message.
+    torn: bool = False
+    # Characters and bytes of all that was written to the client so far.
+    written: int = 0
+    # A message was larger than may be.
+    too_large: bool = False
+    # The WebSocket has ended.
+    lost: bool = False
+
+    def __post_init__(self) -> None:
+        _check_frames(self.frames)
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True):
+    """An Engine.IO session that goes on at the node of its WebSocket."""
+
+    sid: str
+    text_only: bool
+    # What its client has sent so far, none of it looked at.
+    early: list[Any]
+    # Its handshake, as it was made.
+    headers: dict[str, str]
+    query: dict[str, list[str]]
+    address: str | None
+    time: float
+    path: str
+    secure: bool
+
+    def __post_init__(self) -> None:
+        _check_frames(self.early)
+
+
+class Down(msgspec.Struct, frozen=True, tag="down", omit_defaults=True):
+    """What to do with a relayed WebSocket, for the node that its client reached."""
+
+    number: int
+    # As that of Up.
+    index: int
+    # Texts and bytes.
+    frames: list[Any] = []
+    torn: bool = False
+    # Stop reading, or go on.
+    hold: bool | None = None
+    # The client's upgrade is done: keep the session yourself, or relay to the end.
+    moved: Moved | None = None
+    stays: bool = False
+    # Close it, for this code and reason; `now` if it is behind.
+    code: int = 0
+    reason: str = ""
+    now: bool = False
+
+    def __post_init__(self) -> None:
+        _check_frames(self.frames)
+
+
+class Check(msgspec.Struct, frozen=True, tag="check"):
+    """Which of these exchanges do you still know? Answered with Checked.
+
+    By number: how many messages you were sent for it.
+    """
+
+    sent: dict[int, int]
+
+
+Exchange = Serve | More | Rest | HungUp | Seek | Knock | Up | Down | Check
 Message = (
     Count
     | Fetch
@@ -135,6 +281,7 @@ Message = (
     | Revoked
     | CountUser
     | Report
+    | Exchange
 )
 
 
@@ -180,6 +327,39 @@ class Located(msgspec.Struct, frozen=True):
     """The cursor after which the client continues; None if the node does not know it."""
 
     cursor: str | None
+
+
+class Served(msgspec.Struct, frozen=True):
+    """The answer to a request; status 0 if the node has no such client."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]] = []
+    body: bytes = b""
+    # There is more of the body, to be asked for.
+    more: bool = False
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A part of a body."""
+
+    body: bytes
+    more: bool
+    # The client hung up instead, or was too slow.
+    gone: bool = False
+    late: bool = False
+
+
+class Knocked(msgspec.Struct, frozen=True):
+    """Whether a WebSocket may ask for a session."""
+
+    # "taken": it is carried by a WebSocket, or another one asks for it.
+    outcome: Literal["free", "taken", "unknown", "stopping"]
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """Those exchanges that are known, and how many messages were sent for each."""
+
+    sent: dict[int, int]
 
 
 class Handed(msgspec.Struct, frozen=True):

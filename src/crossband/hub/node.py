@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 from crossband.broker import Broker, Bus, Publication, Receiver, SessionStore
-from crossband.broker.bus import Hear
+from crossband.broker.bus import Hear, Left
 from crossband.broker.opening import MEMORY, check_url, open_broker
 from crossband.connection import Ticker
 from crossband.hub.catchup import Turns
@@ -159,13 +159,16 @@ class Node:
         assert self._ticker is not None, "the hub is not started"
         return self._ticker
 
-    async def begin(self, loop: asyncio.AbstractEventLoop, receiver: Receiver, hear: Hear) -> None:
+    async def begin(
+        self, loop: asyncio.AbstractEventLoop, receiver: Receiver, hear: Hear, left: Left
+    ) -> None:
         """Start on an event loop.
 
-        Publications go to `receiver`, messages of other nodes to `hear`.
+        Publications go to `receiver`, messages of other nodes to `hear`, nodes that leave to
+        `left`.
         """
         await self.broker.start(receiver)
-        await self.bus.start(hear)
+        await self.bus.start(hear, left)
         self.loop = loop
         self._thread = threading.get_ident()
         self._ticker = Ticker(loop)

@@ -188,6 +188,10 @@ class Request:
         """Return the next ASGI message."""
         return self._early.popleft() if self._early else await self.receive()
 
+    def put_back(self, body: bytes) -> None:
+        """Let the whole body be read again."""
+        self._early.append({"type": "http.request", "body": body, "more_body": False})
+
     def while_connected(self) -> WhileConnected:
         """Cancel the body of this block when the client hangs up. Raises ClientGone."""
         return WhileConnected(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import random
+from collections import OrderedDict
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -21,13 +22,19 @@ from crossband.errors import (
     RateLimited,
     Unauthorized,
 )
+from crossband.hub import messages
 from crossband.hub.attempt import Resume
 from crossband.hub.core import Core
+from crossband.hub.messages import Seek
+from crossband.hub.others import ask
+from crossband.names import is_socket_id
 from crossband.protocol import envelope, payload, sse
 from crossband.protocol.payload import Payload
 from crossband.timers import Deadlines
 from crossband.transports.asgi import take_body
 from crossband.transports.carried import CarriedConnection
+from crossband.transports.exchanges import Exchanges
+from crossband.transports.forwarding import Forwarding, respond
 from crossband.transports.http import ClientGone, HeaderList, Request, retry_after
 from crossband.transports.lane import BodyLane
 from crossband.transports.messages import answer_envelope, plain_message
@@ -40,6 +47,10 @@ _KEEPALIVE = Wire(sse.encode_comment())
 # A client that the server disconnected for good is answered 204, which stops EventSource. This
 # many are remembered; the oldest is forgotten first.
 MAX_ENDED = 10_000
+# Clients of other nodes whose node is remembered.
+MAX_ELSEWHERE = 10_000
+# Nodes that are asked to answer one request: a client may change its node meanwhile.
+MOST_TRIES = 3
 # After a temporary refusal a client comes back after 3 to 7 times the setting `retry`, at random,
 # so that clients refused together do not come back together.
 _LATER = (3, 7)
@@ -102,8 +113,15 @@ class StreamConnection(CarriedConnection[BodyLane]):
 class StreamDoor:
     """Admits event streams, and handles what their clients post."""
 
-    def __init__(self, hub: Core) -> None:
+    def __init__(self, hub: Core, exchanges: Exchanges, forwarding: Forwarding) -> None:
         self._hub = hub
+        self._exchanges = exchanges
+        self._forwarding = forwarding
+        forwarding.doors["events"] = self._serve_post
+        exchanges.on(Seek, self._tell_having)
+        # Clients of other nodes and where they are, as far as they posted here: the most recently
+        # used last. A client that changed its node is looked for again.
+        self._elsewhere: OrderedDict[str, str] = OrderedDict()
         self._connections = OpenConnections[StreamConnection]()
         self.emptied: Final = self._connections.emptied
         # By socket id, for what clients post.
@@ -243,14 +261,74 @@ class StreamDoor:
 
     async def _post(self, request: Request, sid: str, cors: HeaderList) -> None:
         connection = self._by_id.get(sid)
-        if connection is None and (not sid or f"/{sid}" in self._hub.directory.namespaces):
-            raise EventError(
-                "A stream is read by GET; its client's messages go to POST /events/<sid>",
-                code="method_not_allowed",
-            )
-        if connection is None or connection.socket is None:
+        if connection is None:
+            if not sid or f"/{sid}" in self._hub.directory.namespaces:
+                raise EventError(
+                    "A stream is read by GET; its client's messages go to POST /events/<sid>",
+                    code="method_not_allowed",
+                )
+            await self._post_elsewhere(request, sid)
+            return
+        await self._take_post(connection, request, cors)
+
+    async def _post_elsewhere(self, request: Request, sid: str) -> None:
+        """Have the node that streams to a client answer its request."""
+        if not self._exchanges.bus.members or not is_socket_id(sid):
             raise EventError(code="unknown_client")
+        # Not only once: the client may have changed its node since it posted here.
+        for _ in range(MOST_TRIES):
+            node = self._elsewhere.get(sid) or await self._seek(sid)
+            if node is None:
+                break
+            self._elsewhere[sid] = node
+            self._elsewhere.move_to_end(sid)
+            if len(self._elsewhere) > MAX_ELSEWHERE:
+                self._elsewhere.popitem(last=False)
+            served = await self._forwarding.forward(request, "events", node)
+            if served is not None and served.status:
+                await respond(request, served)
+                return
+            self._elsewhere.pop(sid, None)
+            if served is None and node in self._exchanges.bus.members:
+                raise EventError(code="unavailable")
+        raise EventError(code="unknown_client")
+
+    async def _seek(self, sid: str) -> str | None:
+        """Return the node that streams to a client; of several answers the first yes counts."""
+        bus = self._exchanges.bus
+        asking = [
+            asyncio.ensure_future(ask(bus, Seek(sid), bool, to=[node])) for node in bus.members
+        ]
+        try:
+            for answer in asyncio.as_completed(asking):
+                for node, has in (await answer)[0]:
+                    if has:
+                        return node
+        finally:
+            for each in asking:
+                each.cancel()
+        return None
+
+    def _tell_having(self, _: str, seek: Seek) -> bytes:
+        return messages.encode(seek.sid in self._by_id)
+
+    async def _serve_post(self, request: Request) -> None:
+        """Answer a client's request that reached another node; nothing if it is not here."""
+        connection = self._by_id.get(request.path.rpartition("/")[2])
+        if connection is None:
+            return
+        cors = request.cors(self._hub.settings.cors_origins)
+        try:
+            await self._take_post(connection, request, cors)
+        except EventError as error:
+            await request.refuse(error, cors)
+
+    async def _take_post(
+        self, connection: StreamConnection, request: Request, cors: HeaderList
+    ) -> None:
         socket = connection.socket
+        if socket is None:
+            raise EventError(code="unknown_client")
         key = request.headers.get("x-crossband-session") or request.first("session") or ""
         # The id is public; only the client itself knows its session.
         if not hmac.compare_digest(key.encode(), socket.session.encode()):

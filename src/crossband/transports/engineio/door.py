@@ -9,26 +9,38 @@ from crossband.errors import CloseCode, EventError
 from crossband.hub.core import Core
 from crossband.protocol import engineio
 from crossband.slots import TooManyConnections
+from crossband.transports.engineio.elsewhere import Elsewhere, new_sid, owner_of
 from crossband.transports.engineio.packets import SocketIOConnection
 from crossband.transports.engineio.polling import Polling
 from crossband.transports.engineio.registry import Registry
-from crossband.transports.engineio.responses import PROBLEMS, respond_packets, respond_problem
-from crossband.transports.engineio.session import EngineConnection, State
+from crossband.transports.engineio.responses import (
+    deny_problem,
+    refuse_upgrade,
+    respond_packets,
+    respond_problem,
+)
+from crossband.transports.engineio.session import Early, EngineConnection
 from crossband.transports.engineio.upgrade import Upgrade
+from crossband.transports.exchanges import Exchanges
+from crossband.transports.forwarding import Forwarding
 from crossband.transports.http import HeaderList, Request
+from crossband.transports.lane import FrameLane
 
 
 class EngineDoor:
     """Starts sessions, and passes each request to its session's transport."""
 
-    def __init__(self, hub: Core) -> None:
+    def __init__(self, hub: Core, exchanges: Exchanges, forwarding: Forwarding) -> None:
         self.hub = hub
         self.registry: Final = Registry(hub)
         self.emptied: Final = self.registry.emptied
+        self._elsewhere = Elsewhere(hub, self.registry, exchanges, forwarding)
+        forwarding.doors["socketio"] = self.serve_http
 
     def close(self, code: CloseCode, reason: str) -> None:
         """End all sessions."""
         self.registry.close(code, reason)
+        self._elsewhere.close(code, reason)
 
     async def serve_http(self, request: Request) -> None:
         """Serve one request of a polling session, or start one."""
@@ -49,7 +61,9 @@ class EngineDoor:
             await self._start_polling(request, cors)
             return
         connection = self.registry.find(sid, lingering=True)
-        assert connection is not None
+        if connection is None:
+            await self._elsewhere.serve_http(request, sid, cors)
+            return
         polling = connection.polling
         if not isinstance(polling, Polling):
             reason = "a WebSocket carries the session"
@@ -72,6 +86,8 @@ class EngineDoor:
             await request.refuse(error, cors)
             return
         connection.polling = Polling()
+        if self.hub.node.bus.members:
+            connection.early = Early()
         await respond_packets(request, self._open_packet(connection, ["websocket"]), cors)
 
     async def serve_websocket(self, request: Request) -> None:
@@ -86,10 +102,7 @@ class EngineDoor:
             return
         problem = self._problem(request, "websocket")
         if problem is not None:
-            body = PROBLEMS[problem]
-            await request.deny(
-                EventError(body["message"], code="invalid_request", engine=body["code"])
-            )
+            await deny_problem(request, problem)
             return
         sid = request.first("sid")
         if sid is None:
@@ -112,21 +125,15 @@ class EngineDoor:
 
     async def _upgrade(self, request: Request, sid: str) -> None:
         connection = self.registry.find(sid)
-        assert connection is not None
-        free = connection.transport == "polling" and connection.state is State.OPEN
-        if not free or connection.upgrade is not None:
-            # As Node (Engine.IO 4, "upgrade"): the session goes on without this one.
-            await request.accept()
-            await request.send(
-                {
-                    "type": "websocket.close",
-                    "code": CloseCode.PROTOCOL_ERROR,
-                    "reason": "upgraded already",
-                }
-            )
+        if connection is None:
+            await self._elsewhere.serve_websocket(request, sid)
             return
+        if not connection.upgradable:
+            await refuse_upgrade(request)
+            return
+        connection.begin()
         connection.text_only |= bool(request.first("b64"))
-        connection.upgrade = upgrade = Upgrade(connection)
+        connection.upgrade = upgrade = Upgrade[FrameLane](connection)
         lane = connection.lane_of(request, upgrade)
         upgrade.attach(lane)
         await lane.start()
@@ -149,12 +156,14 @@ class EngineDoor:
             return "method"
         if sid is not None:
             polls = transport == "polling" and request.method == "GET"
-            if self.registry.find(sid, lingering=polls) is None:
+            if self.registry.find(sid, lingering=polls) is None and owner_of(sid, self.hub) is None:
                 return "sid"
         return None
 
     def _open(self, request: Request, transport: str) -> EngineConnection:
-        connection = SocketIOConnection(self.hub, self.registry, request.handshake(transport))
+        connection = SocketIOConnection(
+            self.hub, self.registry, request.handshake(transport), new_sid(self.hub)
+        )
         self.hub.take_slot(connection, request.address)
         connection.text_only = bool(request.first("b64"))
         self.registry.add(connection)

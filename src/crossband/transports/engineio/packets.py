@@ -29,10 +29,17 @@ from crossband.hub.namespace import Socket
 from crossband.names import SOCKETIO_RESERVED
 from crossband.protocol import engineio, socketio
 from crossband.protocol.socketio import PacketType
-from crossband.transports.engineio.session import EngineConnection, Keeper
+from crossband.transports.engineio.session import Early, EngineConnection, Keeper
 
 logger: Final = logging.getLogger("crossband")
 
+# Seconds that a polling client's first packets wait for its WebSocket, which official clients
+# open at the same time: as in Node's cluster-engine. And for its upgrade, once there is one.
+HOLD_TIME: Final = 0.3
+UPGRADE_HOLD_TIME: Final = 3.0
+# Messages, and their characters, that may wait so: several times what any client sends at first.
+MOST_EARLY: Final = 64
+MAX_EARLY: Final = 65_536
 # CONNECTs to one namespace that may wait for an earlier one.
 WAITING_CONNECTS: Final = 16
 # The start of a message with an event, and the index of the rest.
@@ -45,8 +52,8 @@ class SocketIOConnection(EngineConnection):
 
     __slots__ = ("_decoder", "_joining", "_size", "_sockets")
 
-    def __init__(self, hub: Core, keeper: Keeper, handshake: Handshake) -> None:
-        super().__init__(hub, keeper, handshake)
+    def __init__(self, hub: Core, keeper: Keeper, handshake: Handshake, sid: str) -> None:
+        super().__init__(hub, keeper, handshake, sid)
         limits = self.limits
         # By namespace.
         self._sockets: dict[str, Socket] = {}
@@ -119,6 +126,8 @@ class SocketIOConnection(EngineConnection):
             self.pause_reading()
 
     def message_received(self, data: str | bytes) -> None:
+        if self.early is not None and self._keep(self.early, data):
+            return
         self._size += len(data)
         packet = self._decoder.feed(data)
         if packet is not None:
@@ -126,6 +135,32 @@ class SocketIOConnection(EngineConnection):
             self._receive(packet, size)
         elif not self._sockets:
             raise ProtocolError("binary before CONNECT (Socket.IO 5)")
+
+    def _keep(self, early: Early, data: str | bytes) -> bool:
+        """Keep a message until it is known which node serves the client; return if so."""
+        early.messages.append(data)
+        early.size += len(data)
+        if not early.waits:
+            early.wait(HOLD_TIME, self.begin)
+        if not self._keeper.spread or early.size > MAX_EARLY or len(early.messages) > MOST_EARLY:
+            self.begin()
+        return True
+
+    def begin(self) -> None:
+        early, self.early = self.early, None
+        if early is None:
+            return
+        early.stop()
+        self.take_early(early.messages)
+
+    def take_early(self, messages: list[str | bytes]) -> None:
+        """Handle what the client sent before it was known which node serves it."""
+        try:
+            for data in messages:
+                if not self.closed:
+                    self.message_received(data)
+        except ProtocolError as error:
+            self.end("parse error", error.close_code, str(error)[:100], linger=True)
 
     def _receive(self, packet: socketio.Packet, size: int) -> None:
         name = packet.namespace

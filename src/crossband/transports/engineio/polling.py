@@ -12,6 +12,7 @@ from crossband.protocol import engineio
 from crossband.protocol.engineio import PacketType
 from crossband.transports.engineio.responses import respond_packets, respond_problem
 from crossband.transports.engineio.session import EngineConnection, State
+from crossband.transports.forwarding import HURRY
 from crossband.transports.http import ClientGone, HeaderList, Request
 
 # POSTs of one session that may wait for those before them. Their bodies are not read meanwhile;
@@ -99,8 +100,9 @@ class Polling:
 
 async def _watch(connection: EngineConnection, request: Request, get: asyncio.Future[None]) -> None:
     with contextlib.suppress(Exception):
-        while (await request.read())["type"] != "http.disconnect":
-            pass
+        while (kind := (await request.read())["type"]) != "http.disconnect":
+            if kind == HURRY and not get.done():
+                get.set_result(None)
     if not get.done():
         connection.end("transport error")
 

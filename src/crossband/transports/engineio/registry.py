@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from crossband.codecs import Wire
-from crossband.connection import OpenConnections
+from crossband.connection import Connection, OpenConnections
 from crossband.errors import CloseCode
 from crossband.hub.core import Core
 from crossband.protocol import engineio
@@ -16,6 +16,9 @@ from crossband.transports.engineio.session import EngineConnection, Keeper
 # Seconds an ended polling session waits for the poll that will tell its client.
 LINGER_TIME: Final = 5.0
 LINGER_TIME_AT_STOP: Final = 1.0
+# Seconds for which one request that reached another node shows that a balancer spreads them. With
+# sticky sessions there are none but in the minutes after their rules change.
+SPREAD_TIME: Final = 600.0
 _PING = Wire(engineio.PING)
 
 
@@ -26,8 +29,10 @@ class Registry(Keeper):
         self._hub = hub
         self._connections: dict[str, EngineConnection] = {}
         # Sessions whose WebSocket is not closed yet, and those that linger.
-        self._open = OpenConnections[EngineConnection]()
+        self._open = OpenConnections[Connection]()
         self.emptied: Final = self._open.emptied
+        # Until then requests of one client count as reaching several nodes.
+        self._spread_until = 0.0
         # All sessions were told to end; a new one is ended at once.
         self.emptying: bool = False
         loop = asyncio.get_running_loop()
@@ -53,11 +58,19 @@ class Registry(Keeper):
         self._connects.add(connection)
         self._pings.add(connection)
 
-    def websocket_opened(self, connection: EngineConnection) -> None:
+    def websocket_opened(self, connection: Connection) -> None:
         self._open.add(connection)
 
-    def websocket_closed(self, connection: EngineConnection) -> None:
+    def websocket_closed(self, connection: Connection) -> None:
         self._open.discard(connection)
+
+    @property
+    def spread(self) -> bool:
+        return asyncio.get_running_loop().time() < self._spread_until
+
+    def note_spread(self) -> None:
+        """Note that a client's request reached a node that has not got its session."""
+        self._spread_until = asyncio.get_running_loop().time() + SPREAD_TIME
 
     def joined(self, connection: EngineConnection) -> None:
         self._connects.discard(connection)

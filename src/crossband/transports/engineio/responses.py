@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from crossband.errors import CloseCode, EventError
 from crossband.transports.http import HeaderList, Request
 
 # The official client logs their message.
@@ -37,4 +38,25 @@ async def respond_packets(request: Request, content: str, cors: HeaderList) -> N
         content.encode(),
         content_type="text/plain; charset=UTF-8",
         headers=[*cors, (b"cache-control", b"no-store")],
+    )
+
+
+async def deny_problem(request: Request, problem: str) -> None:
+    """Refuse a WebSocket with an error."""
+    body = PROBLEMS[problem]
+    await request.deny(EventError(body["message"], code="invalid_request", engine=body["code"]))
+
+
+async def refuse_upgrade(request: Request) -> None:
+    """Close a WebSocket that asks for a session which another one carries, or asks for.
+
+    As Node does (Engine.IO 4, "upgrade"): the session goes on without this one.
+    """
+    await request.accept()
+    await request.send(
+        {
+            "type": "websocket.close",
+            "code": CloseCode.PROTOCOL_ERROR,
+            "reason": "upgraded already",
+        }
     )

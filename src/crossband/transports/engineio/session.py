@@ -7,8 +7,8 @@ mean. `README.md` has its states.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from abc import abstractmethod
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
 
@@ -69,6 +69,11 @@ class Keeper(Protocol):
     def websocket_closed(self, connection: EngineConnection) -> None:
         """Note that the session's WebSocket has ended."""
 
+    @property
+    def spread(self) -> bool:
+        """Whether requests of one client reach several nodes."""
+        ...
+
     def joined(self, connection: EngineConnection) -> None:
         """Note that the client joined a namespace."""
 
@@ -82,6 +87,34 @@ class Keeper(Protocol):
         """Drop the session: from now on its id is unknown."""
 
 
+class Early:
+    """What a client has sent while its session may still move to another node."""
+
+    __slots__ = ("_timer", "messages", "size")
+
+    def __init__(self) -> None:
+        self.messages: list[str | bytes] = []
+        # In bytes and characters.
+        self.size: int = 0
+        # None until the first message.
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its end is set."""
+        return self._timer is not None
+
+    def wait(self, seconds: float, then: Callable[[], None]) -> None:
+        """Call back after so many seconds from now, instead of earlier ones."""
+        self.stop()
+        self._timer = asyncio.get_running_loop().call_later(seconds, then)
+
+    def stop(self) -> None:
+        """Wait no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class EngineConnection(FramedConnection):
     """One Engine.IO session, whichever transport carries it now.
 
@@ -93,6 +126,7 @@ class EngineConnection(FramedConnection):
         "_keeper",
         "_transport",
         "client_closed",
+        "early",
         "handshake",
         "lingers",
         "polling",
@@ -102,10 +136,10 @@ class EngineConnection(FramedConnection):
         "upgrade",
     )
 
-    def __init__(self, hub: Core, keeper: Keeper, handshake: Handshake) -> None:
+    def __init__(self, hub: Core, keeper: Keeper, handshake: Handshake, sid: str) -> None:
         super().__init__(hub, limit=hub.settings.limits.outbox)
         self._keeper = keeper
-        self.sid: Final = secrets.token_urlsafe(15)
+        self.sid: Final = sid
         self.handshake: Final = handshake
         # "polling" or "websocket". Once a WebSocket carries the session, it does so to the end.
         self._transport = handshake.transport
@@ -114,6 +148,9 @@ class EngineConnection(FramedConnection):
         self.polling: Poller | None = None
         # None unless a WebSocket asks to take over from polling; one at a time.
         self.upgrade: Candidate | None = None
+        # What it has sent while it may still move to another node. None once it stays, which is
+        # at once where there is no other.
+        self.early: Early | None = None
         # The client takes no binary frames (`b64`): they are sent as base64 in text frames.
         self.text_only: bool = False
         # The client sent a close packet, and gets none.
@@ -195,6 +232,7 @@ class EngineConnection(FramedConnection):
             self.discard_queue()
         self.closed = True
         self.state = State.CLOSING
+        self.begin()
         self._keeper.forget(self)
         # Later, because fan-out may be iterating over the sockets now.
         asyncio.get_running_loop().call_soon(self._ended, reason)
@@ -274,7 +312,33 @@ class EngineConnection(FramedConnection):
         self.discard_queue()
         self._keeper.websocket_closed(self)
 
+    # Between nodes.
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Handle what the client has sent so far, if that waits: the session stays here."""
+
+    def hand_over(self) -> list[str | bytes]:
+        """End the session here, as it goes on elsewhere; return what its client has sent."""
+        early, self.early = self.early, None
+        assert early is not None
+        early.stop()
+        self.closed = True
+        self.state = State.CLOSED
+        self._keeper.forget(self)
+        polling, self.polling = self.polling, None
+        if polling is not None:
+            polling.wake()
+        self.discard_queue()
+        return early.messages
+
     # Upgrades.
+
+    @property
+    def upgradable(self) -> bool:
+        """Whether a WebSocket may ask to take over."""
+        free = self._transport == "polling" and self.state is State.OPEN
+        return free and self.upgrade is None
 
     def probe(self) -> bool:
         """Note a WebSocket's probe; return False if it comes too late."""
@@ -303,3 +367,4 @@ class EngineConnection(FramedConnection):
         self.upgrade = None
         if self.state is State.UPGRADING:
             self.state = State.OPEN
+        self.begin()

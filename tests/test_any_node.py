@@ -1,0 +1,149 @@
+"""No sticky sessions: each request of a client goes to another node, and official clients work.
+
+In memory, and over a broker elsewhere, which is late and drops its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from crossband import Hub, MemoryBroker, Socket
+from crossband.broker import Broker
+from tests.clients import CLIENTS, NewClient
+from tests.clients.base import WAIT
+from tests.conftest import Serve
+from tests.far import Engine
+from tests.front import Spread
+from tests.waiting import until
+
+NODES = 3
+COUNT = 1_000
+BLOB = bytes(range(256)) * 4
+
+
+def brokers_of(kind: str) -> list[Broker]:
+    if kind == "memory":
+        memory = MemoryBroker()
+        return [memory, *(memory.peer() for _ in range(NODES - 1))]
+    engine = Engine(MemoryBroker(), seed=11)
+    return [engine.node() for _ in range(NODES)]
+
+
+class Site:
+    """Three nodes behind one address."""
+
+    def __init__(self, front: Spread, hubs: list[Hub], numbers: list[int]) -> None:
+        self.front = front
+        self.hubs = hubs
+        # What clients sent as "number".
+        self.numbers = numbers
+
+    @property
+    def url(self) -> str:
+        return self.front.url
+
+
+@pytest.fixture(params=["memory", "elsewhere"])
+async def site(request: pytest.FixtureRequest, serve: Serve) -> AsyncIterator[Site]:
+    hubs, urls = [], []
+    numbers: list[int] = []
+    for broker in brokers_of(request.param):
+        hub = make_hub(broker, numbers)
+        hubs.append(hub)
+        urls.append((await serve(hub)).url)
+    async with Spread(urls) as front:
+        yield Site(front, hubs, numbers)
+
+
+def make_hub(broker: Broker, numbers: list[int]) -> Hub:
+    hub = Hub(broker)
+
+    @hub.on("connect")
+    async def connect(socket: Socket) -> None:
+        await socket.join("all")
+
+    @hub.on("echo")
+    async def echo(socket: Socket, data: Any) -> Any:
+        return data
+
+    @hub.on("number")
+    async def number(socket: Socket, number: int) -> None:
+        numbers.append(number)
+
+    @hub.on("ask back")
+    async def ask_back(socket: Socket, data: Any) -> Any:
+        return await socket.timeout(WAIT).emit_with_ack("question", data)
+
+    return hub
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_every_client_works_through_any_node(
+    kind: str, site: Site, new_client: NewClient
+) -> None:
+    client = new_client(kind)
+    await client.connect(site.url)
+    client.answer("question", lambda data: data)
+    for text in ("hé", "x" * 50_000):
+        assert await client.call("echo", text) == text
+        assert await client.call("ask back", text) == text
+    if client.binary:
+        assert await client.call("echo", BLOB) == BLOB
+        assert await client.call("ask back", BLOB) == BLOB
+    await client.settled()
+    for hub in site.hubs:
+        await hub.to("all").emit("news", "from a node")
+        assert (await client.next_event("news")).data == "from a node"
+    assert await client.call("echo", 1) == 1
+    assert sum(len(hub.sockets) for hub in site.hubs) == 1
+    # Requests did go to all.
+    assert "polling" not in kind or all(site.front.counts)
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_events_of_one_client_stay_in_order(
+    kind: str, site: Site, new_client: NewClient
+) -> None:
+    client = new_client(kind)
+    await client.connect(site.url)
+    for number in range(COUNT):
+        await client.emit("number", number)
+    await until(lambda: len(site.numbers) == COUNT)
+    assert site.numbers == [*range(COUNT)]
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_events_for_one_client_stay_in_order(
+    kind: str, site: Site, new_client: NewClient
+) -> None:
+    client = new_client(kind)
+    await client.connect(site.url)
+
+    async def publish() -> None:
+        for number in range(COUNT):
+            await site.hubs[number % NODES].to("all").emit("number", number)
+
+    publishing = asyncio.create_task(publish())
+    heard = 0
+    while heard < COUNT:
+        event = asyncio.ensure_future(client.next_event("number"))
+        gone = asyncio.ensure_future(client.gone.wait())
+        await asyncio.wait([event, gone], return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if event.done():
+            assert event.result().data == heard
+            heard += 1
+        else:
+            # A message between nodes was lost.
+            event.cancel()
+            await client.resume()
+            assert client.recovered or not client.tells_recovered
+    await publishing
+    await client.settled()

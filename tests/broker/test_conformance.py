@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 import pytest
 
@@ -18,7 +19,7 @@ from crossband.broker.redis import RedisBroker
 from crossband.errors import Gap
 from crossband.names import new_id
 from crossband.protocol import payload
-from tests.engines import Program, shared
+from tests.engines import shared, shared_cluster, shared_sentinels
 from tests.far import far
 
 CURSOR = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -50,11 +51,15 @@ def memory(size: int, limit: int, age: float, clock: Clock) -> Cluster:
     return node
 
 
-def redis(program: Program) -> Factory:
-    """Return a factory of brokers at a server that all tests share."""
+class HasUrl(Protocol):
+    url: str
+
+
+def redis(servers: Callable[[], HasUrl]) -> Factory:
+    """Return a factory of brokers at servers that all tests share."""
 
     def factory(size: int, limit: int, age: float, clock: Clock) -> Cluster:
-        url = f"{shared(program).url}?prefix={new_id()}"
+        url = f"{servers().url}?prefix={new_id()}"
         start = clock.now
         return lambda: RedisBroker(
             url,
@@ -71,8 +76,10 @@ def redis(program: Program) -> Factory:
 BROKERS: dict[str, Factory] = {
     "memory": memory,
     "far": lambda size, limit, age, clock: far(size, limit, age, clock, seed=1).node,
-    "redis": redis("redis"),
-    "valkey": redis("valkey"),
+    "redis": redis(lambda: shared("redis")),
+    "valkey": redis(lambda: shared("valkey")),
+    "sentinel": redis(shared_sentinels),
+    "cluster": redis(shared_cluster),
 }
 
 

@@ -16,12 +16,12 @@ from crossband.broker.bus import Bus
 from crossband.broker.redis.address import PREFIX, parse
 from crossband.broker.redis.base import Base, Bounds
 from crossband.broker.redis.bus import RedisBus
-from crossband.broker.redis.commands import PATIENCE, wanted
+from crossband.broker.redis.commands import PATIENCE
 from crossband.broker.redis.feed import PAGE, Feed
 from crossband.broker.redis.frames import decode_entry
 from crossband.broker.redis.keys import VERSION, Keys
 from crossband.broker.redis.outgoing import Batch, Outbox
-from crossband.broker.redis.server import Server
+from crossband.broker.redis.servers import ClusterServers, OneServer, Servers
 from crossband.broker.redis.sessions import RedisSessions
 from crossband.broker.sessions import SessionStore
 from crossband.errors import BrokerUnavailable, Gap
@@ -68,7 +68,7 @@ class RedisBroker(Broker):
         self._sessions = RedisSessions(self._base)
         self.sessions: SessionStore = self._sessions
         self.bus: Bus = RedisBus(node, self._base)
-        self._server: Server | None = None
+        self._servers: Servers | None = None
         self._outbox: Outbox | None = None
         self._feeds: dict[str, Feed] = {}
         self._comparing: asyncio.TimerHandle | None = None
@@ -77,15 +77,17 @@ class RedisBroker(Broker):
 
     async def start(self, receiver: Receiver) -> None:
         base = self._base
-        server = Server(self._address, None, base.node, base.keys.beat(base.node), self._connected)
-        await server.start(START_TIME)
-        self._server = server
-        base.use(server)
+        kind = ClusterServers if self._address.kind == "cluster" else OneServer
+        servers = kind(self._address, base.node, base.keys)
+        await servers.start(START_TIME)
+        base.use(servers)
         try:
             await self._check_version()
         except BaseException:
-            await server.stop()
+            base.use(None)
+            await servers.stop()
             raise
+        self._servers = servers
         base.receiver = receiver
         self._outbox = Outbox(base, self._appended)
         self._comparing = asyncio.get_running_loop().call_later(COMPARE, self._compare)
@@ -104,33 +106,32 @@ class RedisBroker(Broker):
             )
 
     async def stop(self) -> None:
-        server, self._server = self._server, None
-        if server is None:
+        servers, self._servers = self._servers, None
+        if servers is None:
             return
         if self._comparing is not None:
             self._comparing.cancel()
         outbox = self._outbox
         assert outbox is not None
-        if server.commands.problem is None:
+        if servers.problem is None:
             try:
                 async with asyncio.timeout(STOP_TIME):
                     await outbox.emptied()
-                    await wanted(lambda done: server.commands.call("PING", done=done))
+                    # What was queued before it is done when it is.
+                    await servers.home.commands.ask("EXISTS", self._base.keys.version)
             except (TimeoutError, BrokerUnavailable):
                 pass
         for feed in list(self._feeds.values()):
             feed.close(forget=False)
         self._feeds.clear()
         self._base.receiver = None
-        await server.stop()
+        self._base.use(None)
+        await servers.stop()
         self._sessions.clear()
 
     @property
     def problem(self) -> str | None:
-        return "the broker is not started" if self._server is None else self._server.problem
-
-    def _connected(self) -> None:
-        """Note that commands can be sent again."""
+        return "the broker is not started" if self._servers is None else self._servers.problem
 
     def _compare(self) -> None:
         """Compare where the logs are with where this node is: the last one may be missing."""
@@ -146,7 +147,7 @@ class RedisBroker(Broker):
             feed.close(forget=False)
             feed = None
         if feed is None:
-            if self._server is None or self._outbox is None:
+            if self._servers is None or self._outbox is None:
                 raise BrokerUnavailable("the broker is not started")
             feed = Feed(self._base, namespace, self._outbox.batches, self._sessions.sids)
             self._feeds[namespace] = feed
@@ -177,7 +178,7 @@ class RedisBroker(Broker):
     def publish(
         self, publication: Publication, *, record: bool = True
     ) -> asyncio.Future[str | None]:
-        if self._server is None or self._outbox is None:
+        if self._servers is None or self._outbox is None:
             nothing: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
             nothing.set_result(None)
             return nothing

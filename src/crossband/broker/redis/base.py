@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from crossband.broker import Receiver
-from crossband.broker.redis.keys import Keys
+from crossband.broker.redis.commands import Done
+from crossband.broker.redis.keys import Keys, tag_of
+from crossband.broker.redis.link import Arg
+from crossband.broker.redis.scripts import Script
 from crossband.broker.redis.server import Server
+from crossband.broker.redis.servers import Servers
+from crossband.errors import BrokerUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class Base:
         self._skew = skew
         # None until started.
         self.receiver: Receiver | None = None
-        self._server: Server | None = None
+        self._servers: Servers | None = None
 
     @property
     def skew(self) -> int:
@@ -51,16 +56,49 @@ class Base:
         """Seconds, from any start."""
         return time.monotonic() + self._skew()
 
-    def use(self, server: Server | None) -> None:
-        """Use this server for everything."""
-        self._server = server
+    def use(self, servers: Servers | None) -> None:
+        """Use these servers."""
+        self._servers = servers
+
+    @property
+    def servers(self) -> Servers:
+        """The servers that hold it all. Raises BrokerUnavailable if the broker is not started."""
+        if self._servers is None:
+            raise BrokerUnavailable("the broker is not started")
+        return self._servers
 
     @property
     def home(self) -> Server:
-        """The server of what belongs to no namespace."""
-        assert self._server is not None, "the broker is not started"
-        return self._server
+        """The server of what belongs to no namespace. Raises BrokerUnavailable."""
+        return self.servers.home
 
     def server(self, namespace: str) -> Server:
-        """Return the server that has a namespace."""
-        return self.home
+        """Return the server that has a namespace. Raises BrokerUnavailable."""
+        return self.servers.server(tag_of(namespace))
+
+    def run(
+        self,
+        namespace: str,
+        script: Script,
+        keys: Sequence[str | bytes],
+        args: Sequence[Arg],
+        done: Done | None = None,
+    ) -> None:
+        """Run a script on a namespace's keys. Its reply goes to `done`, or BrokerUnavailable."""
+        try:
+            commands = self.server(namespace).commands
+        except BrokerUnavailable as error:
+            if done is not None:
+                done(error)
+            return
+        commands.run(script, keys, args, done)
+
+    async def result(
+        self,
+        namespace: str,
+        script: Script,
+        keys: Sequence[str | bytes],
+        args: Sequence[Arg],
+    ) -> Any:
+        """Run a script on a namespace's keys, and return its reply. Raises BrokerUnavailable."""
+        return await self.server(namespace).commands.result(script, keys, args)

@@ -8,6 +8,10 @@ from typing import Final
 
 from crossband.broker.bus import HEARTBEAT, SILENCE, Bus
 from crossband.broker.redis.base import Base
+from crossband.broker.redis.commands import PATIENCE
+from crossband.broker.redis.keys import BUS
+from crossband.broker.redis.link import Arg
+from crossband.errors import BrokerUnavailable
 
 # What nodes say of themselves, in the channel of all: a byte that starts no frame, and the id.
 HELLO, HERE, BYE = b"+", b".", b"-"
@@ -33,13 +37,15 @@ class RedisBus(Bus):
     async def join(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._confirmed, self._greeted = asyncio.Event(), asyncio.Event()
-        server, keys = self._base.home, self._base.keys
-        server.subscription.add(keys.node(self.node).encode(), _Own(self))
-        server.subscription.add(keys.hall.encode(), self)
-        async with asyncio.timeout(None) as limit:
-            await self._confirmed.wait()
-            limit.reschedule(self._loop.time() + GREETING)
-        known = await server.commands.ask("ZRANGEBYSCORE", keys.nodes, self._score(), "+inf")
+        servers, keys = self._base.servers, self._base.keys
+        servers.add(keys.node(self.node).encode(), BUS, _Own(self))
+        servers.add(keys.hall.encode(), BUS, self)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._confirmed.wait()
+        except TimeoutError:
+            raise BrokerUnavailable(servers.problem or "Redis does not answer") from None
+        known = await servers.home.commands.ask("ZRANGEBYSCORE", keys.nodes, self._score(), "+inf")
         for node in known:
             self._hear_of(node.decode())
         self._greeting = set(self._heard)
@@ -56,11 +62,11 @@ class RedisBus(Bus):
         if self._beating is not None:
             self._beating.cancel()
             self._beating = None
-        server, keys = self._base.home, self._base.keys
-        server.commands.call("ZREM", keys.nodes, self.node)
-        server.commands.call("PUBLISH", keys.hall, BYE + self.node.encode())
-        server.subscription.remove(keys.hall.encode())
-        server.subscription.remove(keys.node(self.node).encode())
+        keys = self._base.keys
+        self._call("ZREM", keys.nodes, self.node)
+        self._publish(keys.hall, BYE + self.node.encode())
+        for channel in (keys.hall, keys.node(self.node)):
+            self._base.servers.remove(channel.encode(), BUS)
         for node in list(self._heard):
             self.gone(node)
         self._heard.clear()
@@ -72,8 +78,17 @@ class RedisBus(Bus):
 
     def send(self, frame: bytes, to: str | None) -> None:
         keys = self._base.keys
-        channel = keys.hall if to is None else keys.node(to)
-        self._base.home.commands.call("PUBLISH", channel, frame, again=False)
+        self._publish(keys.hall if to is None else keys.node(to), frame)
+
+    def _publish(self, channel: str, data: bytes) -> None:
+        self._call(self._base.servers.verb, channel, data, again=False)
+
+    def _call(self, *args: Arg, again: bool = True) -> None:
+        try:
+            self._base.home.commands.call(*args, again=again)
+        except BrokerUnavailable:
+            # Nobody was promised anything.
+            pass
 
     # Members.
 
@@ -83,12 +98,12 @@ class RedisBus(Bus):
 
     def _beat(self, kind: bytes = HERE) -> None:
         self._beating = self._loop.call_later(HEARTBEAT, self._beat)
-        commands, keys = self._base.home.commands, self._base.keys
-        commands.call("ZADD", keys.nodes, self._score(SILENCE), self.node)
+        keys = self._base.keys
+        self._call("ZADD", keys.nodes, self._score(SILENCE), self.node)
         if kind == HELLO:
-            commands.call("ZREMRANGEBYSCORE", keys.nodes, "-inf", self._score(-60))
-        commands.call("PUBLISH", keys.hall, kind + self.node.encode(), again=False)
-        if self._base.home.problem is not None:
+            self._call("ZREMRANGEBYSCORE", keys.nodes, "-inf", self._score(-60))
+        self._publish(keys.hall, kind + self.node.encode())
+        if self._base.servers.problem is not None:
             # It is this node that hears nobody.
             return
         now = self._loop.time()
@@ -133,9 +148,7 @@ class RedisBus(Bus):
             self._hear_of(node)
             self._greet(node)
             if kind == HELLO and node != self.node:
-                self._base.home.commands.call(
-                    "PUBLISH", self._base.keys.node(node), HERE + self.node.encode(), again=False
-                )
+                self._publish(self._base.keys.node(node), HERE + self.node.encode())
         else:
             self.received(data)
 

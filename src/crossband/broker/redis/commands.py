@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from crossband.broker.redis import scripts
 from crossband.broker.redis.address import Address, Place
+from crossband.broker.redis.dialing import Unfit, connect
 from crossband.broker.redis.link import Arg, Link, pack
 from crossband.broker.redis.replies import Remedy, ServerError, advice, remedy
 from crossband.broker.redis.scripts import Script
-from crossband.broker.redis.servers import Unfit, connect
 from crossband.errors import BrokerUnavailable
 
 logger: Final = logging.getLogger("crossband")
@@ -39,6 +39,8 @@ _LOADS: Final = [
     if isinstance(script, Script)
 ]
 
+_ASKING: Final = pack("ASKING")
+
 # Takes a reply, or the error that came instead of it.
 Done = Callable[[Any], None]
 
@@ -46,7 +48,7 @@ Done = Callable[[Any], None]
 class Call:
     """A command, until it is done."""
 
-    __slots__ = ("again", "args", "done", "packed", "script", "since")
+    __slots__ = ("again", "args", "done", "key", "packed", "script", "since")
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Call:
         since: float,
         *,
         again: bool,
+        key: Arg = b"",
         script: Script | None = None,
         args: Sequence[Arg] = (),
     ) -> None:
@@ -68,6 +71,8 @@ class Call:
         # To send the script itself.
         self.script = script
         self.args = args
+        # One of its keys, or its channel: all of a command are in one slot.
+        self.key = key
 
     def end(self, outcome: Any) -> None:
         """Hand over the reply, or an exception, once."""
@@ -85,6 +90,7 @@ class Commands:
         place: Place | None,
         name: str,
         connected: Callable[[], None],
+        moved: Callable[[Call, ServerError], None] | None = None,
     ) -> None:
         self._address = address
         # None: it has to be looked for.
@@ -92,6 +98,8 @@ class Commands:
         self._name = name
         # Called after each login, when what waited is about to be sent.
         self._connected = connected
+        # In a cluster: takes what is another server's.
+        self._moved = moved
         self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
         # Not sent yet; and sent, in order.
@@ -232,11 +240,22 @@ class Commands:
         """Run a script. Its reply goes to `done`, or an exception."""
         rest = (len(keys), *keys, *args)
         packed = pack("EVALSHA", script.sha, *rest)
-        self._queue(Call(packed, done, self._loop.time(), again=again, script=script, args=rest))
+        self.queue(
+            Call(
+                packed,
+                done,
+                self._loop.time(),
+                again=again,
+                key=keys[0],
+                script=script,
+                args=rest,
+            )
+        )
 
     def call(self, *args: Arg, done: Done | None = None, again: bool = True) -> None:
         """Send a command. Its reply goes to `done`, or an exception."""
-        self._queue(Call(pack(*args), done, self._loop.time(), again=again))
+        key = args[1] if len(args) > 1 else b""
+        self.queue(Call(pack(*args), done, self._loop.time(), again=again, key=key))
 
     async def ask(self, *args: Arg) -> Any:
         """Send a command, and return its reply. Raises BrokerUnavailable."""
@@ -246,7 +265,10 @@ class Commands:
         """Run a script, and return its reply. Raises BrokerUnavailable."""
         return await wanted(lambda done: self.run(script, keys, args, done))
 
-    def _queue(self, call: Call) -> None:
+    def queue(self, call: Call, *, asking: bool = False) -> None:
+        """Send a command, or queue it; `asking`, for a slot that is on its way here."""
+        if asking and self._link is not None:
+            self._link.call(_ASKING, _ignore)
         if self._link is not None and self._pause is None:
             self._send(call)
         elif self._keeping is None and self._link is None:
@@ -274,6 +296,8 @@ class Commands:
         if what is Remedy.LOAD and call.script is not None:
             call.packed = pack("EVAL", call.script.source, *call.args)
             self._send(call)
+        elif self._moved is not None and error.code in ("MOVED", "ASK"):
+            self._moved(call, error)
         elif what is Remedy.MOVE:
             self._retry(call)
             self.problem = f"{self.at}: {advice(error)}"
@@ -298,6 +322,23 @@ class Commands:
             waiting, self._waiting = self._waiting, deque()
             for call in waiting:
                 self._send(call)
+
+    def take_all(self) -> list[Call]:
+        """Disconnect, and return all that waits, for another server.
+
+        What may not be sent twice fails.
+        """
+        link, self._link = self._link, None
+        if link is not None:
+            link.abort()
+        taken = [*(call for call in self._sent if call.again), *self._later, *self._waiting]
+        for call in self._sent:
+            if not call.again:
+                call.end(BrokerUnavailable("the cluster has changed"))
+        self._sent.clear()
+        self._later.clear()
+        self._waiting.clear()
+        return taken
 
     def _look(self) -> None:
         """Give up what waits for too long, and a connection that is dead."""

@@ -14,6 +14,7 @@ from crossband.broker import Publication
 from crossband.broker.redis.base import Base
 from crossband.broker.redis.copy import Copy
 from crossband.broker.redis.frames import Frame, decode_entries, decode_entry, decode_frame
+from crossband.broker.redis.keys import tag_of
 from crossband.broker.redis.link import Arg
 from crossband.broker.redis.outgoing import Batch, new_log_id
 from crossband.broker.redis.scripts import FORGET, READ, TEAR, TOP
@@ -129,14 +130,13 @@ class Feed:
 
     def open(self) -> None:
         """Subscribe."""
-        self._base.server(self.namespace).subscription.add(self._channel, self)
+        self._base.servers.add(self._channel, tag_of(self.namespace), self)
 
     def close(self, *, forget: bool) -> None:
         """Unsubscribe; let the log go if no node listens to it, and nobody can come back."""
         self._closed = True
-        server = self._base.server(self.namespace)
         ended = self._forget if forget else None
-        server.subscription.remove(self._channel, ended)
+        self._base.servers.remove(self._channel, tag_of(self.namespace), ended)
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
@@ -152,10 +152,10 @@ class Feed:
         self._moved()
 
     def _forget(self) -> None:
-        server = self._base.server(self.namespace)
-        how = "NUMSUB" if server.verb == "PUBLISH" else "SHARDNUMSUB"
-        ttl = 2 * self._base.bounds.age_ms
-        server.commands.run(FORGET, [f"{self._key}meta"], [how, self._key, ttl])
+        base = self._base
+        how = "NUMSUB" if base.servers.verb == "PUBLISH" else "SHARDNUMSUB"
+        args: list[Arg] = [how, self._key, 2 * base.bounds.age_ms]
+        base.run(self.namespace, FORGET, [f"{self._key}meta"], args)
 
     # Places.
 
@@ -206,7 +206,7 @@ class Feed:
     def look(self) -> None:
         """Compare this place with where the log is, and keep the log for another day."""
         if self.log and self._reading is None:
-            self._base.server(self.namespace).commands.run(TOP, *self._top(), self._compare)
+            self._base.run(self.namespace, TOP, *self._top(), self._compare)
 
     def _compare(self, reply: Any) -> None:
         if not isinstance(reply, list) or self._reading is not None or self._closed:
@@ -226,8 +226,7 @@ class Feed:
 
     async def top(self) -> list[Any]:
         """Ask where the log is; begin one if there is none. Raises BrokerUnavailable."""
-        commands = self._base.server(self.namespace).commands
-        reply: list[Any] = await commands.result(TOP, *self._top())
+        reply: list[Any] = await self._base.result(self.namespace, TOP, *self._top())
         return reply
 
     # The subscription.
@@ -449,7 +448,9 @@ class Feed:
             *sids,
         ]
         keys = [f"{self._key}meta", f"{self._key}log"]
-        return Reply.of(await base.server(self.namespace).commands.result(READ, keys, args))
+        for sid in sids:
+            keys += [f"{self._key}sid:{sid}", f"{self._key}own:{sid}"]
+        return Reply.of(await base.result(self.namespace, READ, keys, args))
 
     async def _step_over(self, page: Reply) -> None:
         """Go on behind what is lost, and tell of it."""
@@ -479,9 +480,9 @@ class Feed:
 
     async def _tear(self) -> None:
         """Tell all nodes how far a lost generation had gone."""
-        server = self._base.server(self.namespace)
-        args: list[Arg] = [self.log, self.generation, self.number, server.verb, self._key]
-        await server.commands.result(TEAR, [f"{self._key}meta"], args)
+        base = self._base
+        args: list[Arg] = [self.log, self.generation, self.number, base.servers.verb, self._key]
+        await base.result(self.namespace, TEAR, [f"{self._key}meta"], args)
 
     def _note_tears(self, tears: int) -> None:
         if tears > self._tears:

@@ -8,29 +8,38 @@ from typing import Final
 # share a hub with this one.
 VERSION: Final = "crossband 1"
 
+# The tag of what belongs to no namespace.
+BUS: Final = "bus"
+
 
 class Keys:
     """The names under one prefix."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self.version: Final = f"{prefix}:version"
+        self.version: Final = f"{prefix}:{{{BUS}}}:version"
         # The members of the bus, and what all of them hear.
-        self.nodes: Final = f"{prefix}:{{bus}}:nodes"
-        self.hall: Final = f"{prefix}:{{bus}}:all"
-        self.revoked: Final = f"{prefix}:{{revoked}}:users"
-        self.revoked_order: Final = f"{prefix}:{{revoked}}:order"
+        self.nodes: Final = f"{prefix}:{{{BUS}}}:nodes"
+        self.hall: Final = f"{prefix}:{{{BUS}}}:all"
+        self.revoked: Final = f"{prefix}:{{{BUS}}}:revoked"
+        self.revoked_order: Final = f"{prefix}:{{{BUS}}}:revoked:order"
 
     def node(self, node: str) -> str:
         """Return the channel of what is sent to one node."""
-        return f"{self._prefix}:{{bus}}:node:{node}"
+        return f"{self._prefix}:{{{BUS}}}:node:{node}"
 
-    def beat(self, node: str, tag: str = "bus") -> str:
+    def beat(self, node: str, tag: str = BUS) -> str:
         """Return the channel of a node's heartbeat to itself."""
         return f"{self._prefix}:{{{tag}}}:beat:{node}"
 
     def base(self, namespace: str) -> str:
         """Return what the keys of a namespace begin with, and its channel's name."""
-        # Braces would end the tag by which a cluster finds the slot.
-        name = namespace.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-        return f"{self._prefix}:{{{name}}}:"
+        return f"{self._prefix}:{{{tag_of(namespace)}}}:"
+
+
+def tag_of(namespace: str) -> str:
+    """Return the tag of a namespace's keys, by which a cluster finds their slot.
+
+    It begins with a slash. Braces would end it.
+    """
+    return namespace.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")

@@ -115,7 +115,11 @@ class Outgoing:
         self._box.sending(batch, size)
         base = self._base
         key, bounds = base.keys.base(self.namespace), base.bounds
-        server = base.server(self.namespace)
+        try:
+            server = base.server(self.namespace)
+        except BrokerUnavailable as error:
+            self._done(error)
+            return
         args: list[Arg] = [
             key,
             base.skew,
@@ -130,12 +134,16 @@ class Outgoing:
             batch.number,
             self._box.is_new(server.commands.connections),
         ]
+        keys = [f"{key}meta", f"{key}log", f"{key}sent:{base.node}"]
         for item in items:
             publication = item.publication
+            private = item.recorded and publication.private
             args.append(publication.size if item.recorded else -1)
-            args.append(" ".join(publication.rooms) if publication.private else "")
+            args.append(" ".join(publication.rooms) if private else "")
             args.append(item.data)
-        keys = [f"{key}meta", f"{key}log", f"{key}sent:{base.node}"]
+            if private:
+                for sid in publication.rooms:
+                    keys += [f"{key}sid:{sid}", f"{key}own:{sid}"]
         server.commands.run(APPEND, keys, args, self._done)
 
     def _done(self, reply: Any) -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import Protocol
 
 from crossband.broker.bus import HEARTBEAT, SILENCE
 from crossband.broker.redis.address import Address, Place
-from crossband.broker.redis.commands import Commands
-from crossband.broker.redis.servers import Unfit
+from crossband.broker.redis.commands import Call, Commands
+from crossband.broker.redis.dialing import Unfit
+from crossband.broker.redis.replies import ServerError
 from crossband.broker.redis.subscription import Subscription
 from crossband.errors import BrokerUnavailable
+
+
+class Others(Protocol):
+    """The servers of a cluster."""
+
+    def moved(self, call: Call, error: ServerError) -> None:
+        """Send a command elsewhere, as the error says."""
+
+    def refresh_soon(self) -> None:
+        """Look at who has which slots."""
 
 
 class Server:
@@ -27,14 +38,20 @@ class Server:
         place: Place | None,
         node: str,
         beat: str,
-        connected: Callable[[], None],
+        others: Others | None = None,
+        tag: str = "",
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._connected = connected
+        # The tag of a slot that it has, in a cluster.
+        self.tag: str = tag
+        self._others = others
         name = f"crossband:{node}"
-        self.commands = Commands(address, place, name, self._logged_in)
-        self.subscription = Subscription(address, lambda: self.commands.at, name)
-        self.verb = "SPUBLISH" if address.kind == "cluster" else "PUBLISH"
+        moved = None if others is None else others.moved
+        self.commands = Commands(address, place, name, self._logged_in, moved)
+        self.subscription = Subscription(
+            address, lambda: self.commands.at, name, None if others is None else others.refresh_soon
+        )
+        self.verb: str = "SPUBLISH" if address.kind == "cluster" else "PUBLISH"
         # The channel of the heartbeat; in a cluster, one of this server's.
         self._beat = beat.encode()
         self._beating: asyncio.TimerHandle | None = None
@@ -73,11 +90,17 @@ class Server:
         await self.subscription.stop()
         await self.commands.stop()
 
+    def listen_to(self, tag: str, beat: str) -> None:
+        """Send the heartbeat by another channel: that slot is another server's by now."""
+        self.subscription.remove(self._beat)
+        self.tag, self._beat = tag, beat.encode()
+        self._heard = self._loop.time()
+        self.subscription.add(self._beat, self)
+
     def _logged_in(self) -> None:
         if self._at is not None and self._at != self.commands.at:
             self.subscription.reconnect()
         self._at = self.commands.at
-        self._connected()
 
     def _send_beat(self) -> None:
         self._beating = self._loop.call_later(HEARTBEAT, self._send_beat)

@@ -64,12 +64,11 @@ class RedisSessions(SessionStore):
         self._note(session, False)
         key = self._key(session.namespace, session.key)
         args = [*self._start(session.namespace, session.key), session.owner, session.take]
-        self._commands(session.namespace).run(DROP, [key], args)
+        self._base.run(session.namespace, DROP, [key], args)
 
     async def find(self, namespace: str, key: str) -> Session | None:
         args = self._start(namespace, key)
-        commands = self._commands(namespace)
-        reply = await commands.result(FIND, [self._key(namespace, key)], args)
+        reply = await self._base.result(namespace, FIND, [self._key(namespace, key)], args)
         session = _session(reply)
         if session is not None and await self._is_revoked(session, reply[4]):
             self._drop_revoked(session)
@@ -91,8 +90,7 @@ class RedisSessions(SessionStore):
             f"{self._base.node}:{next(self._calls)}",
             self._life(LEASE + self._base.bounds.age),
         ]
-        commands = self._commands(namespace)
-        reply = await commands.result(TAKE, [self._key(namespace, key)], args)
+        reply = await self._base.result(namespace, TAKE, [self._key(namespace, key)], args)
         taken = _session(reply)
         if taken is not None:
             self._note(taken, owner == self._base.node)
@@ -124,7 +122,8 @@ class RedisSessions(SessionStore):
                 for key, taken in reply:
                     self._gone(namespace, key.decode("utf-8", "surrogatepass"), taken)
 
-        self._commands(namespace).run(
+        self._base.run(
+            namespace,
             TOUCH,
             [self._key(namespace, key) for key in keys],
             [*args, *map(_bytes, keys)],
@@ -178,7 +177,7 @@ class RedisSessions(SessionStore):
             if reply == -1 and connected:
                 self._tell_taken(session)
 
-        self._commands(session.namespace).run(KEEP, [key, f"{base}sid:{session.sid}"], args, done)
+        self._base.run(session.namespace, KEEP, [key, f"{base}sid:{session.sid}"], args, done)
 
     # Revocations.
 
@@ -216,12 +215,9 @@ class RedisSessions(SessionStore):
     def _drop_revoked(self, session: Session) -> None:
         key = self._key(session.namespace, session.key)
         args = [*self._start(session.namespace, session.key), "", 0]
-        self._commands(session.namespace).run(DROP, [key], args)
+        self._base.run(session.namespace, DROP, [key], args)
 
     # Keys.
-
-    def _commands(self, namespace: str) -> Any:
-        return self._base.server(namespace).commands
 
     def _key(self, namespace: str, key: str) -> bytes:
         return _bytes(f"{self._base.keys.base(namespace)}session:{key}")

@@ -10,9 +10,9 @@ from typing import Any, Final, Protocol
 
 from crossband.broker.redis.address import Address, Place
 from crossband.broker.redis.commands import FIRST_PAUSE, LONGEST_PAUSE
+from crossband.broker.redis.dialing import Unfit, connect
 from crossband.broker.redis.link import Link, pack
 from crossband.broker.redis.replies import ServerError, advice
-from crossband.broker.redis.servers import Unfit, connect
 
 logger: Final = logging.getLogger("crossband")
 
@@ -40,11 +40,19 @@ class Ear(Protocol):
 class Subscription:
     """This node's subscription at one server."""
 
-    def __init__(self, address: Address, where: Callable[[], Place | None], name: str) -> None:
+    def __init__(
+        self,
+        address: Address,
+        where: Callable[[], Place | None],
+        name: str,
+        moved: Callable[[], None] | None = None,
+    ) -> None:
         self._address = address
         # Where the commands go: publications are heard at the same server.
         self._where = where
         self._name = name
+        # Called when a slot has moved to another server of the cluster.
+        self._moved = moved
         self._sharded = address.kind == "cluster"
         self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
@@ -192,11 +200,14 @@ class Subscription:
         ended = self._ended.pop(channel, None)
         if ended is not None:
             ended()
-        elif channel in self._ears and self._sharded:
-            # Not asked for: its slot has moved.
-            self.reconnect()
+        elif channel in self._ears and self._moved is not None:
+            # Not asked for: its slot is another server's by now.
+            self._moved()
 
     def _refused(self, error: ServerError) -> None:
+        if error.code in ("MOVED", "CLUSTERDOWN", "TRYAGAIN") and self._moved is not None:
+            self._moved()
+            return
         self.problem = advice(error)
         logger.error("broker: subscribing: %s", self.problem)
         for ear in list(self._ears.values()):

@@ -10,7 +10,7 @@ export default defineConfig(({ mode }) => {
       emptyOutDir: !single,
       sourcemap: !single,
       lib: {
-        entry: single ? { "crossband.min": "src/index.ts" } : { index: "src/index.ts", react: "src/react.ts" },
+        entry: single ? { "crossband.min": "src/index.ts" } : { index: "src/index.ts", presence: "src/presence.ts", react: "src/react.ts" },
         formats: ["es"],
       },
       rolldownOptions: {

@@ -4,6 +4,7 @@ import { useCallback, useEffect, useInsertionEffect, useMemo, useRef, useState, 
 import type { Client } from "./client.js";
 import { connect, type CrossbandError } from "./index.js";
 import { follow } from "./follow.js";
+import { type Presence, type PresenceSocket, watchPresence } from "./presence.js";
 import type { ClientEvents, DefaultEvents, EventName, EventsMap, Listener, Options } from "./types.js";
 
 /** The part of a socket that the hooks need: Crossband's client and socket.io-client's have it. */
@@ -134,6 +135,25 @@ export function useEvent(
     return () => void socket?.off(name, listener);
   }, [socket, name, newest]);
 }
+
+/**
+ * Watch who is in a room, from mount to unmount. The client must be in the room; if it is not yet,
+ * this waits. Without a socket or a room (null) nobody is there.
+ */
+export function usePresence<Info = any>(
+  socket: PresenceSocket | null | undefined,
+  room: string | null,
+): Presence<Info> {
+  // Those of this socket and room, not of previous ones.
+  const [state, setState] = useState<{ socket: unknown; room: unknown; presence: Presence<Info> } | null>(null);
+  useEffect(() => {
+    if (!socket || room === null) return undefined;
+    return watchPresence<Info>(socket, room, (presence) => setState({ socket, room, presence }));
+  }, [socket, room]);
+  return state?.socket === socket && state?.room === room ? state!.presence : nobody;
+}
+
+const nobody: Presence = { members: [], isReady: false, error: null };
 
 export interface SseMessage<T = any> {
   /** The event's name; "message" if it has none. */

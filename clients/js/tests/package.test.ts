@@ -16,7 +16,7 @@ test("it has no dependency, and only the hooks import React", () => {
   const { dependencies, peerDependencies } = JSON.parse(read("package.json"));
   expect([dependencies, Object.keys(peerDependencies)]).toEqual([undefined, ["react"]]);
   const imports = (path: string): string[] => [...read(path).matchAll(/ from "([^".]+)"/g)].map(([, name]) => name!);
-  expect(["core", "index", "react"].map((name) => imports(`dist/${name}.js`))).toEqual([[], [], ["react"]]);
+  expect(["core", "index", "presence", "react"].map((name) => imports(`dist/${name}.js`))).toEqual([[], [], [], ["react"]]);
 });
 
 test("the package has the built files, their declarations, and what every package has", () => {

@@ -7,7 +7,7 @@ import { renderToString } from "react-dom/server";
 import { io } from "socket.io-client";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { connect, type Options } from "../src/index.js";
-import { type SseOptions, useEvent, useSocket, useSSE } from "../src/react.js";
+import { type SseOptions, useEvent, usePresence, useSocket, useSSE } from "../src/react.js";
 import { fakeFetch, FakeWebSocket, WebSocketClass } from "./fakes.js";
 
 const URL_ = "http://hub.test";
@@ -261,16 +261,54 @@ describe("useSSE", () => {
   });
 });
 
+describe("usePresence", () => {
+  test("the members of a room, from mount to unmount; of another room, its own", async () => {
+    const client = connect(URL_, options);
+    await settle();
+    FakeWebSocket.last.welcome();
+    const answer = async (...ids: string[]): Promise<void> => {
+      const { id } = FakeWebSocket.last.sent.at(-1);
+      const members = ids.map((id) => ({ id, info: null }));
+      await act(async () => FakeWebSocket.last.say({ type: "ack", id, data: { members, next: null } }));
+    };
+    const { result, rerender, unmount } = renderHook(({ room }) => usePresence(client, room), {
+      initialProps: { room: "one" as string | null },
+      wrapper: StrictMode,
+    });
+    const ids = (): string[] => result.current.members.map(({ id }) => id);
+    expect(result.current).toEqual({ members: [], isReady: false, error: null });
+    await answer("ann");
+    expect(result.current.isReady).toBe(true);
+    act(() =>
+      FakeWebSocket.last.say({
+        type: "presence:join",
+        data: { room: "one", member: { id: "bob", info: null }, count: 2 },
+        offset: "e-1",
+      }),
+    );
+    expect(ids()).toEqual(["ann", "bob"]);
+    rerender({ room: "two" });
+    expect(result.current).toEqual({ members: [], isReady: false, error: null });
+    await answer("cid");
+    expect(ids()).toEqual(["cid"]);
+    rerender({ room: null });
+    expect(ids()).toEqual([]);
+    unmount();
+    client.close();
+  });
+});
+
 test("page is rendered on a server, where nothing connects", () => {
   const fetch = vi.fn();
   function Page() {
     const { socket, isConnected, error } = useSocket("/realtime", options);
     const { lastEventId } = useSSE({ url: "/events", fetch });
     useEvent(socket, "a", () => {});
-    return <p>{`${isConnected} ${error} "${lastEventId}"`}</p>;
+    const { members } = usePresence(socket, "room");
+    return <p>{`${isConnected} ${error} "${lastEventId}" ${members.length}`}</p>;
   }
   vi.stubGlobal("location", undefined);
-  expect(renderToString(<Page />)).toBe("<p>false null &quot;&quot;</p>");
+  expect(renderToString(<Page />)).toBe("<p>false null &quot;&quot; 0</p>");
   expect(vi.getTimerCount()).toBe(0);
   expect(fetch).not.toHaveBeenCalled();
   expect(FakeWebSocket.all).toEqual([]);

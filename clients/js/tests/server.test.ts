@@ -1,17 +1,12 @@
 // The client against the real server: `crossband serve` on a free port, over both doors.
-import { type ChildProcess, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
 import net from "node:net";
-import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
 import { WebSocket } from "undici";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { type Client, connect, type Options, type TransportName } from "../src/index.js";
+import { COMMAND, KEY, type Server, start } from "./serve.js";
 
-const OWN = fileURLToPath(new URL("../../../.venv/bin/crossband", import.meta.url));
-const COMMAND = existsSync(OWN) ? OWN : "crossband";
-const KEY = "key-of-the-test";
 const DOORS: TransportName[] = ["websocket", "sse"];
 const cleanups: (() => unknown)[] = [];
 
@@ -29,37 +24,10 @@ afterEach(async () => {
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
 });
 
-interface Server {
-  port: number;
-  process: ChildProcess;
-  stop(): Promise<void>;
-}
-
 async function serve(port = 0, env: Record<string, string> = {}): Promise<Server> {
-  const server = await start(port, env);
+  const server = await start({ port, env });
   cleanups.push(() => server.stop());
   return server;
-}
-
-async function start(port = 0, env: Record<string, string> = {}): Promise<Server> {
-  const process_ = spawn(COMMAND, ["serve", "--port", String(port), "--api-keys", KEY], {
-    env: { ...process.env, NO_COLOR: "1", PYTHONUNBUFFERED: "1", ...env },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  const exited = once(process_, "exit");
-  const stop = async (): Promise<void> => {
-    process_.kill("SIGTERM");
-    await exited;
-  };
-  for await (const line of createInterface(process_.stdout!)) {
-    const match = /http:\/\/127\.0\.0\.1:(\d+)/.exec(line);
-    if (match) {
-      process_.stdout!.resume();
-      process_.stderr!.resume();
-      return { port: Number(match[1]), process: process_, stop };
-    }
-  }
-  throw new Error("crossband serve ended before it served");
 }
 
 /** A cable between the client and the server, to be cut below HTTP. */

@@ -2,7 +2,7 @@
 import { io, type Socket } from "socket.io-client";
 import { expectTypeOf, test } from "vitest";
 import { type Client, connect, type CrossbandError } from "../src/index.js";
-import { useEvent, useSocket } from "../src/react.js";
+import { useEvent, usePresence, useSocket } from "../src/react.js";
 
 interface ServerToClient {
   "chat:message": (message: { from: string; content: string }) => void;
@@ -54,6 +54,8 @@ export function check(client: Typed, official: Socket<ServerToClient, ClientToSe
   useEvent(client, "gap", ({ reason }) => expectTypeOf(reason).toEqualTypeOf<string>());
   // @ts-expect-error no such event
   useEvent(client, "chat:massage", () => {});
+  expectTypeOf(usePresence<{ name: string }>(client, "room").members[0]!.info.name).toEqualTypeOf<string>();
+  expectTypeOf(usePresence(official, null).members[0]!.info).toBeAny();
   useEvent(official, "chat:message", (message: { content: string }) => message.content);
 }
 

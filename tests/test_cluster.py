@@ -627,6 +627,31 @@ async def test_client_that_leaves_while_its_session_is_taken_leaves_it_to_its_ne
     assert await client.call("name") == "Ada"
 
 
+async def test_messages_of_a_user_count_on_all_nodes(
+    far: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.cluster.HEARTBEAT", 0.02)
+    # Ten at once, and the next in a hundred seconds.
+    limits = {"user_message_rate": 0.01, "burst_time": 1_000.0}
+    await far.start(authenticate=by_query, limits=limits)
+    one, other = await two(far, new_client, auth={"token": "ada"})
+    idle = new_client("websocket")
+    await idle.connect(far.urls[1], auth={"token": "bob"})
+    for _ in range(4):
+        await one.call("rooms")
+    there = far.there._core.quotas._user_rates
+    assert there is not None
+    # One joined a room on each node: six are used, and four are left.
+    now = asyncio.get_running_loop().time()
+    await until(lambda: there.of("ada", now)._full >= now + 550)
+    for _ in range(4):
+        await other.call("rooms")
+    with pytest.raises(EventFailed) as failure:
+        await other.call("rooms")
+    assert failure.value.code == "rate_limited"
+    await idle.call("rooms")
+
+
 # How what a node knows of its clients outlives it.
 
 

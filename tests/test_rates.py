@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossband.rates import LONGEST_PAUSE, SHORTEST_PAUSE, Buckets, Meter, TokenBucket
+from crossband.rates import (
+    LONGEST_PAUSE,
+    SHORTEST_PAUSE,
+    Buckets,
+    Meter,
+    SharedBuckets,
+    TokenBucket,
+)
 
 
 def test_burst_passes_at_once_and_no_more() -> None:
@@ -234,3 +241,53 @@ def test_full_buckets_are_forgotten() -> None:
         busy.take(now)
         assert buckets.of("busy", now) is busy
     assert len(buckets) < 2_100
+
+
+def test_other_nodes_are_told_of_who_takes_more_than_a_share() -> None:
+    buckets = SharedBuckets(10, 100)
+    for user, count in (("low", 5), ("share", 10), ("high", 11), ("lent", 2)):
+        for _ in range(count):
+            assert not buckets.of(user, 0.0).take(0.0)
+    for _ in range(9):
+        buckets.of("lent", 0.0).owe(0.0)
+    # In 4 s, four nodes may each pass on 10 of the 40 that the rate allows.
+    assert buckets.collect(4.0, 4) == {"high": 11, "lent": 11}
+    assert buckets.collect(4.0, 4) == {}
+    # Told or not, it is counted anew.
+    for _ in range(5):
+        buckets.of("low", 4.0).take(4.0)
+    assert buckets.collect(4.0, 4) == {}
+
+
+def test_what_is_refused_or_was_used_elsewhere_is_not_told() -> None:
+    buckets = SharedBuckets(1, 3)
+    bucket = buckets.of("ada", 0.0)
+    bucket.charge(0.0, 2)
+    assert not bucket.take(0.0)
+    assert bucket.take(0.0) == pytest.approx(1.0)
+    assert buckets.collect(0.0, 2) == {"ada": 1}
+
+
+@given(
+    nodes=st.integers(1, 5),
+    seconds=st.integers(1, 60),
+    wanted=st.lists(st.integers(0, 30), min_size=5, max_size=5),
+)
+def test_over_many_nodes_a_user_sends_less_than_twice_the_rate(
+    nodes: int, seconds: int, wanted: list[int]
+) -> None:
+    rate, burst = 10, 20
+    each = [SharedBuckets(rate, burst) for _ in range(nodes)]
+    passed = 0
+    for second in range(seconds):
+        now = float(second)
+        for buckets, count in zip(each, wanted, strict=False):
+            passed += sum(not buckets.of("ada", now).take(now) for _ in range(count))
+        told = [buckets.collect(1.0, nodes) for buckets in each]
+        for buckets in each:
+            for other, used in zip(each, told, strict=True):
+                if other is not buckets:
+                    for user, count in used.items():
+                        buckets.of(user, now).charge(now, count)
+    # The bursts of all nodes, and what they let through before they heard of each other.
+    assert passed <= nodes * (burst + rate) + 2 * rate * seconds

@@ -53,6 +53,10 @@ class TokenBucket:
         self._full = full + self._period
         return max(0.0, full - now - self._slack)
 
+    def charge(self, now: float, count: int) -> None:
+        """Take tokens that were used elsewhere, whether or not they are there."""
+        self._full = max(self._full, now) + count * self._period
+
     def full(self, now: float) -> bool:
         """Return whether every token that was taken has been replaced."""
         return self._full <= now
@@ -197,8 +201,11 @@ class Buckets:
         if bucket is None:
             if len(self._by_key) >= self._prune_at:
                 self._prune(now)
-            bucket = self._by_key[key] = TokenBucket(self._rate, self._burst)
+            bucket = self._by_key[key] = self._make(key)
         return bucket
+
+    def _make(self, key: Hashable) -> TokenBucket:
+        return TokenBucket(self._rate, self._burst)
 
     def _prune(self, now: float) -> None:
         # A full bucket is as good as a new one, except to the meters that share it: those that
@@ -209,3 +216,60 @@ class Buckets:
         self._by_key = {key: each for key, each in self._by_key.items() if not each.full(now)}
         self._by_key.update(full)
         self._prune_at = max(self._FEWEST, 2 * len(self._by_key))
+
+
+class CountedBucket(TokenBucket):
+    """A bucket that counts what was taken from it, for other nodes."""
+
+    __slots__ = ("_key", "_used", "taken")
+
+    def __init__(
+        self, rate: float, burst: int, key: Hashable, used: dict[Hashable, CountedBucket]
+    ) -> None:
+        super().__init__(rate, burst)
+        self.taken: int = 0
+        self._key = key
+        # The buckets of which something was taken, by key: shared by all.
+        self._used = used
+
+    def take(self, now: float) -> float:
+        wait = TokenBucket.take(self, now)
+        if not wait:
+            self._count()
+        return wait
+
+    def owe(self, now: float) -> float:
+        self._count()
+        return TokenBucket.owe(self, now)
+
+    def _count(self) -> None:
+        if not self.taken:
+            self._used[self._key] = self
+        self.taken += 1
+
+
+class SharedBuckets(Buckets):
+    """Buckets that every node has for itself, charged with what the other nodes tell.
+
+    A node tells only of keys that took more than the share of one node: if none does, all of
+    them together are within the rate. So whatever nodes do not tell of adds less than the rate
+    once, and most keys are never told of.
+    """
+
+    __slots__ = ("_used",)
+
+    def __init__(self, rate: float, burst: int) -> None:
+        super().__init__(rate, burst)
+        self._used: dict[Hashable, CountedBucket] = {}
+
+    def _make(self, key: Hashable) -> TokenBucket:
+        return CountedBucket(self._rate, self._burst, key, self._used)
+
+    def collect(self, seconds: float, nodes: int) -> dict[Hashable, int]:
+        """Return what was taken in the last seconds, by keys above their share of a node."""
+        share = self._rate * seconds / nodes
+        used = {key: bucket.taken for key, bucket in self._used.items()}
+        for bucket in self._used.values():
+            bucket.taken = 0
+        self._used.clear()
+        return {key: taken for key, taken in used.items() if taken > share}

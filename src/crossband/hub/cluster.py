@@ -89,6 +89,7 @@ class Cluster:
             self._node.sessions.renew(self._node.id)
             await asyncio.sleep(HEARTBEAT)
             try:
+                self._quotas.tell_used()
                 await self._revocations.catch_up()
                 away, heard = loop.time() - heard, loop.time()
                 if away > SILENCE:
@@ -137,6 +138,9 @@ class Cluster:
             return asyncio.ensure_future(self._locate(message))
         if isinstance(message, (messages.Join, messages.Leave, messages.Disconnect)):
             return asyncio.ensure_future(self._do(message))
+        if isinstance(message, messages.Used):
+            self._quotas.charge(message.users)
+            return None
         if isinstance(message, messages.ServerEvent):
             return self._handle(message)
         if isinstance(message, messages.Departing):

@@ -117,6 +117,12 @@ class CountUser(msgspec.Struct, frozen=True, tag="count user"):
     key: str = ""
 
 
+class Used(msgspec.Struct, frozen=True, tag="used"):
+    """Charge users with the messages that they sent here. Not answered."""
+
+    users: dict[str, int]
+
+
 class Report(msgspec.Struct, frozen=True, tag="report"):
     """Report what this node has. Answered with what `Status.here` returns."""
 
@@ -280,6 +286,7 @@ Message = (
     | Locate
     | Revoked
     | CountUser
+    | Used
     | Report
     | Exchange
 )

@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from crossband.addresses import network_of
 from crossband.connection import Connection
 from crossband.errors import RateLimited
-from crossband.hub.messages import CountUser
+from crossband.hub.messages import CountUser, Used, encode
 from crossband.hub.node import Node
 from crossband.hub.others import ask
-from crossband.rates import Buckets, Meter
+from crossband.rates import Buckets, Meter, SharedBuckets
 from crossband.slots import Slots, TooManyConnections
 
 logger: Final = logging.getLogger("crossband")
 
 # Seconds between two log lines about refused connections.
 REFUSAL_LOG_TIME: Final = 10.0
+# Users in one message between nodes: 0.3 MB at most, by the length of a name.
+MOST_USERS: Final = 1_000
 
 
 class Quotas:
@@ -30,6 +33,10 @@ class Quotas:
         # Replaced when the hub starts.
         self.slots: Slots = Slots()
         self._user_rates: Buckets | None = None
+        # The same if other nodes have to know of them. None on a broker inside this process.
+        self._shared_rates: SharedBuckets | None = None
+        # When other nodes were last told.
+        self._told_at = 0.0
         self._publish_rates: Buckets | None = None
         # When a refused connection was last logged.
         self._refusal_noted = -math.inf
@@ -41,7 +48,12 @@ class Quotas:
             per_address=limits.connections_per_address,
             per_user=limits.connections_per_user,
         )
-        self._user_rates = self._buckets(limits.user_message_rate)
+        rate = limits.user_message_rate
+        self._user_rates = self._buckets(rate)
+        self._shared_rates = None
+        if rate and not self._node.publishes_at_once:
+            self._user_rates = self._shared_rates = SharedBuckets(rate, self._burst(rate))
+            self._told_at = time.monotonic()
         self._publish_rates = self._buckets(limits.publish_rate)
 
     def _burst(self, rate: float) -> int:
@@ -124,6 +136,26 @@ class Quotas:
         """Count a user's message that no connection counts. Raises RateLimited."""
         if self._user_rates is not None:
             _take(self._user_rates, user)
+
+    def tell_used(self) -> None:
+        """Tell the other nodes which users sent more here than their share of one node."""
+        buckets, members = self._shared_rates, self._node.bus.members
+        if buckets is None:
+            return
+        now = time.monotonic()
+        used = buckets.collect(now - self._told_at, len(members) + 1)
+        self._told_at = now
+        if members:
+            users = [(str(user), count) for user, count in used.items()]
+            for first in range(0, len(users), MOST_USERS):
+                self._node.bus.tell(encode(Used(dict(users[first : first + MOST_USERS]))))
+
+    def charge(self, users: Mapping[str, int]) -> None:
+        """Count what users sent to another node."""
+        now = time.monotonic()
+        if self._user_rates is not None:
+            for user, count in users.items():
+                self._user_rates.of(user, now).charge(now, count)
 
     def floods(self, connection: Connection) -> bool:
         """Return whether a client keeps sending in spite of refusals."""

@@ -30,6 +30,9 @@ WAIT: Final = 0.1
 # Seconds between two attempts to connect: the first, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
+# Seconds for which a refusal counts as a problem, and is not logged again.
+REFUSED: Final = 10.0
+
 # The oldest version whose streams can be trimmed by MINID.
 OLDEST: Final = (6, 2)
 
@@ -111,12 +114,33 @@ class Commands:
         self._keeping: asyncio.Task[None] | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._down: asyncio.Event = asyncio.Event()
-        # Why it is not connected, or what the server refuses; None if all is well.
-        self.problem: str | None = "not connected yet"
+        # Why it is not connected; None if it is.
+        self._trouble: str | None = "not connected yet"
+        # When the connection was lost, in the loop's time.
+        self.since: float = 0.0
+        # What the server last refused to do, and when, in the loop's time.
+        self._refusal = ""
+        self._refused_at = 0.0
         # Where it is connected to.
         self.at: Place | None = None
         # Connections so far.
         self.connections: int = 0
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not connected, or what the server refuses to do; None if all is well."""
+        if (
+            self._trouble is None
+            and self._loop.time() - self._refused_at < REFUSED
+            and self._refusal
+        ):
+            return self._refusal
+        return self._trouble
+
+    @property
+    def connected(self) -> bool:
+        """Whether commands reach the server."""
+        return self._trouble is None
 
     # Life.
 
@@ -129,7 +153,7 @@ class Commands:
                 await self._connect()
                 break
             except Unfit as error:
-                self.problem = str(error)
+                self._trouble = str(error)
                 if error.final or self._loop.time() + pause > deadline:
                     raise BrokerUnavailable(str(error)) from None
             await asyncio.sleep(pause)
@@ -150,7 +174,7 @@ class Commands:
         link, self._link = self._link, None
         if link is not None:
             link.abort()
-        self.problem = "the broker is stopped"
+        self._trouble = "the broker is stopped"
         left = [*self._sent, *self._later, *self._waiting]
         self._sent.clear()
         self._later.clear()
@@ -170,9 +194,9 @@ class Commands:
                     await self._connect()
                     break
                 except Unfit as error:
-                    if str(error) != self.problem:
+                    if str(error) != self._trouble:
                         logger.warning("broker: %s", error)
-                    self.problem = str(error)
+                    self._trouble = str(error)
                 except Exception:
                     logger.exception("broker: connecting failed")
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -200,7 +224,7 @@ class Commands:
         if ended:
             raise Unfit(f"{place}: the connection was lost at once: {ended[0]}")
         self._down.clear()
-        self._link, self.at, self.problem = link, place, None
+        self._link, self.at, self._trouble = link, place, None
         self.connections += 1
         for _, load in _LOADS:
             link.call(load, _ignore)
@@ -212,13 +236,14 @@ class Commands:
     def _lost(self, reason: str) -> None:
         """Keep what may be sent again; fail the rest."""
         self._link = None
-        self.problem = f"the connection to Redis at {self.at} was lost: {reason}"
-        logger.warning("broker: %s", self.problem)
+        self.since = self._loop.time()
+        self._trouble = f"the connection to Redis at {self.at} was lost: {reason}"
+        logger.warning("broker: %s", self._trouble)
         sent, self._sent = self._sent, deque()
         self._waiting.extendleft(reversed([call for call in sent if call.again]))
         for call in sent:
             if not call.again:
-                call.end(BrokerUnavailable(self.problem))
+                call.end(BrokerUnavailable(self._trouble))
         self._down.set()
 
     def reconnect(self) -> None:
@@ -272,7 +297,7 @@ class Commands:
         if self._link is not None and self._pause is None:
             self._send(call)
         elif self._keeping is None and self._link is None:
-            call.end(BrokerUnavailable(self.problem or "the broker is stopped"))
+            call.end(BrokerUnavailable(self._trouble or "the broker is stopped"))
         else:
             self._waiting.append(call)
 
@@ -300,13 +325,18 @@ class Commands:
             self._moved(call, error)
         elif what is Remedy.MOVE:
             self._retry(call)
-            self.problem = f"{self.at}: {advice(error)}"
+            self._trouble = f"{self.at}: {advice(error)}"
             self.reconnect()
         elif what is Remedy.WAIT:
             self._retry(call)
         else:
-            logger.error("broker: %s: %s", self.at, advice(error))
-            call.end(BrokerUnavailable(f"{self.at}: {advice(error)}"))
+            text = f"{self.at}: {advice(error)}"
+            now = self._loop.time()
+            if text != self._refusal or now - self._refused_at > REFUSED:
+                logger.error("broker: %s", text)
+                self._refused_at = now
+            self._refusal = text
+            call.end(BrokerUnavailable(text))
 
     def _retry(self, call: Call) -> None:
         """Send a command again after a pause: the server has not carried it out."""
@@ -353,7 +383,7 @@ class Commands:
                 if call.since + PATIENCE > now:
                     break
                 if call.done is not None:
-                    problem = self.problem or f"no answer from Redis at {self.at}"
+                    problem = self._trouble or f"no answer from Redis at {self.at}"
                     call.end(BrokerUnavailable(problem))
         while self._waiting and self._waiting[0].since + PATIENCE <= now:
             self._waiting.popleft()
@@ -399,17 +429,14 @@ async def _check(link: Link, place: Place) -> None:
         raise Unfit(f"{place}: {advice(ServerError('READONLY it is a replica'))}")
     if info.get("loading") == "1":
         raise Unfit(f"{place}: Redis is still loading its data")
-
-
-def problem_of(info: dict[str, str]) -> str | None:
-    """Return what is wrong with a server's settings."""
     policy = info.get("maxmemory_policy", "noeviction")
-    if info.get("maxmemory", "0") != "0" and policy != "noeviction":
-        return (
-            f"Redis may throw keys away when it is full (maxmemory-policy {policy}): "
-            "set it to noeviction"
+    if policy != "noeviction" and info.get("maxmemory", "0") != "0":
+        logger.warning(
+            "broker: %s throws keys away when it is full (maxmemory-policy %s), and history and "
+            "sessions with them: set it to noeviction",
+            place,
+            policy,
         )
-    return None
 
 
 def _unasked(_: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 from crossband.broker.bus import HEARTBEAT, SILENCE
 from crossband.broker.redis.address import Address, Place
@@ -12,6 +12,9 @@ from crossband.broker.redis.dialing import Unfit
 from crossband.broker.redis.replies import ServerError
 from crossband.broker.redis.subscription import Subscription
 from crossband.errors import BrokerUnavailable
+
+# Seconds for which a connection may be away without being reported.
+BRIEF: Final = 1.0
 
 
 class Others(Protocol):
@@ -62,9 +65,11 @@ class Server:
     @property
     def problem(self) -> str | None:
         """Why this node is out of touch with it, or None."""
-        if self.commands.problem is not None:
+        # A connection that is back at once is no news.
+        before = self._loop.time() - BRIEF
+        if self.commands.problem is not None and self.commands.since < before:
             return self.commands.problem
-        if self.subscription.problem is not None:
+        if self.subscription.problem is not None and self.subscription.since < before:
             return self.subscription.problem
         if self._beating is not None and self._loop.time() - self._heard > SILENCE:
             return f"nothing that is published at {self.commands.at} is heard"
@@ -104,7 +109,7 @@ class Server:
 
     def _send_beat(self) -> None:
         self._beating = self._loop.call_later(HEARTBEAT, self._send_beat)
-        if self._loop.time() - self._heard > SILENCE and self.commands.problem is None:
+        if self._loop.time() - self._heard > SILENCE and self.commands.connected:
             self.subscription.reconnect()
         self.commands.call(self.verb, self._beat, b"", again=False)
 

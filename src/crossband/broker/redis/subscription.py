@@ -63,6 +63,8 @@ class Subscription:
         self._looking: asyncio.TimerHandle | None = None
         self._lost_link = asyncio.Event()
         self.problem: str | None = "not connected yet"
+        # When it was lost, in the loop's time.
+        self.since: float = 0.0
 
     async def start(self) -> None:
         """Connect, and from here on stay connected. Raises Unfit."""
@@ -122,6 +124,7 @@ class Subscription:
 
     def _lost(self, reason: str) -> None:
         self._link = None
+        self.since = self._loop.time()
         self.problem = f"the subscription at Redis was lost: {reason}"
         ended, self._ended = self._ended, {}
         for end in ended.values():

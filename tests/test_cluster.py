@@ -143,6 +143,34 @@ async def test_sockets_of_all_nodes_are_fetched(nodes: Nodes, new_client: NewCli
     assert [s.id for s in await nodes.here.except_(one.sid).fetch_sockets()] == [other.sid]
 
 
+async def test_many_sockets_are_fetched_in_pages(
+    nodes: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.messages.PAGE_SIZE", 1_000)
+    await nodes.start()
+    clients = [new_client("websocket") for _ in range(7)]
+    for client in clients:
+        await client.connect(nodes.urls[1])
+    for number, client in enumerate(clients):
+        # Two of them fit into a page, and one is larger than that.
+        size = 2_000 if number == 3 else 250
+        nodes.there.sockets[client.sid].data["text"] = "x" * size
+    asked = 0
+    hear = nodes.brokers[1].bus.received
+
+    def count(data: bytes) -> None:
+        nonlocal asked
+        asked += 1
+        hear(data)
+
+    monkeypatch.setattr(nodes.brokers[1].bus, "received", count)
+    found = await nodes.here.fetch_sockets()
+    assert sorted(each.id for each in found) == sorted(client.sid for client in clients)
+    sizes = {each.id: len(each.data.get("text", "")) for each in found}
+    assert sizes == {client.sid: 0 if client is clients[3] else 250 for client in clients}
+    assert 1 < asked <= 7
+
+
 async def test_nothing_secret_of_a_client_goes_to_other_nodes(
     nodes: Nodes, new_client: NewClient
 ) -> None:
@@ -222,6 +250,65 @@ async def test_broadcast_gathers_acknowledgements_of_all_nodes(
     # The envelope carries base64.
     assert sorted(answers) == [["one", "AP8="], ["other", "AP8="]]
     assert await nodes.here.to("nobody").emit_with_ack("who") == []
+
+
+async def test_broadcast_too_large_for_other_nodes_asks_nobody(
+    nodes: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.messages.MAX_MESSAGE", 1_000)
+    await nodes.start()
+    one, _ = await two(nodes, new_client)
+    asked: list[Any] = []
+    one.answer("who", asked.append)
+    with pytest.raises(EncodeError, match="at most 1000 bytes"):
+        await nodes.here.to("both").emit_with_ack("who", "x" * 1_000)
+    with pytest.raises(EncodeError, match="at most 1000 bytes"):
+        await nodes.here.to("both").sockets_join(*(f"room {n}" for n in range(500)))
+    assert await one.call("rooms") == ["both"]
+    assert asked == []
+
+
+async def test_acknowledgements_too_large_for_other_nodes_are_missing(
+    nodes: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.messages.MAX_MESSAGE", 4_000)
+    await nodes.start()
+    one, other = await two(nodes, new_client)
+    third = new_client("websocket")
+    await third.connect(nodes.urls[1])
+    await third.call("join", "both")
+    one.answer("who", lambda data: "one")
+    other.answer("who", lambda data: "x" * 5_000)
+    third.answer("who", lambda data: "third")
+    with pytest.raises(AckTimeout, match="2 of 3 clients") as failure:
+        await nodes.here.to("both").emit_with_ack("who")
+    assert sorted(failure.value.responses) == ["one", "third"]
+
+
+async def test_node_that_missed_what_to_do_is_told_again(
+    nodes: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.others.ANSWER_TIME", 0.1)
+    await nodes.start(limits={"rooms": 3})
+    one, other = await two(nodes, new_client)
+    bus = nodes.brokers[1].bus
+    hear, lost = bus.received, 0
+
+    def lose_once(data: bytes) -> None:
+        nonlocal lost
+        if lost:
+            hear(data)
+        # The next question has all the time it needs.
+        monkeypatch.setattr("crossband.hub.others.ANSWER_TIME", 600.0)
+        lost += 1
+
+    monkeypatch.setattr(bus, "received", lose_once)
+    # Here it fails, and there it happens all the same.
+    await nodes.here.sockets[one.sid].join("full")
+    with pytest.raises(EventError, match="3 rooms"):
+        await nodes.here.to("both").sockets_join("new")
+    assert lost == 2
+    assert await other.call("rooms") == ["both", "new"]
 
 
 async def test_missing_acknowledgements_of_other_nodes_are_counted(

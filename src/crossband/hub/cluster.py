@@ -138,6 +138,8 @@ class Cluster:
             return asyncio.ensure_future(self._locate(message))
         if isinstance(message, (messages.Join, messages.Leave, messages.Disconnect)):
             return asyncio.ensure_future(self._do(message))
+        if isinstance(message, messages.Fetch):
+            return self._fetch(message)
         if isinstance(message, messages.Used):
             self._quotas.charge(message.users)
             return None
@@ -153,18 +155,10 @@ class Cluster:
 
     def _answer(
         self,
-        message: (
-            messages.Count
-            | messages.Fetch
-            | messages.Revoked
-            | messages.CountUser
-            | messages.Report
-        ),
+        message: (messages.Count | messages.Revoked | messages.CountUser | messages.Report),
     ) -> Any:
         if isinstance(message, messages.Count):
             return len(self._chosen(message.choice))
-        if isinstance(message, messages.Fetch):
-            return [profile_of(socket) for socket in self._chosen(message.choice)]
         if isinstance(message, messages.Report):
             return self._status.here()
         if isinstance(message, messages.Revoked):
@@ -174,6 +168,12 @@ class Cluster:
     def _chosen(self, choice: Choice) -> list[Socket]:
         namespace = self._directory.namespaces.get(choice.namespace)
         return [] if namespace is None else namespace.clients.match(choice.rooms, choice.except_)
+
+    def _fetch(self, message: messages.Fetch) -> bytes:
+        chosen = [each for each in self._chosen(message.choice) if each.id > message.after]
+        # A page goes on after its last id, whoever came or left meanwhile.
+        chosen.sort(key=lambda socket: socket.id)
+        return messages.fetched(map(profile_of, chosen))
 
     def _replaced(self, message: messages.CountUser) -> int:
         """Return 1 if the client that is connecting there is still connected here."""

@@ -15,7 +15,7 @@ from crossband.connection import Connection
 from crossband.errors import AckTimeout, CrossbandError
 from crossband.hub.catchup import CatchUp, ReplayBuffer
 from crossband.hub.emission import Emission, Writable
-from crossband.hub.messages import Choice, Gather
+from crossband.hub.messages import Choice, Gather, encode_fitting
 from crossband.hub.node import Node
 from crossband.hub.others import count, gather
 from crossband.hub.places import Places
@@ -241,13 +241,16 @@ class Fanout(Generic[R]):
         """Send an event to clients and return their answers; see `Emitter.emit_with_ack`."""
         event = check_event(event)
         data = payload.encode(args)
-        collecting = self.collect(event, data, rooms, except_, timeout)
         if self.bus.members:
             elsewhere = Gather(Choice(self.name, rooms, except_), event, data, timeout)
-            own, others = await asyncio.gather(collecting, gather(self.bus, elsewhere))
+            # Before anybody is asked, here or there.
+            encode_fitting(elsewhere)
+            own, others = await asyncio.gather(
+                self.collect(event, data, rooms, except_, timeout), gather(self.bus, elsewhere)
+            )
             responses, missing = own[0] + others[0], own[1] + others[1]
         else:
-            responses, missing = await collecting
+            responses, missing = await self.collect(event, data, rooms, except_, timeout)
         if missing:
             raise AckTimeout(
                 f"{len(responses)} of {len(responses) + missing} clients acknowledged {event!r} "

@@ -6,14 +6,22 @@ A node decodes what it hears against these types, and drops what does not fit.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import msgspec
 
 from crossband.broker import Session
+from crossband.broker.bus import MAX_MESSAGE
+from crossband.errors import EncodeError
 from crossband.protocol.payload import Payload
 
 logger: Final = logging.getLogger("crossband")
+
+# Bytes of clients in a page: encoding them does not hold up a node's own clients.
+PAGE_SIZE: Final = 1_048_576
+# Bytes of a message that are left for what surrounds its contents.
+_ROOM: Final = 1_024
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True):
@@ -32,9 +40,11 @@ class Count(msgspec.Struct, frozen=True, tag="count"):
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
-    """Describe these sockets. Answered with a list of Profile."""
+    """Describe these sockets, a page of them at a time. Answered with Fetched."""
 
     choice: Choice
+    # Only those whose ids come after this one.
+    after: str = ""
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
@@ -309,6 +319,14 @@ class Profile(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
+class Fetched(msgspec.Struct, frozen=True):
+    """Some clients, in the order of their ids."""
+
+    profiles: list[Profile]
+    # There are others, after the last of these.
+    more: bool = False
+
+
 class Done(msgspec.Struct, frozen=True):
     """It was done, or failed for some socket: code, text and details of the error."""
 
@@ -381,26 +399,59 @@ _decoder: Final = msgspec.msgpack.Decoder(Message)
 encode: Final = msgspec.msgpack.Encoder().encode
 
 
-def gathered(answers: list[Any], missing: int) -> bytes:
-    """Return acknowledgements as bytes; any that cannot be encoded count as missing."""
-    try:
-        return encode(Gathered(answers, missing))
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        fits = [answer for answer in answers if _has_form(answer)]
-        logger.error(
-            "%d acknowledgements have no form between nodes: numbers of more than 64 bits, or "
-            "nested too deeply",
-            len(answers) - len(fits),
+def encode_fitting(message: Message) -> bytes:
+    """Return a message as bytes. Raises EncodeError if it is too large for the bus."""
+    body = encode(message)
+    if len(body) > MAX_MESSAGE:
+        raise EncodeError(
+            f"what goes to other nodes has at most {MAX_MESSAGE} bytes, not {len(body)}"
         )
-        return encode(Gathered(fits, missing + len(answers) - len(fits)))
+    return body
 
 
-def _has_form(answer: Any) -> bool:
+def fetched(profiles: Iterable[Profile]) -> bytes:
+    """Return a page of clients as bytes, as many as its size allows."""
+    page: list[msgspec.Raw] = []
+    size = 0
+    for profile in profiles:
+        raw = encode(profile)
+        if len(raw) > PAGE_SIZE:
+            logger.error("the data of client %s is too large for other nodes", profile.id)
+            raw = encode(msgspec.structs.replace(profile, data={}))
+        size += len(raw)
+        if size > PAGE_SIZE:
+            return encode({"profiles": page, "more": True})
+        page.append(msgspec.Raw(raw))
+    return encode({"profiles": page, "more": False})
+
+
+def gathered(answers: list[Any], missing: int) -> bytes:
+    """Return acknowledgements as bytes; those that do not fit count as missing."""
+    fitting: list[msgspec.Raw] = []
+    size = 0
+    for answer in answers:
+        raw = _encoded(answer)
+        if raw is not None and size + len(raw) <= MAX_MESSAGE - _ROOM:
+            size += len(raw)
+            fitting.append(msgspec.Raw(raw))
+    if len(fitting) < len(answers):
+        logger.error(
+            "%d acknowledgements have no form between nodes: numbers of more than 64 bits, nested "
+            "too deeply, or more than %d bytes together",
+            len(answers) - len(fitting),
+            MAX_MESSAGE,
+        )
+    return encode({"answers": fitting, "missing": missing + len(answers) - len(fitting)})
+
+
+def _encoded(answer: Any) -> bytes | None:
+    """Return an acknowledgement as bytes; None if the other node could not read it."""
     try:
-        msgspec.msgpack.decode(encode(answer))
+        raw = encode(answer)
+        msgspec.msgpack.decode(raw)
     except (TypeError, ValueError, OverflowError, RecursionError):
-        return False
-    return True
+        return None
+    return raw
 
 
 def decode(body: bytes) -> Message:

@@ -7,7 +7,7 @@ They share a file because each returns the others: `namespace.sockets`, `socket.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -27,7 +27,7 @@ from crossband.hub.data import Saving
 from crossband.hub.emission import ACK_TIMEOUT, Deadline, Emission, check_seconds
 from crossband.hub.fanout import Fanout
 from crossband.hub.inbox import Inbox
-from crossband.hub.messages import Choice, Disconnect, Join, Leave
+from crossband.hub.messages import Choice, Disconnect, Join, Leave, encode_fitting
 from crossband.hub.node import Node
 from crossband.hub.others import ANSWER_TIME, carry_out
 from crossband.hub.presence import Presences
@@ -125,7 +125,8 @@ class Emitter:
     async def fetch_sockets(self) -> list[Socket | RemoteSocket]:
         """Return the chosen sockets: this node's, and other nodes' as RemoteSocket.
 
-        A node that does not answer in time is left out and logged.
+        A node that does not answer in time is left out and logged. So are clients that are on
+        their way from one node to another, here and in what follows.
         """
         here: list[Socket | RemoteSocket] = [*self._here]
         if self._bus.members:
@@ -133,27 +134,47 @@ class Emitter:
         return here
 
     async def sockets_join(self, *rooms: str) -> None:
-        """Make the chosen sockets join rooms, on all nodes. Raises as `Socket.join`."""
+        """Make the chosen sockets join rooms, on all nodes.
+
+        Raises as `Socket.join`, once all that can have joined. A node that does not answer
+        within 5 s is logged.
+        """
         names = tuple(check_name(room, "a room name") for room in rooms)
-        for socket in self._here:
-            await socket.join(*names)
-        if self._bus.members:
-            await carry_out(self._bus, Join(self._choice, names))
+        message = Join(self._choice, names)
+        await self._everywhere(message, lambda socket: socket.join(*names))
 
     async def sockets_leave(self, *rooms: str) -> None:
         """Make the chosen sockets leave rooms, on all nodes."""
-        choice = self._choice
-        for socket in self._here:
-            await socket.leave(*rooms)
-        if self._bus.members:
-            await carry_out(self._bus, Leave(choice, rooms))
+        message = Leave(self._choice, rooms)
+        await self._everywhere(message, lambda socket: socket.leave(*rooms))
 
     async def disconnect_sockets(self, close: bool = False) -> None:
         """Disconnect the chosen sockets, on all nodes; with `close`, their connections."""
+        message = Disconnect(self._choice, close)
+        await self._everywhere(message, lambda socket: socket.disconnect(close))
+
+    async def _everywhere(
+        self,
+        message: Join | Leave | Disconnect,
+        act: Callable[[Socket], Coroutine[Any, Any, None]],
+    ) -> None:
+        """Act on the chosen sockets of this node, and let the other nodes do the same.
+
+        If it fails for some, the others are acted on all the same; raises the first failure.
+        """
+        bus, failure = self._bus, None
+        if bus.members:
+            # Before anything is done here.
+            encode_fitting(message)
         for socket in self._here:
-            await socket.disconnect(close)
-        if self._bus.members:
-            await carry_out(self._bus, Disconnect(self._choice, close))
+            try:
+                await act(socket)
+            except EventError as error:
+                failure = failure or error
+        if bus.members:
+            await carry_out(bus, message)
+        if failure is not None:
+            raise failure
 
 
 class Departing(Protocol):

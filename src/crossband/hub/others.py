@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
@@ -11,7 +12,17 @@ import msgspec
 from crossband.broker import Bus
 from crossband.errors import EventError
 from crossband.hub import messages
-from crossband.hub.messages import Choice, Done, Gathered, Message, Profile
+from crossband.hub.messages import (
+    Choice,
+    Disconnect,
+    Done,
+    Fetched,
+    Gathered,
+    Join,
+    Leave,
+    Message,
+    Profile,
+)
 
 logger: Final = logging.getLogger("crossband")
 
@@ -33,9 +44,9 @@ async def ask(
 ) -> tuple[list[tuple[str, T]], set[str]]:
     """Ask some nodes, or all others; return each one's answer, and who did not answer.
 
-    An unreadable answer does not count.
+    An unreadable answer does not count. Raises EncodeError if the question is too large.
     """
-    answers = await bus.ask(messages.encode(message), to, timeout=timeout)
+    answers = await bus.ask(messages.encode_fitting(message), to, timeout=timeout)
     given = []
     for node, body in answers.given.items():
         try:
@@ -66,12 +77,25 @@ async def ask_one(bus: Bus, message: Message, answer: type[T], node: str) -> T |
     return None
 
 
-async def carry_out(bus: Bus, message: Message, to: Sequence[str] | None = None) -> None:
-    """Let some nodes, or all others, act. Raises EventError for the first that failed."""
-    given, _ = await ask(bus, message, Done, to=to)
-    for _, done in given:
-        if done.code is not None:
-            raise EventError(done.error, code=done.code, **done.details)
+async def carry_out(
+    bus: Bus, message: Join | Leave | Disconnect, to: Sequence[str] | None = None
+) -> None:
+    """Let some nodes, or all others, act. Raises EventError for the first that failed.
+
+    A node that is alive and does not answer is asked again: a message is lost if a connection
+    drops, and doing it twice does no harm.
+    """
+    failed: Done | None = None
+    for _ in range(2):
+        given, missing = await ask(bus, message, Done, to=to, timeout=ANSWER_TIME / 2)
+        for _, done in given:
+            if failed is None and done.code is not None:
+                failed = done
+        to = sorted(missing & bus.members)
+        if not to:
+            break
+    if failed is not None:
+        raise EventError(failed.error, code=failed.code or "refused", **failed.details)
 
 
 async def count(bus: Bus, choice: Choice) -> int:
@@ -82,8 +106,24 @@ async def count(bus: Bus, choice: Choice) -> int:
 
 async def profiles(bus: Bus, choice: Choice) -> list[tuple[str, Profile]]:
     """Return these sockets of other nodes, each with its node."""
-    given, _ = await ask(bus, messages.Fetch(choice), list[Profile])
-    return [(node, profile) for node, found in given for profile in found]
+    given, _ = await ask(bus, messages.Fetch(choice), Fetched)
+    pages = await asyncio.gather(*(_pages(bus, choice, node, page) for node, page in given))
+    return [
+        (node, profile) for (node, _), found in zip(given, pages, strict=True) for profile in found
+    ]
+
+
+async def _pages(bus: Bus, choice: Choice, node: str, page: Fetched) -> list[Profile]:
+    """Return the sockets of a page and of all that follow it."""
+    found = page.profiles
+    while page.more and page.profiles:
+        after = page.profiles[-1].id
+        given, _ = await ask(bus, messages.Fetch(choice, after), Fetched, to=[node])
+        if not given:
+            break
+        page = given[0][1]
+        found += page.profiles
+    return found
 
 
 async def gather(bus: Bus, message: messages.Gather) -> tuple[list[Any], int]:

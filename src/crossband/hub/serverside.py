@@ -15,8 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from crossband.broker.bus import MAX_MESSAGE
-from crossband.errors import AckTimeout, EncodeError, EventError
+from crossband.errors import AckTimeout, EventError
 from crossband.handlers.events import EventSchema
 from crossband.hub import messages
 from crossband.hub.dispatch import settle
@@ -28,25 +27,16 @@ from crossband.protocol import payload
 
 logger: Final = logging.getLogger("crossband")
 
-# As much is left of a message's bound for what surrounds the data.
-_ROOM: Final = 4_096
 _raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def _event(namespace: str, event: str, args: Sequence[Any]) -> ServerEvent:
-    name = check_name(event, "an event name")
-    data = payload.encode(args)
-    size = len(data.json) + sum(map(len, data.attachments))
-    if size > MAX_MESSAGE - _ROOM:
-        raise EncodeError(
-            f"{name!r} has {size} bytes of data; between servers at most {MAX_MESSAGE - _ROOM}"
-        )
-    return ServerEvent(namespace, name, data)
+    return ServerEvent(namespace, check_name(event, "an event name"), payload.encode(args))
 
 
 def server_emit(node: Node, namespace: str, event: str, args: Sequence[Any]) -> None:
     """Send an event to all other nodes; see `Namespace.server_emit`."""
-    body = messages.encode(_event(namespace, event, args))
+    body = messages.encode_fitting(_event(namespace, event, args))
     node.act(functools.partial(node.bus.tell, body))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from crossband.broker.redis import scripts
 from crossband.broker.redis.address import Address, Place
-from crossband.broker.redis.dialing import Unfit, connect
+from crossband.broker.redis.dialing import FINAL, Unfit, connect
 from crossband.broker.redis.link import Arg, Link, pack
 from crossband.broker.redis.replies import Remedy, ServerError, advice, remedy
 from crossband.broker.redis.scripts import Script
@@ -216,8 +216,9 @@ class Commands:
             await _check(link, place)
         except (OSError, ServerError) as error:
             link.abort()
-            text = advice(error) if isinstance(error, ServerError) else str(error)
-            raise Unfit(f"{place}: {text}") from None
+            if isinstance(error, ServerError):
+                raise Unfit(f"{place}: {advice(error)}", final=error.code in FINAL) from None
+            raise Unfit(f"{place}: {error}") from None
         except BaseException:
             link.abort()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +13,9 @@ from crossband.broker.redis.replies import ServerError, advice
 
 # Seconds for one Sentinel to answer.
 SENTINEL_TIME: Final = 1.0
+
+# Errors that stay whatever one waits for.
+FINAL: Final = frozenset({"WRONGPASS", "NOAUTH", "NOPERM"})
 
 Hear = Callable[[Any], None]
 Lost = Callable[[str], None]
@@ -35,7 +39,7 @@ async def connect(
     try:
         return await dial(place, address.login, address.tls, hear, lost, name=name), place
     except ServerError as error:
-        final = error.code in ("WRONGPASS", "NOAUTH", "NOPERM")
+        final = error.code in FINAL
         text = advice(error)
         if not final and "DB index" in str(error):
             text, final = f"Redis has no such database ({error})", True
@@ -43,7 +47,9 @@ async def connect(
             text, final = f"Redis has no password, but the URL does ({error})", True
         raise Unfit(f"{place}: {text}", final=final) from None
     except OSError as error:
-        raise Unfit(f"no connection to Redis at {place}: {error}") from None
+        # A certificate that does not fit will not fit later.
+        final = isinstance(error, ssl.SSLCertVerificationError)
+        raise Unfit(f"no connection to Redis at {place}: {error}", final=final) from None
 
 
 async def primary(address: Address) -> Place:

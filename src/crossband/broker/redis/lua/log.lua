@@ -49,6 +49,17 @@ local function open(base, id, age, t)
     return m
 end
 
+-- Remove what is left of an earlier log.
+local function clear(m)
+    if m.fresh then
+        redis.call('DEL', m.base .. 'meta')
+        -- Anything else is somebody else's.
+        if redis.call('TYPE', m.base .. 'log').ok == 'stream' then
+            redis.call('DEL', m.base .. 'log')
+        end
+    end
+end
+
 -- Trim a stream exactly; return the last number that it has lost.
 local function trim(key, total, lost, size, limit, oldest)
     local excess = redis.call('XLEN', key) - size
@@ -108,9 +119,7 @@ end
 -- bounds: size, limit, own (bytes), age (ms). Returns {id, generation, number before the first}.
 local function append(m, bounds, to, first, node, batch, anew)
     local base, before = m.base, m.n
-    if m.fresh then
-        redis.call('DEL', base .. 'meta', base .. 'log')
-    end
+    clear(m)
     -- The server's identity changes whenever it may have lost something. Without the right to ask for it,
     -- each new connection begins a generation.
     local info = redis.pcall('INFO', 'replication')

@@ -1,0 +1,425 @@
+"""The broker in Redis: what is its own, beside the contracts that all brokers keep."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from crossband import Hub
+from crossband.broker import Publication, Session
+from crossband.broker.redis import RedisBroker
+from crossband.broker.redis.address import Place, parse
+from crossband.broker.redis.keys import Keys
+from crossband.broker.redis.outgoing import MAX_PUBLICATION
+from crossband.errors import BrokerUnavailable, EncodeError, Gap
+from crossband.names import new_id
+from crossband.protocol import payload
+from tests.clients.base import WAIT
+from tests.engines import CERTIFICATE, Engine, free_port, shared
+from tests.waiting import until
+
+# The least that Crossband's user may do.
+ACL = (
+    "~crossband:* &crossband:* +@read +@write +@pubsub +@scripting +@connection +@fast +info +time"
+)
+
+
+class Ear:
+    """Takes what comes."""
+
+    def __init__(self) -> None:
+        self.events: list[Publication] = []
+        self.losses = 0
+
+    def deliver(self, publication: Publication) -> None:
+        self.events.append(publication)
+
+    def lost(self, namespace: str, sid: str | None = None) -> None:
+        self.losses += 1
+
+    def taken(self, namespace: str, key: str, take: int) -> None:
+        raise AssertionError
+
+
+@contextlib.asynccontextmanager
+async def running(url: str, ear: Ear | None = None, **options: Any) -> AsyncIterator[RedisBroker]:
+    broker = RedisBroker(url, **options)
+    await broker.start(ear or Ear())
+    try:
+        yield broker
+    finally:
+        await broker.stop()
+
+
+async def attach(broker: RedisBroker, *namespaces: str) -> None:
+    for attaching in [broker.attach(namespace) for namespace in namespaces]:
+        if attaching is not None:
+            await attaching
+
+
+def event(namespace: str = "/", value: Any = 1, *rooms: str) -> Publication:
+    return Publication(namespace, "number", payload.encode([value]), rooms)
+
+
+class TestAddresses:
+    @pytest.mark.parametrize(
+        ("url", "places", "database"),
+        [
+            ("redis://", ["localhost:6379"], 0),
+            ("redis://example.org", ["example.org:6379"], 0),
+            ("redis://example.org:7000/3", ["example.org:7000"], 3),
+            ("redis://example.org?db=4", ["example.org:6379"], 4),
+            ("valkey://[::1]:7000", ["[::1]:7000"], 0),
+            ("unix:///run/redis.sock?db=2", ["/run/redis.sock"], 2),
+            ("redis+sentinel://a,b:7000/mymaster/5", ["a:26379", "b:7000"], 5),
+            ("redis+cluster://a,b:7000", ["a:6379", "b:7000"], 0),
+        ],
+    )
+    def test_url_says_where_servers_are(self, url: str, places: list[str], database: int) -> None:
+        address = parse(url)
+        assert [str(place) for place in address.places] == places
+        assert address.login.database == database
+
+    def test_url_says_who_one_is(self) -> None:
+        address = parse("rediss://me:p%40ss%3A@host/?prefix=app")
+        assert (address.login.username, address.login.password) == ("me", "p@ss:")
+        assert address.tls is not None
+        assert address.prefix == "app"
+        assert "p@ss" not in repr(address)
+        assert parse("redis://:secret@host").login.username is None
+
+    @pytest.mark.parametrize(
+        ("url", "message"),
+        [
+            ("redis:/host", r"starts with one of redis, rediss, .* and '://'"),
+            ("http://host", r"starts with one of"),
+            ("redis://a,b", r"several hosts are 'redis\+sentinel"),
+            ("redis://host:port", r"'host:port' is not a host and a port"),
+            ("redis://host:99999", r"not a host and a port"),
+            ("redis://host/first", r"the database is a number, not 'first'"),
+            ("redis://host/1/2", r"nothing behind the database: '2'"),
+            ("redis://host?pasword=x", r"no option 'pasword'; it has prefix, db,"),
+            ("redis://host?prefix=a{b}", r"the prefix of keys has no braces"),
+            ("redis://host?ssl_ca_certs=ca.pem", r"ssl_ca_certs is for TLS: the URL would start"),
+            ("rediss://host?ssl_ca_certs=/nowhere.pem", r"certificates .* cannot be read"),
+            ("rediss://host?ssl_cert_reqs=maybe", r"'required' or 'none', not 'maybe'"),
+            ("redis://secret@host", r"a user without a password"),
+            ("redis://:se#cret@host", r"write '#' in a password as '%23'"),
+            ("redis+sentinel://a,b", r"ends in the primary's name"),
+            ("redis+cluster://a/1", r"a cluster has the database 0 only"),
+            ("unix://run/redis.sock", r"three slashes"),
+        ],
+    )
+    def test_wrong_url_says_what_is_wrong(self, url: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            RedisBroker(url)
+        assert "secret" not in str(caught.value)
+
+    def test_hub_checks_the_url_where_it_is_written(self) -> None:
+        with pytest.raises(ValueError, match="no broker for 'amqp'"):
+            Hub(broker="amqp://host")
+        with pytest.raises(ValueError, match="the database is a number"):
+            Hub(broker="redis://host/first")
+
+    def test_places_compare_by_value(self) -> None:
+        assert Place("a", 1) == Place("a", 1)
+
+
+class TestStart:
+    async def test_wrong_password_ends_the_start_at_once(self) -> None:
+        with Engine(password="right") as engine:
+            wrong = engine.url.replace("right", "wrong")
+            with pytest.raises(BrokerUnavailable, match="the user or the password is wrong"):
+                await RedisBroker(wrong).start(Ear())
+            with pytest.raises(BrokerUnavailable, match="asks for a password: put it into the URL"):
+                await RedisBroker(f"redis://{engine.address}").start(Ear())
+            async with running(engine.url):
+                pass
+
+    async def test_password_where_none_is_asked_for_is_told(self) -> None:
+        address = shared().address
+        with pytest.raises(BrokerUnavailable, match=r"no password, but the URL does"):
+            await RedisBroker(f"redis://:secret@{address}").start(Ear())
+
+    async def test_wrong_database_is_told(self) -> None:
+        with pytest.raises(BrokerUnavailable, match="no such database"):
+            await RedisBroker(f"{shared().url}/99").start(Ear())
+
+    async def test_nobody_there_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("crossband.broker.redis.START_TIME", 0.2)
+        port = free_port()
+        with pytest.raises(BrokerUnavailable, match=f"no connection to Redis at 127.0.0.1:{port}"):
+            await RedisBroker(f"redis://127.0.0.1:{port}").start(Ear())
+
+    async def test_server_that_is_still_starting_is_waited_for(self) -> None:
+        with Engine() as engine:
+            engine.kill()
+            starting = asyncio.ensure_future(RedisBroker(engine.url).start(Ear()))
+            await asyncio.to_thread(engine.start)
+            async with asyncio.timeout(WAIT):
+                await starting
+
+    async def test_server_that_is_not_redis_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("crossband.broker.redis.START_TIME", 0.2)
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            with pytest.raises(BrokerUnavailable, match=f"{host}:{port}"):
+                await RedisBroker(f"redis://{host}:{port}").start(Ear())
+
+    async def test_replica_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("crossband.broker.redis.START_TIME", 0.2)
+        with Engine() as engine:
+            engine.command("REPLICAOF", "127.0.0.1", shared().port)
+            with pytest.raises(BrokerUnavailable, match="read-only replica: give the primary's"):
+                await RedisBroker(engine.url).start(Ear())
+
+    async def test_server_without_cluster_is_told(self) -> None:
+        url = f"redis+cluster://{shared().address}"
+        with pytest.raises(BrokerUnavailable, match=r"not part of a cluster: its URL would start"):
+            await RedisBroker(url).start(Ear())
+
+    async def test_keys_of_another_version_are_told(self) -> None:
+        prefix = new_id()
+        key = Keys(prefix).version
+        url = f"{shared().url}?prefix={prefix}"
+        shared().command("SET", key, "crossband 99")
+        with pytest.raises(BrokerUnavailable, match=r"another version's \('crossband 99'\)"):
+            await RedisBroker(url).start(Ear())
+        shared().command("SET", key, "mine")
+        with pytest.raises(BrokerUnavailable, match=r"somebody else's .* another prefix"):
+            await RedisBroker(url).start(Ear())
+        shared().command("DEL", key)
+        shared().command("LPUSH", key, "mine")
+        with pytest.raises(BrokerUnavailable, match=r"somebody else's"):
+            await RedisBroker(url).start(Ear())
+
+    async def test_eviction_is_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
+        settings = ["maxmemory 100mb", "maxmemory-policy allkeys-lru"]
+        with Engine(settings=settings) as engine:
+            async with running(engine.url):
+                pass
+        assert "throws keys away when it is full (maxmemory-policy allkeys-lru)" in caplog.text
+
+    async def test_tls_and_users(self) -> None:
+        with Engine(tls=True, user="app", password="secret", acl=ACL) as engine:
+            url = f"{engine.url}?ssl_ca_certs={CERTIFICATE}"
+            ear = Ear()
+            async with running(url, ear) as broker:
+                await attach(broker, "/")
+                cursor = await broker.publish(event())
+                assert ear.events[0].cursor == cursor
+            with pytest.raises(BrokerUnavailable, match="certificate verify failed"):
+                await RedisBroker(engine.url).start(Ear())
+
+    async def test_user_who_may_not_publish_is_told(self) -> None:
+        acl = ACL.replace("&crossband:*", "resetchannels")
+        with Engine(user="app", password="secret", acl=acl) as engine:
+            async with running(engine.url) as broker:
+                with pytest.raises(BrokerUnavailable, match="does not permit its user"):
+                    await attach(broker, "/")
+                assert "does not permit" in str(broker.problem)
+
+
+class TestKeys:
+    async def test_names_are_taken_as_they_are(self) -> None:
+        # None of them is a pattern, a tag, or the end of one.
+        names = ["/*", "/a", "/?", "/[ab]", "/{x}", "/}", "/{", "/a}:log", "/%7B", "/ünïcode 🐎"]
+        ear = Ear()
+        url = f"{shared().url}?prefix={new_id()}"
+        async with running(url, ear) as broker:
+            await attach(broker, *names)
+            starts = {name: broker.head(name) for name in names}
+            for name in names:
+                await broker.publish(event(name, name, "{room}*?[]"))
+            assert [each.namespace for each in ear.events] == names
+            for name in names:
+                page = await broker.history(name, starts[name])
+                assert [payload.decode(each.payload) for each in page.publications] == [[name]]
+
+    async def test_prefixes_are_apart(self) -> None:
+        one, two = Ear(), Ear()
+        async with (
+            running(f"{shared().url}?prefix={new_id()}", one) as first,
+            running(f"{shared().url}?prefix={new_id()}", two) as second,
+        ):
+            await attach(first, "/")
+            await attach(second, "/")
+            await first.publish(event())
+            await second.publish(event())
+            assert (len(one.events), len(two.events)) == (1, 1)
+
+    async def test_somebody_elses_key_is_told(self) -> None:
+        prefix = new_id()
+        shared().command("SET", f"{Keys(prefix).base('/')}log", "mine")
+        async with running(f"{shared().url}?prefix={prefix}") as broker:
+            with pytest.raises(BrokerUnavailable, match=r"somebody else's: .*'\?prefix=…' in the"):
+                await broker.publish(event())
+            assert "somebody else's" in str(broker.problem)
+
+    async def test_poison_on_the_channel_is_dropped(self, caplog: pytest.LogCaptureFixture) -> None:
+        prefix, ear = new_id(), Ear()
+        async with running(f"{shared().url}?prefix={prefix}", ear) as broker:
+            await attach(broker, "/")
+            keys = Keys(prefix)
+            for poison in (b"", b"\xc1", b"{}", b"\x98", b"\x91" * 10_000):
+                shared().command("PUBLISH", keys.base("/"), poison)
+                shared().command("PUBLISH", keys.hall, poison)
+                shared().command("PUBLISH", keys.node(broker.bus.node), poison)
+            await broker.publish(event())
+            assert len(ear.events) == 1
+            assert ear.losses == 0
+        assert "that is not ours" in caplog.text
+
+    async def test_namespaces_that_come_and_go_leave_nothing(self) -> None:
+        with Engine() as engine:
+            async with running(engine.url, history_age=0.2) as broker:
+                await until(lambda: engine.command("DBSIZE") == 1)
+                channels = len(engine.command("PUBSUB", "CHANNELS"))
+                names = [f"/room-{number}" for number in range(300)]
+                await attach(broker, *names)
+                for name in names[::2]:
+                    await broker.publish(event(name))
+                assert len(engine.command("PUBSUB", "CHANNELS")) == channels + len(names)
+                for name in names:
+                    broker.detach(name)
+                await until(lambda: len(engine.command("PUBSUB", "CHANNELS")) == channels)
+                # What remembers batches outlives them by half a minute.
+                left = f"crossband:*sent:{broker.bus.node}"
+                await until(
+                    lambda: engine.command("DBSIZE") - len(engine.command("KEYS", left)) == 1
+                )
+
+
+class TestHistory:
+    async def test_many_who_come_back_cost_no_reads(self) -> None:
+        with Engine() as engine:
+            async with running(engine.url) as broker:
+                await attach(broker, "/")
+                start = broker.head("/")
+                for number in range(100):
+                    broker.publish(event("/", number))
+                await broker.publish(event("/", 100))
+                engine.command("CONFIG", "RESETSTAT")
+                pages = await asyncio.gather(
+                    *(broker.history("/", start, new_id()) for _ in range(1_000))
+                )
+                assert all(len(page.publications) == 101 for page in pages)
+                assert "cmdstat_evalsha" not in engine.info("commandstats")
+
+    async def test_history_from_before_this_node_is_read_in_pages(self) -> None:
+        url = f"{shared().url}?prefix={new_id()}"
+        async with running(url) as early:
+            await attach(early, "/")
+            start = early.head("/")
+            for number in range(250):
+                early.publish(event("/", number))
+            await early.publish(event("/", 250))
+            async with running(url) as late:
+                await attach(late, "/")
+                seen, cursor, last = [], start, False
+                while not last:
+                    page = await late.history("/", cursor)
+                    seen += [payload.decode(each.payload)[0] for each in page.publications]
+                    cursor, last = page.cursor, page.last
+                assert seen == list(range(251))
+                assert cursor == late.head("/")
+
+    async def test_cursor_ahead_of_this_node_is_waited_for(self) -> None:
+        url = f"{shared().url}?prefix={new_id()}"
+        async with running(url) as one, running(url, ear := Ear()) as two:
+            await attach(one, "/")
+            await attach(two, "/")
+            for number in range(20):
+                cursor = await one.publish(event("/", number))
+                assert cursor is not None
+                page = await two.history("/", cursor)
+                assert (page.publications, page.last) == ([], True)
+                # All up to it was delivered here.
+                assert ear.events[-1].position >= page.position
+
+    async def test_private_events_outlive_a_cut_subscription(self) -> None:
+        with Engine() as engine:
+            ear = Ear()
+            async with running(engine.url) as other, running(engine.url, ear) as broker:
+                await attach(broker, "/")
+                session = Session("/", "key", new_id(), set(), {}, "", owner=broker.bus.node)
+                broker.sessions.save(session)
+                assert await broker.sessions.find("/", "key") is not None
+                for number in range(30):
+                    engine.command("CLIENT", "KILL", "TYPE", "pubsub")
+                    await other.publish(event("/", number, session.sid))
+                    await other.publish(event("/", -1, new_id()))
+                await until(lambda: len(values(ear, session.sid)) == 30)
+                assert values(ear, session.sid) == list(range(30))
+                assert ear.losses == 0
+
+
+def values(ear: Ear, room: str) -> list[int]:
+    return [payload.decode(each.payload)[0] for each in ear.events if room in each.rooms]
+
+
+class TestBounds:
+    async def test_publication_that_is_too_large_is_refused_where_it_is_made(self) -> None:
+        async with running(f"{shared().url}?prefix={new_id()}") as broker:
+            await attach(broker, "/")
+            with pytest.raises(EncodeError, match=f"at most {MAX_PUBLICATION} are carried"):
+                broker.publish(event("/", bytes(MAX_PUBLICATION)))
+            assert await broker.publish(event("/", bytes(MAX_PUBLICATION - 1_000))) is not None
+            assert broker.problem is None
+
+    async def test_what_waits_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("crossband.broker.redis.outgoing.MAX_QUEUE", 10)
+        async with running(f"{shared().url}?prefix={new_id()}") as broker:
+            published = [broker.publish(event("/", number)) for number in range(11)]
+            with pytest.raises(BrokerUnavailable, match="10 events already wait for Redis"):
+                await published[10]
+            assert await published[9] is not None
+
+    async def test_server_that_is_away_is_waited_for_some_seconds(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("crossband.broker.redis.commands.PATIENCE", 0.5)
+        with Engine() as engine:
+            async with running(engine.url) as broker:
+                await attach(broker, "/")
+                start = broker.head("/")
+                await broker.publish(event())
+                engine.kill()
+                with pytest.raises(BrokerUnavailable, match="Redis at"):
+                    await broker.publish(event())
+                with pytest.raises(BrokerUnavailable, match="Redis at"):
+                    await broker.sessions.find("/", "key")
+                # What was delivered here is here.
+                assert len((await broker.history("/", start)).publications) == 1
+                with pytest.raises(Gap):
+                    await broker.history("/", "nonsense")
+                await until(lambda: "Redis at" in str(broker.problem))
+                await asyncio.to_thread(engine.start)
+                await until(lambda: broker.problem is None)
+
+    async def test_server_that_answers_nothing_counts_as_away(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("crossband.broker.redis.commands.PATIENCE", 0.5)
+        monkeypatch.setattr("crossband.broker.redis.commands.REPLY_TIME", 0.3)
+        with Engine() as engine:
+            async with running(engine.url) as broker:
+                engine.stop()
+                try:
+                    with pytest.raises(BrokerUnavailable):
+                        await broker.publish(event())
+                finally:
+                    engine.resume()
+                await until(lambda: broker.problem is None)
+                assert await broker.publish(event()) is not None

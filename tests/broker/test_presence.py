@@ -108,7 +108,7 @@ def told(publication: Publication) -> tuple[str, str, str, int]:
     return publication.event, data["room"], data["member"]["id"], data["count"]
 
 
-@pytest.fixture(params=["memory", "far"])
+@pytest.fixture(params=BROKERS)
 async def nodes(request: pytest.FixtureRequest) -> AsyncIterator[Nodes]:
     clock = Clock()
     nodes = Nodes(BROKERS[request.param](1_000, 1_000_000, 3_600.0, clock), clock)
@@ -215,7 +215,9 @@ async def test_client_that_becomes_another_member_leaves_as_the_first(nodes: Nod
 async def test_changed_info_is_told_once(nodes: Nodes) -> None:
     away = Member("ada", {"status": "away"})
     nodes.save("a", {"room": ADA})
+    await nodes.members()
     nodes.save("b", {"room": ADA}, node=1)
+    await nodes.members(node=1)
     nodes.save("a", {"room": away})
     await nodes.members()
     nodes.save("a", {"room": away})

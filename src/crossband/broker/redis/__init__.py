@@ -13,6 +13,7 @@ from typing import Final
 
 from crossband.broker import HISTORY_PAGE, Broker, Page, Publication, Receiver
 from crossband.broker.bus import Bus
+from crossband.broker.presence import PresenceStore
 from crossband.broker.redis.address import PREFIX, parse
 from crossband.broker.redis.base import Base, Bounds
 from crossband.broker.redis.bus import RedisBus
@@ -21,6 +22,7 @@ from crossband.broker.redis.feed import PAGE, Feed
 from crossband.broker.redis.frames import decode_entry
 from crossband.broker.redis.keys import VERSION, Keys
 from crossband.broker.redis.outgoing import Batch, Outbox
+from crossband.broker.redis.presence import RedisPresence
 from crossband.broker.redis.servers import ClusterServers, OneServer, Servers
 from crossband.broker.redis.sessions import RedisSessions
 from crossband.broker.sessions import SessionStore
@@ -66,11 +68,13 @@ class RedisBroker(Broker):
         bounds = Bounds(history_size, history_bytes, max(1, history_bytes // OWN_PART), history_age)
         self._base = Base(node, Keys(self._address.prefix), bounds, skew)
         self._sessions = RedisSessions(self._base)
+        self._feeds: dict[str, Feed] = {}
+        self._presence = RedisPresence(self._base, self._feeds)
+        self.presence: PresenceStore = self._presence
         self.sessions: SessionStore = self._sessions
         self.bus: Bus = RedisBus(node, self._base)
         self._servers: Servers | None = None
         self._outbox: Outbox | None = None
-        self._feeds: dict[str, Feed] = {}
         self._comparing: asyncio.TimerHandle | None = None
 
     # Life.
@@ -90,6 +94,7 @@ class RedisBroker(Broker):
         self._servers = servers
         base.receiver = receiver
         self._outbox = Outbox(base, self._appended)
+        self._presence.start(self._outbox)
         self._comparing = asyncio.get_running_loop().call_later(COMPARE, self._compare)
 
     async def _check_version(self) -> None:
@@ -124,6 +129,7 @@ class RedisBroker(Broker):
         for feed in list(self._feeds.values()):
             feed.close(forget=False)
         self._feeds.clear()
+        self._presence.stop()
         self._base.receiver = None
         self._base.use(None)
         await servers.stop()

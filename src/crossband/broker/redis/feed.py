@@ -84,6 +84,13 @@ def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
+def forget(base: Base, namespace: str) -> None:
+    """Let a log go soon if no node listens to it. Raises BrokerUnavailable if not started."""
+    key = base.keys.base(namespace)
+    how = "NUMSUB" if base.servers.verb == "PUBLISH" else "SHARDNUMSUB"
+    base.run(namespace, FORGET, [f"{key}meta"], [how, key, 2 * base.bounds.age_ms])
+
+
 class Feed:
     """A namespace that is attached to this node, or is being attached."""
 
@@ -152,10 +159,7 @@ class Feed:
         self._moved()
 
     def _forget(self) -> None:
-        base = self._base
-        how = "NUMSUB" if base.servers.verb == "PUBLISH" else "SHARDNUMSUB"
-        args: list[Arg] = [how, self._key, 2 * base.bounds.age_ms]
-        base.run(self.namespace, FORGET, [f"{self._key}meta"], args)
+        forget(self._base, self.namespace)
 
     # Places.
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from crossband.broker import Publication
 from crossband.broker.bus import MAX_MESSAGE
@@ -51,6 +51,12 @@ class Item:
             self.settled.set_exception(BrokerUnavailable(str(error)))
 
 
+class Step(NamedTuple):
+    """A step of its own, behind what was published before."""
+
+    run: Callable[[], None]
+
+
 class Batch:
     """What is appended in one step."""
 
@@ -90,7 +96,7 @@ class Outgoing:
         self._base = base
         self._box = box
         self.namespace = namespace
-        self._queue: deque[Item] = deque()
+        self._queue: deque[Item | Step] = deque()
         # One at a time: so a batch that is sent twice is known by its number.
         self._in_flight: Batch | None = None
         self._scheduled = False
@@ -102,6 +108,19 @@ class Outgoing:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._send)
 
+    def behind(self, step: Step) -> None:
+        """Take a step behind what is queued."""
+        if self._queue:
+            self._queue.append(step)
+        else:
+            # What is in flight was sent before, over the same connection.
+            step.run()
+
+    def _take_steps(self) -> None:
+        while self._queue and isinstance(step := self._queue[0], Step):
+            self._queue.popleft()
+            step.run()
+
     def _send(self) -> None:
         self._scheduled = False
         if not self._queue or self._in_flight is not None:
@@ -109,8 +128,12 @@ class Outgoing:
         items: list[Item] = []
         size = 0
         while self._queue and len(items) < MAX_BATCH and size < MAX_BATCH_SIZE:
-            items.append(self._queue.popleft())
-            size += len(items[-1].data)
+            item = self._queue[0]
+            if isinstance(item, Step):
+                break
+            self._queue.popleft()
+            items.append(item)
+            size += len(item.data)
         batch = self._in_flight = Batch(self.namespace, self._box.next_number(), items)
         self._box.sending(batch, size)
         base = self._base
@@ -145,16 +168,20 @@ class Outgoing:
                 for sid in publication.rooms:
                     keys += [f"{key}sid:{sid}", f"{key}own:{sid}"]
         server.commands.run(APPEND, keys, args, self._done)
+        self._take_steps()
 
     def _done(self, reply: Any) -> None:
         batch, self._in_flight = self._in_flight, None
         assert batch is not None
         if isinstance(reply, BrokerUnavailable):
-            failed = [*batch.items, *self._queue]
-            self._box.failed(batch, self._queue)
-            self._queue.clear()
-            for item in failed:
+            waiting, self._queue = self._queue, deque()
+            items = [item for item in waiting if isinstance(item, Item)]
+            self._box.failed(batch, items)
+            for item in [*batch.items, *items]:
                 item.fail(reply)
+            for step in waiting:
+                if isinstance(step, Step):
+                    step.run()
         else:
             log, generation, before = reply
             batch.log, batch.generation, batch.before = log.decode(), int(generation), int(before)
@@ -213,6 +240,14 @@ class Outbox:
         outgoing.add(Item(publication, record, data, settled))
         return settled
 
+    def behind(self, namespace: str, run: Callable[[], None]) -> None:
+        """Call a function when all that was published in a namespace before has been sent."""
+        outgoing = self._outgoing.get(namespace)
+        if outgoing is None:
+            run()
+        else:
+            outgoing.behind(Step(run))
+
     async def emptied(self) -> None:
         """Wait until nothing waits to be sent, or to be answered."""
         await self._empty.wait()
@@ -238,7 +273,7 @@ class Outbox:
         """Note that a batch is in the log."""
         self._appended(batch)
 
-    def failed(self, batch: Batch, others: deque[Item]) -> None:
+    def failed(self, batch: Batch, others: list[Item]) -> None:
         """Note that a batch, and what waited behind it, is given up."""
         self.batches.pop(batch.number, None)
         self._count -= len(others)

@@ -13,7 +13,7 @@ end
 local age = tonumber(ARGV[4])
 local bounds = {age = age, size = tonumber(ARGV[5]), limit = tonumber(ARGV[6]), own = tonumber(ARGV[7])}
 local m = open(ARGV[1], ARGV[3], age, clock(ARGV[2]))
-local answer = append(m, bounds, {verb = ARGV[8], channel = ARGV[9]}, 13, ARGV[10], number,
+local answer = append(m, bounds, {verb = ARGV[8], channel = ARGV[9]}, ARGV, 13, ARGV[10], number,
     ARGV[12] == '1')
 redis.call('SET', KEYS[3], table.concat({number, answer[1], answer[2], answer[3]}, ' '), 'PX', 30000)
 return answer

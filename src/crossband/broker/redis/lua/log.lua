@@ -114,10 +114,10 @@ local function append_own(m, sid, size, data, bounds)
     redis.call('PEXPIRE', key, bounds.age)
 end
 
--- Append entries and publish them, in one frame. Each is three arguments from ARGV[first] on: the size
--- of its data in bytes (-1: it is not recorded), the socket ids it is for alone, and its bytes.
+-- Append entries and publish them, in one frame. Each is three values from given[first] on: the size of
+-- its data in bytes (-1: it is not recorded), the socket ids it is for alone, and its bytes.
 -- bounds: size, limit, own (bytes), age (ms). Returns {id, generation, number before the first}.
-local function append(m, bounds, to, first, node, batch, anew)
+local function append(m, bounds, to, given, first, node, batch, anew)
     local base, before = m.base, m.n
     clear(m)
     -- The server's identity changes whenever it may have lost something. Without the right to ask for it,
@@ -143,8 +143,8 @@ local function append(m, bounds, to, first, node, batch, anew)
         m.replid = replid
     end
     local entries, private = {}, {}
-    for i = first, #ARGV, 3 do
-        local size, sids, data = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
+    for i = first, #given, 3 do
+        local size, sids, data = tonumber(given[i]), given[i + 1], given[i + 2]
         entries[#entries + 1] = data
         if size >= 0 then
             m.n = m.n + 1

@@ -325,6 +325,14 @@ ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
     "docs/how-to/operate.md": {"the event loop has been": "lines of a log; tests/hub reads them"},
     "docs/how-to/shutdown.md": {"$ kill -TERM <pid>": "tests/test_shutdown.py sends the signals"},
     "docs/how-to/mount.md": {"$ crossband serve app:app": "tests/cli serves each of them"},
+    "docs/how-to/workers.md": {
+        "Crossband 0.1.0 serves": "tests/server/test_parent.py reads it",
+        "$ pip install": "tests/server/test_engine.py finds it",
+        "2026-": "tests/server/test_parent.py reads such lines",
+        "ExecStart=": "a part of a unit; tests/test_docs.py reads that of one process",
+        "$ CROSSBAND_BROKER=": "tests/test_workers.py runs each of them",
+    },
+    "src/crossband/server/README.md": {"parent  ": "a drawing"},
     "docs/how-to/plain-namespaces.md": {
         "POST /events/": "tests/transports/test_sse_door.py posts it"
     },

@@ -295,6 +295,11 @@ class Hub(PublicHub):
         return self._core.drain.seconds(clients)
 
 
+def names_broker(hub: Hub) -> bool:
+    """Return whether the application named the hub's broker; if not, the environment may."""
+    return hub._core.node.names_broker
+
+
 def _path_below_mount(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")

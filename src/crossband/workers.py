@@ -9,6 +9,11 @@ from typing import Any, Final
 
 logger: Final = logging.getLogger("crossband")
 
+# The broker's URL for hubs that name none.
+BROKER_VARIABLE: Final = "CROSSBAND_BROKER"
+# In our own workers: which of their open files is the link to their parent.
+WORKER_VARIABLE: Final = "CROSSBAND_WORKER"
+
 
 def warn_of_workers() -> None:
     """Warn if this is one of several processes that the hub's broker does not join."""
@@ -17,9 +22,10 @@ def warn_of_workers() -> None:
         logger.warning(
             "this is one of %d worker processes, AND THEY DO NOT HEAR EACH OTHER: each has "
             "clients, rooms and a history of its own, and an event reaches the clients of one "
-            "process only. Run one worker: more need a broker that joins them, which this "
-            "version does not have",
+            "process only. Set %s=redis://…, run one worker, or let `crossband serve --workers` "
+            "join them",
             workers,
+            BROKER_VARIABLE,
         )
 
 

@@ -14,7 +14,9 @@ from crossband import Limits, Settings
 from crossband.cli.settings import (
     HELP,
     SETTINGS,
+    Given,
     Listen,
+    Processes,
     SettingError,
     Tokens,
     misspelt,
@@ -38,7 +40,7 @@ def toml(tmp_path: Path) -> Any:
 def test_every_field_is_a_setting_with_help() -> None:
     fields = {
         field.name
-        for struct in (Listen, Tokens, Settings)
+        for struct in (Listen, Processes, Tokens, Settings)
         for field in msgspec.structs.fields(struct)
     }
     fields.remove("limits")
@@ -57,7 +59,12 @@ EXAMPLES = {
 
 
 # Of settings that do not take any string.
-WORDS = {"log_level": "debug", "status": "key", "uds_mode": "0660"}
+WORDS = {
+    "log_level": "debug",
+    "status": "key",
+    "uds_mode": "0660",
+    "broker": "redis://127.0.0.1",
+}
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: str(setting.key))
@@ -95,14 +102,15 @@ def test_option_wins_over_environment_over_file(toml: Any) -> None:
 
 def test_what_is_not_given_is_not_set() -> None:
     assert read({"port": None, "api_keys": []}, {"PATH": "/bin"}, None) == {}
-    assert split({}) == (Listen(), Tokens(), {}, {})
+    assert split({}) == Given(Listen(), Processes(), Tokens(), {}, {})
 
 
 def test_settings_go_to_whom_they_concern() -> None:
-    listen, _, hub, limits = split({"port": 9000, "retry": 1.0, "limits.rooms": 3})
-    assert listen == Listen(port=9000)
-    assert hub == {"retry": 1.0}
-    assert limits == {"rooms": 3}
+    given = split({"port": 9000, "workers": 2, "retry": 1.0, "limits.rooms": 3})
+    assert given.listen == Listen(port=9000)
+    assert given.processes == Processes(workers=2)
+    assert given.hub == {"retry": 1.0}
+    assert given.limits == {"rooms": 3}
 
 
 def test_lists_are_repeated_or_separated_by_commas() -> None:

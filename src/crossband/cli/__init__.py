@@ -7,7 +7,6 @@ that takes a moment should also start in a moment.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import sys
@@ -23,13 +22,15 @@ from crossband.auth.keys import check_algorithms
 from crossband.cli import settings, tokens
 from crossband.client.doors import Door, locate
 from crossband.errors import CrossbandError, StartError
+from crossband.workers import WORKER_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crossband.asgi import Hub
     from crossband.mounts import Mounted
-    from crossband.server import ASGIApp, LogLevel
+    from crossband.server import ASGIApp, Server
+    from crossband.server.worker import Worker
 
 app: Final = typer.Typer(
     name="crossband",
@@ -39,8 +40,6 @@ app: Final = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-_SERVER_LEVELS: Final[dict[str, LogLevel]] = {"info": "warning", "debug": "info"}
 
 _OPEN_WARNING: Final = (
     "--open: whoever reaches this server may connect, join any room and send to it"
@@ -153,7 +152,14 @@ def serve(
     CROSSBAND_PING_INTERVAL), else from the TOML file (ping_interval = 25). Otherwise it keeps
     your hub's value, or the default. Times are in seconds.
     """
-    where, access, hub_settings, limits = _read_settings(options, config)
+    worker = _this_worker()
+    given = _read_settings(options, config, warn=worker is None)
+    where, access, hub_settings = given.listen, given.tokens, given.hub
+    if worker is None and target is None and access.open:
+        _warn(_OPEN_WARNING)
+    if worker is None and given.processes.supervised:
+        _supervise(given, app_dir.resolve())
+        return
     from crossband.cli import target as targets
     from crossband.mounts import Mounted
 
@@ -179,19 +185,17 @@ def serve(
         except settings.SettingError as exc:
             _fail(str(exc), code=2)
         note = tokens.note(access, options, config) if auth else _OPEN
-        if access.open:
-            _warn(_OPEN_WARNING)
-        elif not auth:
+        if not access.open and not auth:
             hub_settings.setdefault("allowed_hosts", tokens.own_hosts(where))
         if not hub_settings.get("api_keys"):
-            generated = secrets.token_hex(16)
+            generated = _api_key(worker)
             hub_settings["api_keys"] = (generated,)
         served = create_hub(**auth)
         hubs = [Mounted(served, "")]
         title = "serves the standalone hub"
     for mounted in hubs:
-        _configure(mounted.hub, hub_settings, limits)
-    _run(served, hubs, where, title, generated_key=generated, note=note)
+        _configure(mounted.hub, hub_settings, given.limits)
+    _run(served, hubs, given, title, worker, generated_key=generated, note=note)
 
 
 @app.command(cls=_Command)
@@ -205,6 +209,11 @@ def demo(
         str | None,
         typer.Option(metavar="NUMBER", help=f"{settings.HELP['port']} (default: 8000)"),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help=f"{settings.HELP['workers']} (default: 1)"),
+    ] = None,
+    broker: Annotated[str | None, typer.Option(metavar="URL", help=settings.HELP["broker"])] = None,
     is_open: Annotated[
         bool,
         typer.Option(
@@ -216,20 +225,26 @@ def demo(
 
     A chat, a dashboard of this server, and the three doors side by side.
     """
+    worker = _this_worker()
+    options = {"host": host, "port": port, "workers": workers, "broker": broker}
+    try:
+        given = settings.split(settings.read(options, {}, None))
+        tokens.check_open(is_open, given.listen)
+    except settings.SettingError as exc:
+        _fail(str(exc), code=2)
+    if is_open and worker is None:
+        _warn(_OPEN_WARNING)
+    if given.processes.supervised and worker is None:
+        _supervise(given, Path())
+        return
     from crossband.demo import create_demo
     from crossband.mounts import Mounted
 
-    try:
-        where, *_ = settings.split(settings.read({"host": host, "port": port}, {}, None))
-        tokens.check_open(is_open, where)
-    except settings.SettingError as exc:
-        _fail(str(exc), code=2)
-    if is_open:
-        _warn(_OPEN_WARNING)
-    key = secrets.token_hex(16)
-    hosts = () if is_open else tokens.own_hosts(where)
+    key = _api_key(worker)
+    hosts = () if is_open else tokens.own_hosts(given.listen)
     demo_app = create_demo(api_keys=(key,), allowed_hosts=hosts)
-    _run(demo_app, [Mounted(demo_app, "")], where, "serves the demo", generated_key=key, page=True)
+    hubs = [Mounted(demo_app.hub, "")]
+    _run(demo_app, hubs, given, "serves the demo", worker, generated_key=key, page=True)
 
 
 @app.command("listen", cls=_Command)
@@ -438,7 +453,7 @@ def token_(
     Prints the token, and nothing else, to standard output. Options that are not given come from
     the server's settings, in the environment (CROSSBAND_JWT_…) or the TOML file.
     """
-    _, access, _, _ = _read_settings({}, config)
+    access = _read_settings({}, config).tokens
     said = {"jwt_algorithms": algorithm, "jwt_audience": audience, "jwt_issuer": issuer}
     access = msgspec.structs.replace(
         access, **{name: (value,) for name, value in said.items() if value is not None}
@@ -483,8 +498,8 @@ def _payload(data: str | bytes | None, *, text: bool) -> Any:
 
 
 def _read_settings(
-    options: dict[str, Any], config: Path | None
-) -> tuple[settings.Listen, settings.Tokens, dict[str, Any], dict[str, Any]]:
+    options: dict[str, Any], config: Path | None, *, warn: bool = True
+) -> settings.Given:
     if config is None and (given := os.environ.get("CROSSBAND_CONFIG")) is not None:
         if not given:
             _fail("CROSSBAND_CONFIG: expected the name of a file, not ''", code=2)
@@ -493,7 +508,7 @@ def _read_settings(
         values = settings.read(options, os.environ, config)
     except settings.SettingError as exc:
         _fail(str(exc), code=2)
-    for warning in settings.misspelt(os.environ):
+    for warning in settings.misspelt(os.environ) if warn else ():
         _warn(warning)
     return settings.split(values)
 
@@ -508,58 +523,65 @@ def _configure(hub: Hub, values: dict[str, Any], limits: dict[str, Any]) -> None
         _fail(str(exc), code=2)
 
 
+def _this_worker() -> Worker | None:
+    """Return the worker that this process is; None if it is not one."""
+    if WORKER_VARIABLE not in os.environ:
+        return None
+    from crossband.server.worker import Worker
+
+    return Worker.from_environment()
+
+
+def _api_key(worker: Worker | None) -> str:
+    """Return the API key of this run, the same for all its workers."""
+    return secrets.token_hex(16) if worker is None else worker.api_key
+
+
+def _supervise(given: settings.Given, directory: Path) -> None:
+    from crossband.cli import running
+    from crossband.server.parent import WorkersFailed
+
+    if given.processes.state is not None and given.processes.broker is not None:
+        _fail("--state is for the private engine, which --broker replaces: give one", code=2)
+    try:
+        running.supervise(given.listen, given.processes, _api_key(None), directory)
+    except WorkersFailed as exc:
+        _fail(f"{exc} (see above)", code=exc.code if exc.code > 0 else 1)
+    except StartError as exc:
+        _fail_start(exc, given.listen)
+
+
 def _run(
     served: ASGIApp,
     hubs: Sequence[Mounted],
-    where: settings.Listen,
+    given: settings.Given,
     title: str,
+    worker: Worker | None,
     *,
     generated_key: str | None = None,
     page: bool = False,
     note: str | None = None,
 ) -> None:
-    from crossband.cli import banner
-    from crossband.server import Server
+    from crossband.cli import banner, running
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("crossband").setLevel(where.log_level.upper())
-    try:
-        server = Server(
-            served,
-            host=where.host,
-            port=where.port,
-            uds=where.uds,
-            uds_mode=int(where.uds_mode, 8),
-            # At "info" uvicorn logs what the banner already says better, and at "debug" every
-            # message, with the tokens and session keys in it.
-            log_level=_SERVER_LEVELS.get(where.log_level, where.log_level),
-            ssl_certfile=where.ssl_certfile,
-            ssl_keyfile=where.ssl_keyfile,
-            root_path=where.root_path,
-            forwarded_allow_ips=where.forwarded_allow_ips,
-            keep_alive=where.keep_alive,
-            access_log=where.access_log,
+    def show(server: Server, workers: str) -> None:
+        banner.show(
+            server, hubs, title, generated_key=generated_key, page=page, note=note, workers=workers
         )
+
+    running.log_to_stderr(given.listen, worker)
+    running.join(hubs, given.processes.broker, worker)
+    try:
+        running.serve(served, hubs, given.listen, worker, show)
     except (TypeError, ValueError) as exc:
         _fail(str(exc), code=2)
-    try:
-        server.run(
-            lambda server: banner.show(
-                server,
-                hubs,
-                title,
-                generated_key=generated_key,
-                page=page,
-                note=note,
-            )
-        )
     except StartError as exc:
-        hint = f": --port {where.port + 1}" if "already in use" in str(exc) else ""
-        _fail(f"{exc}{hint}")
+        _fail_start(exc, given.listen)
+
+
+def _fail_start(error: StartError, where: settings.Listen) -> NoReturn:
+    hint = f": --port {where.port + 1}" if "already in use" in str(error) else ""
+    _fail(f"{error}{hint}")
 
 
 def _print(text: str) -> None:

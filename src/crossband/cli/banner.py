@@ -28,13 +28,18 @@ def show(
     generated_key: str | None = None,
     page: bool = False,
     note: str | None = None,
+    workers: str = "",
 ) -> None:
     """Print the banner to standard output, at once even into a pipe.
+
+    `workers` says which processes serve, if not this one.
 
     If that fails, log it: the server runs without a banner too.
     """
     try:
-        _show(server, hubs, title, generated_key=generated_key, page=page, note=note)
+        _show(
+            server, hubs, title, generated_key=generated_key, page=page, note=note, workers=workers
+        )
     except OSError as exc:
         close_output()
         logging.getLogger("crossband").warning(
@@ -55,9 +60,10 @@ def _show(
     generated_key: str | None,
     page: bool,
     note: str | None,
+    workers: str,
 ) -> None:
     if not sys.stdout.isatty():
-        _one_line(server, title, generated_key)
+        _one_line(server, title, generated_key, workers)
         return
     from rich.console import Console
 
@@ -75,14 +81,17 @@ def _show(
         console.print(f"  {note}\n", style="dim")
     if server.uds is None and server.host in ("0.0.0.0", "::", ""):
         console.print("  Listening on every address of this machine.\n", style="dim")
+    if workers:
+        console.print(f"  {workers}.\n", style="dim")
     console.print("  Ctrl-C stops it.\n", style="dim")
     console.file.flush()
 
 
-def _one_line(server: Server, title: str, generated_key: str | None) -> None:
+def _one_line(server: Server, title: str, generated_key: str | None, workers: str) -> None:
     """Print only what a log file needs: nobody copies commands from there."""
-    key = "" if generated_key is None else f"; API key of this run: {generated_key}"
-    sys.stdout.write(f"Crossband {__version__} {title} at {server.url}{key}\n")
+    facts = f"; {workers}" if workers else ""
+    facts += "" if generated_key is None else f"; API key of this run: {generated_key}"
+    sys.stdout.write(f"Crossband {__version__} {title} at {server.url}{facts}\n")
     sys.stdout.flush()
 
 

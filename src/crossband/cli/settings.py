@@ -20,13 +20,16 @@ import msgspec
 import typer
 
 from crossband.auth.keys import check_algorithms
+from crossband.broker.opening import check_url
 from crossband.errors import CrossbandError
 from crossband.limits import Limits
 from crossband.settings import DOORS, KEEP_ALIVE, Settings
 
 PREFIX: Final = "CROSSBAND_"
 # Variables that commands read and that are not settings of the server.
-_OTHER_VARIABLES: Final = frozenset({"CROSSBAND_CONFIG", "CROSSBAND_API_KEY", "CROSSBAND_TOKEN"})
+_OTHER_VARIABLES: Final = frozenset(
+    {"CROSSBAND_CONFIG", "CROSSBAND_API_KEY", "CROSSBAND_TOKEN", "CROSSBAND_WORKER"}
+)
 
 
 class SettingError(CrossbandError):
@@ -54,6 +57,27 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keep_alive: float = KEEP_ALIVE
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
     access_log: bool = False
+
+
+class Processes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many processes serve, and what joins them."""
+
+    workers: Annotated[int, msgspec.Meta(ge=1)] = 1
+    broker: Text | None = None
+    state: Text | None = None
+    reload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.broker is not None:
+            try:
+                check_url(self.broker)
+            except ImportError as error:
+                raise ValueError(str(error)) from None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether workers serve, kept by a parent, and not this process."""
+        return self.workers > 1 or self.reload or self.state is not None
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +115,10 @@ HELP: Final = {
     "forwarded_allow_ips": "Proxies that uvicorn trusts, for the rest of an application.",
     "log_level": "Least severe level to log.",
     "access_log": "Log each HTTP request.",
+    "workers": "Processes that serve, joined by the broker.",
+    "broker": "URL of what joins processes: redis://, rediss://, unix://, and others.",
+    "state": "Directory in which the private engine of the workers keeps its data.",
+    "reload": "Start again when a Python file changes, for development.",
     "open": "Let in anybody, without a token.",
     "jwt_secret": "Secret to verify tokens with; better set in the environment.",
     "jwt_key_file": "File with the key to verify tokens with: PEM, JWK, or a secret.",
@@ -189,6 +217,8 @@ class Setting:
         """What a value must be, in words."""
         if self.key == "port":
             return "a port, 0 to 65535"
+        if self.key == "workers":
+            return "a whole number, 1 or more"
         if self.key == "uds_mode":
             return "three octal digits, as a string, such as '660'"
         if self.is_rate:
@@ -250,6 +280,7 @@ def _settings_of(struct: type[msgspec.Struct], prefix: str = "") -> Iterable[Set
 
 SETTINGS: Final = (
     *_settings_of(Listen),
+    *_settings_of(Processes),
     *_settings_of(Tokens),
     *_settings_of(Settings),
     *_settings_of(Limits, "limits."),
@@ -290,10 +321,21 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def split(values: Mapping[str, Any]) -> tuple[Listen, Tokens, dict[str, Any], dict[str, Any]]:
-    """Split settings into the listener's, tokens', the hub's, and the hub's limits."""
-    listen, tokens = _pick(Listen, values), _pick(Tokens, values)
-    names = {*Listen.__struct_fields__, *Tokens.__struct_fields__}
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The settings that are given, by whom they concern."""
+
+    listen: Listen
+    processes: Processes
+    tokens: Tokens
+    hub: dict[str, Any]
+    # Of the hub.
+    limits: dict[str, Any]
+
+
+def split(values: Mapping[str, Any]) -> Given:
+    """Split settings by whom they concern."""
+    names = {name for struct in (Listen, Processes, Tokens) for name in struct.__struct_fields__}
     limits = {
         key.removeprefix("limits."): value
         for key, value in values.items()
@@ -304,7 +346,9 @@ def split(values: Mapping[str, Any]) -> tuple[Listen, Tokens, dict[str, Any], di
         for key, value in values.items()
         if key not in names and not key.startswith("limits.")
     }
-    return listen, tokens, hub, limits
+    return Given(
+        _pick(Listen, values), _pick(Processes, values), _pick(Tokens, values), hub, limits
+    )
 
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -390,6 +434,8 @@ def _option(setting: Setting) -> Any:
         metavar = "OCTAL"
     elif setting.key in ("uds", "ssl_certfile", "ssl_keyfile", "jwt_key_file"):
         metavar = "FILE"
+    elif setting.key in ("broker", "state"):
+        metavar = {"broker": "URL", "state": "DIRECTORY"}[setting.key]
     return Annotated[
         kind | None,
         typer.Option(

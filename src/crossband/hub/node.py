@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -19,11 +20,13 @@ from crossband.broker import Broker, Bus, Publication, Receiver, SessionStore
 from crossband.broker.bus import Hear, Left
 from crossband.broker.opening import MEMORY, check_url, open_broker
 from crossband.connection import Ticker
+from crossband.errors import StartError
 from crossband.hub.catchup import Turns
 from crossband.hub.emission import Outcome
 from crossband.hub.runner import SpareRunners, places
 from crossband.hub.traffic import Traffic
 from crossband.settings import Settings
+from crossband.workers import BROKER_VARIABLE
 
 logger: Final = logging.getLogger("crossband")
 
@@ -79,15 +82,13 @@ class Node:
                 + (f"the class {broker.__name__}" if isinstance(broker, type) else repr(broker))
             )
         self.settings: Settings = settings
-        # Of the broker that the node creates, with the history's bounds from the settings. None if
-        # it was given one.
-        self._url: str | None = None
+        # What the application named. From a URL, the node creates the broker itself, with the
+        # history's bounds from the settings.
+        self._named: Final = broker
         # None until it is created.
         self._broker: Broker | None = None
         if isinstance(broker, Broker):
             self._broker = broker
-        else:
-            self._url = MEMORY if broker is None else broker
         # The application's hub, for applications to find. Nothing here uses it.
         self.hub: Any = None
         self.traffic: Final = Traffic()
@@ -107,20 +108,39 @@ class Node:
     def configure(self, settings: Settings) -> None:
         """Change the settings, before it starts."""
         self.settings = settings
-        if self._url is not None:
+        if not isinstance(self._named, Broker):
             self._broker = None
 
     @property
     def broker(self) -> Broker:
+        """The application's, or that of the environment, or the memory broker.
+
+        Raises StartError for an unusable URL in the environment.
+        """
         if self._broker is None:
-            assert self._url is not None
-            self._broker = open_broker(
-                self._url,
-                history_size=self.settings.history_size,
-                history_bytes=self.settings.history_bytes,
-                history_age=self.settings.history_age,
-            )
+            try:
+                self._broker = open_broker(
+                    self._url,
+                    history_size=self.settings.history_size,
+                    history_bytes=self.settings.history_bytes,
+                    history_age=self.settings.history_age,
+                )
+            except (ValueError, ImportError) as error:
+                # The application's was checked when it was named.
+                raise StartError(f"{BROKER_VARIABLE}: {error}") from None
         return self._broker
+
+    @property
+    def _url(self) -> str:
+        """Where the broker is that the node creates."""
+        if isinstance(self._named, str):
+            return self._named
+        return os.environ.get(BROKER_VARIABLE, MEMORY)
+
+    @property
+    def names_broker(self) -> bool:
+        """Whether the application named a broker; if not, the environment may."""
+        return self._named is not None
 
     @property
     def sessions(self) -> SessionStore:

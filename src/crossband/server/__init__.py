@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
@@ -22,9 +23,9 @@ from crossband.lane import HTTPProtocol, WebSocketProtocol
 from crossband.limits import Limits
 from crossband.mounts import hubs_in
 from crossband.server import process
-from crossband.server.listeners import UDS_MODE, bind_tcp, bind_unix, unlink
+from crossband.server.listeners import UDS_MODE, bind_tcp, bind_unix, notice_half_open, unlink
 from crossband.server.orderly import OrderlyServer
-from crossband.server.process import StopRequest
+from crossband.server.process import Stop, StopRequest
 from crossband.settings import KEEP_ALIVE, Settings
 
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
@@ -168,18 +169,14 @@ class Server:
         if self._task is not None:
             raise RuntimeError("the server is already running")
         config = self._config()
-        if self.uds is not None:
-            sockets = [bind_unix(self.uds, self._uds_mode)]
-        else:
-            unacknowledged = max(limits.send_time for limits in self._limits())
-            sockets = await bind_tcp(self.host, self.port, unacknowledged=unacknowledged)
-            self.port = sockets[0].getsockname()[1]
+        sockets = await self._bind()
+        notice_half_open(sockets, max(limits.send_time for limits in self._limits()))
         try:
             # Here rather than in the lifespan, where uvicorn would read a failure as an app
             # without a lifespan. Starting twice is harmless.
             for hub in self._hubs:
                 await hub.start()
-            self._uvicorn = OrderlyServer(config, self._hubs)
+            self._uvicorn = OrderlyServer(config, self._hubs, self._before_accepting)
             if type(asyncio.get_running_loop()).__module__.startswith("uvloop"):
                 sockets += [sock.dup() for sock in sockets for _ in range(_ACCEPTS - 1)]
             self._task = asyncio.create_task(self._uvicorn.serve(sockets))
@@ -196,8 +193,7 @@ class Server:
             await self.stop()
             for hub in self._hubs:
                 await hub.stop()
-            if self.uds is not None:
-                unlink(self.uds)
+            self._unbind()
             raise
 
     async def stop(self) -> None:
@@ -216,8 +212,7 @@ class Server:
                 await task
         finally:
             self._task = None
-            if self.uds is not None:
-                unlink(self.uds)
+            self._unbind()
 
     def run(self, on_start: Callable[[Server], None] | None = None) -> None:
         """Serve until SIGINT or SIGTERM, for a process of its own.
@@ -228,7 +223,7 @@ class Server:
         signal's number: 143 for SIGTERM.
         """
 
-        async def serve(stop: StopRequest) -> None:
+        async def serve(stop: Stop) -> None:
             async with self:
                 # Again, because the started hub put its own handlers in front of ours, for
                 # servers that do not stop hubs first.
@@ -240,7 +235,26 @@ class Server:
                 await asyncio.wait({stopping, self._task}, return_when=asyncio.FIRST_COMPLETED)
                 stopping.cancel()
 
-        process.run(serve)
+        process.run(serve, self._make_stop)
+
+    # For a worker, whose parent binds the sockets and decides when it serves and stops.
+
+    async def _bind(self) -> list[socket.socket]:
+        if self.uds is not None:
+            return [bind_unix(self.uds, self._uds_mode)]
+        sockets = await bind_tcp(self.host, self.port)
+        self.port = sockets[0].getsockname()[1]
+        return sockets
+
+    def _unbind(self) -> None:
+        if self.uds is not None:
+            unlink(self.uds)
+
+    async def _before_accepting(self) -> None:
+        """Wait, when the application has started, until connections may be accepted."""
+
+    def _make_stop(self) -> Stop:
+        return StopRequest()
 
     def _config(self) -> uvicorn.Config:
         options: dict[str, Any] = {}
@@ -254,7 +268,6 @@ class Server:
             options["ws_max_size"] = 2 * max(
                 max(each.limits.message_size, each.limits.max_http_buffer_size) for each in settings
             )
-            options["timeout_graceful_shutdown"] = max(each.shutdown_timeout for each in settings)
         # uvicorn creates its protocols itself, so settings reach them through classes.
         times = {
             "head_time": max(limits.head_time for limits in bounds),
@@ -282,7 +295,8 @@ class Server:
             server_header=False,
             # It also accepts floats.
             timeout_keep_alive=self._keep_alive,  # type: ignore[arg-type]
-            **{"timeout_graceful_shutdown": Settings().shutdown_timeout, **options},
+            timeout_graceful_shutdown=self._stop_time,  # type: ignore[arg-type]
+            **options,
         )
         if self._access_log:
             # Access is logged at "info", whatever the level of the rest.
@@ -297,6 +311,12 @@ class Server:
             files = " and ".join(str(f) for f in (self._ssl_certfile, self._ssl_keyfile) if f)
             raise StartError(f"cannot read the TLS certificate from {files}: {exc}") from exc
         return config
+
+    @property
+    def _stop_time(self) -> float:
+        """How many seconds a graceful stop may take."""
+        times = (hub.settings.shutdown_timeout for hub in self._hubs)
+        return max(times, default=Settings().shutdown_timeout)
 
     def _limits(self) -> list[Limits]:
         return [hub.settings.limits for hub in self._hubs] or [Limits()]

@@ -11,6 +11,7 @@ import errno
 import socket
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,11 +22,10 @@ _BACKLOG: Final = 2048
 UDS_MODE: Final = 0o666
 
 
-async def bind_tcp(host: str, port: int, *, unacknowledged: float) -> list[socket.socket]:
+async def bind_tcp(host: str, port: int) -> list[socket.socket]:
     """Listen on every address of a host. Raises StartError.
 
-    `unacknowledged` is for how many seconds a client may acknowledge nothing of what is
-    written. With port 0, listens only on the first address, on a free port.
+    With port 0, listens only on the first address, on a free port.
     """
     if not 0 <= port <= 65_535:
         raise StartError(f"port {port} does not exist; ports are 0 to 65535")
@@ -44,7 +44,6 @@ async def bind_tcp(host: str, port: int, *, unacknowledged: float) -> list[socke
         try:
             sock = _listen(family, address, alone=len(addresses) == 1)
             sockets.append(sock)
-            _notice_half_open(sock, unacknowledged)
         except OSError as exc:
             failure = exc
             # A name can have an IPv6 address on a machine without IPv6.
@@ -85,17 +84,19 @@ def _listen(family: int, address: tuple[Any, ...], *, alone: bool) -> socket.soc
     return sock
 
 
-def _notice_half_open(sock: socket.socket, seconds: float) -> None:
+def notice_half_open(sockets: Iterable[socket.socket], seconds: float) -> None:
     """Let the kernel cut connections that acknowledge nothing for this long.
 
     A client that vanished silently acknowledges nothing of what is written. Without this it
     would count as connected for a quarter of an hour, or longer if little is written:
     WebSockets have pings, but nothing answers the comments of an event stream. Linux only
-    (RFC 5482); connections inherit it from the listener.
+    (RFC 5482), and not on unix sockets; connections inherit it from the listener.
     """
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if option is not None:
-        milliseconds = min(max(round(seconds * 1_000), 1), 2**31 - 1)
+    if option is None:
+        return
+    milliseconds = min(max(round(seconds * 1_000), 1), 2**31 - 1)
+    for sock in sockets:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import uvicorn
@@ -30,12 +30,34 @@ class Stoppable(Protocol):
     async def stop(self) -> None: ...
 
 
+class _Patient:
+    """The lifespan of an application, which has not started before something else is done."""
+
+    def __init__(self, lifespan: Any, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._lifespan = lifespan
+        self._wait = wait
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lifespan, name)
+
+    async def startup(self) -> None:
+        await self._lifespan.startup()
+        if not self._lifespan.should_exit:
+            await self._wait()
+
+
 class OrderlyServer(uvicorn.Server):
     """uvicorn's server without signals; it is woken to stop, and stops in our order."""
 
-    def __init__(self, config: uvicorn.Config, hubs: Sequence[Stoppable]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        hubs: Sequence[Stoppable],
+        before_accepting: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
         super().__init__(config)
         self.ready: Final = asyncio.Event()
+        self._before_accepting = before_accepting
         self._hubs = hubs
         self._wake = asyncio.Event()
 
@@ -48,6 +70,8 @@ class OrderlyServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn starts the application and accepts connections in one step.
+        self.lifespan = _Patient(self.lifespan, self._before_accepting)
         try:
             await super().startup(sockets)
         except SystemExit:

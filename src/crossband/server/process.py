@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 from crossband.hub.runner import places
 
@@ -27,12 +27,25 @@ _QUICK_STOP: Final = 1.0
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 
 
+class Stop(Protocol):
+    """How the process is asked to stop."""
+
+    # Set when it is.
+    made: asyncio.Event
+
+    def listen(self) -> None:
+        """Handle the signals, in place of their current handlers."""
+
+    def close(self) -> None:
+        """Stop what still runs of this."""
+
+
 class StopRequest:
     """Handles SIGINT and SIGTERM: the first stops the server, the second the process."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.made: Final = asyncio.Event()
+        self.made = asyncio.Event()
         # In a thread, as the event loop may be blocked.
         self._told = _later(
             _QUICK_STOP, logger.info, "stopping; a second Ctrl-C or SIGTERM ends it at once"
@@ -50,13 +63,19 @@ class StopRequest:
     def _on_signal(self, *_: object) -> None:
         # From now on not even a blocked event loop can keep the process alive.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: os._exit(128 + number))
+            signal.signal(number, lambda number, _: self._force(number))
         if self._told.ident is None:
             self._told.start()
         self._loop.call_soon_threadsafe(self.made.set)
 
+    def _force(self, number: int) -> None:
+        os._exit(128 + number)
 
-def run(serve: Callable[[StopRequest], Coroutine[Any, Any, None]]) -> None:
+
+S = TypeVar("S", bound=Stop)
+
+
+def run(serve: Callable[[S], Coroutine[Any, Any, None]], make_stop: Callable[[], S]) -> None:
     """Run a server until it returns, soon after it is asked to stop.
 
     Ends the process with status 0 if a thread does not end, or a task ignores its cancellation.
@@ -71,7 +90,7 @@ def run(serve: Callable[[StopRequest], Coroutine[Any, Any, None]]) -> None:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             last_resort = _later(_REST_TIME, _leave_rest, runner.get_loop())
-            runner.run(_serve(serve))
+            runner.run(_serve(serve, make_stop))
             last_resort.start()
     finally:
         if last_resort is not None:
@@ -84,8 +103,10 @@ def run(serve: Callable[[StopRequest], Coroutine[Any, Any, None]]) -> None:
         gc.unfreeze()
 
 
-async def _serve(serve: Callable[[StopRequest], Coroutine[Any, Any, None]]) -> None:
-    stop = StopRequest()
+async def _serve(
+    serve: Callable[[S], Coroutine[Any, Any, None]], make_stop: Callable[[], S]
+) -> None:
+    stop = make_stop()
     stop.listen()
     try:
         await serve(stop)

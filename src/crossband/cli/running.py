@@ -1,0 +1,109 @@
+"""How a command's server runs: alone, as the parent of workers, or as one of those workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from crossband.asgi import names_broker
+from crossband.cli import settings
+from crossband.errors import StartError
+from crossband.server import ASGIApp, LogLevel, Server
+from crossband.workers import BROKER_VARIABLE
+
+if TYPE_CHECKING:
+    from crossband.mounts import Mounted
+    from crossband.server.worker import Worker
+
+# At "info" uvicorn logs what the banner already says better, and at "debug" every message, with
+# the tokens and session keys in it.
+_SERVER_LEVELS: Final[dict[str, LogLevel]] = {"info": "warning", "debug": "info"}
+
+
+def log_to_stderr(where: settings.Listen, worker: Worker | None = None) -> None:
+    name = "" if worker is None else f"worker {worker.number}: "
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format=f"%(asctime)s %(levelname)s {name}%(name)s: %(message)s",
+    )
+    logging.getLogger("crossband").setLevel(where.log_level.upper())
+
+
+def join(hubs: Sequence[Mounted], broker: str | None, worker: Worker | None) -> None:
+    """Give hubs that name no broker the one that was set, else that of the worker's parent.
+
+    By the environment, so that what the application starts, such as a publisher in a process of
+    its own, finds it too.
+    """
+    if broker is None:
+        broker = os.environ.get(BROKER_VARIABLE)
+    if broker is None and worker is not None and not all(names_broker(each.hub) for each in hubs):
+        broker = worker.want_broker()
+    if broker is not None:
+        os.environ[BROKER_VARIABLE] = broker
+
+
+def serve(
+    served: ASGIApp,
+    hubs: Sequence[Mounted],
+    where: settings.Listen,
+    worker: Worker | None,
+    show: Callable[[Server, str], None],
+) -> None:
+    """Serve in this process until it is stopped.
+
+    `show` prints the banner, with a note on the workers. Raises StartError, and TypeError and
+    ValueError for settings that the server refuses.
+    """
+    options: dict[str, Any] = {
+        "host": where.host,
+        "port": where.port,
+        "uds": where.uds,
+        "uds_mode": int(where.uds_mode, 8),
+        "log_level": _SERVER_LEVELS.get(where.log_level, where.log_level),
+        "ssl_certfile": where.ssl_certfile,
+        "ssl_keyfile": where.ssl_keyfile,
+        "root_path": where.root_path,
+        "forwarded_allow_ips": where.forwarded_allow_ips,
+        "keep_alive": where.keep_alive,
+        "access_log": where.access_log,
+    }
+    if worker is None:
+        Server(served, **options).run(lambda server: show(server, ""))
+    else:
+        from crossband.server.worker import WorkerServer
+
+        server = WorkerServer(worker, served, **options)
+        worker.run(server, lambda note: show(server, note))
+
+
+def supervise(
+    where: settings.Listen, processes: settings.Processes, api_key: str, directory: Path
+) -> None:
+    """Keep workers serving until this process is stopped; `directory` has the application.
+
+    Raises StartError and WorkersFailed.
+    """
+    if sys.platform == "win32":
+        raise StartError("workers need a system that can share sockets, such as Linux or macOS")
+    from crossband.server.changes import changes
+    from crossband.server.engine import Engine
+    from crossband.server.parent import Parent
+
+    log_to_stderr(where)
+    Parent(
+        workers=processes.workers,
+        host=where.host.removeprefix("[").removesuffix("]"),
+        port=where.port,
+        uds=where.uds,
+        uds_mode=int(where.uds_mode, 8),
+        api_key=api_key,
+        engine=Engine(None if processes.state is None else Path(processes.state)),
+        may_lack=processes.workers == 1 and processes.state is None,
+        changes=changes(directory) if processes.reload else None,
+    ).run()

@@ -20,7 +20,7 @@ from crossband.broker.redis.bus import RedisBus
 from crossband.broker.redis.commands import PATIENCE
 from crossband.broker.redis.feed import PAGE, Feed
 from crossband.broker.redis.frames import decode_entry
-from crossband.broker.redis.keys import VERSION, Keys
+from crossband.broker.redis.keys import VERSION, Keys, check_version
 from crossband.broker.redis.outgoing import Batch, Outbox
 from crossband.broker.redis.presence import RedisPresence
 from crossband.broker.redis.servers import ClusterServers, OneServer, Servers
@@ -102,13 +102,10 @@ class RedisBroker(Broker):
         commands, key = self._base.home.commands, self._base.keys.version
         await commands.ask("SET", key, VERSION, "NX")
         found = await commands.ask("GET", key)
-        if found != VERSION.encode():
-            text = found.decode("utf-8", "replace") if isinstance(found, bytes) else repr(found)
-            whose = "another version's" if text.startswith("crossband") else "somebody else's"
-            raise BrokerUnavailable(
-                f"the keys under the prefix {self._address.prefix!r} are {whose} ({text[:40]!r}): "
-                "give this hub another prefix, '?prefix=…' in the URL"
-            )
+        check_version(found, self._address.prefix)
+        bounds = self._base.bounds
+        text = f"{bounds.age_ms} {bounds.size} {bounds.limit} {bounds.own}"
+        await commands.ask("SET", self._base.keys.bounds, text)
 
     async def stop(self) -> None:
         servers, self._servers = self._servers, None

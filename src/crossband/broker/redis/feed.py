@@ -11,12 +11,13 @@ from typing import Any, Final
 import msgspec
 
 from crossband.broker import Publication
+from crossband.broker.redis.appends import new_log_id
 from crossband.broker.redis.base import Base
 from crossband.broker.redis.copy import Copy
 from crossband.broker.redis.frames import Frame, decode_entries, decode_entry, decode_frame
 from crossband.broker.redis.keys import tag_of
 from crossband.broker.redis.link import Arg
-from crossband.broker.redis.outgoing import Batch, new_log_id
+from crossband.broker.redis.outgoing import Batch
 from crossband.broker.redis.scripts import FORGET, READ, TEAR, TOP
 from crossband.errors import BrokerUnavailable
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from crossband.errors import BrokerUnavailable
+
 # What the names of keys mean, and the forms of what is in them. Nodes of another version do not
 # share a hub with this one.
 VERSION: Final = "crossband 1"
@@ -18,6 +20,8 @@ class Keys:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self.version: Final = f"{prefix}:{{{BUS}}}:version"
+        # How much history the nodes keep, for publishers that are none of them.
+        self.bounds: Final = f"{prefix}:{{{BUS}}}:bounds"
         # The members of the bus, and what all of them hear.
         self.nodes: Final = f"{prefix}:{{{BUS}}}:nodes"
         self.hall: Final = f"{prefix}:{{{BUS}}}:all"
@@ -43,3 +47,15 @@ def tag_of(namespace: str) -> str:
     It begins with a slash. Braces would end it.
     """
     return namespace.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+
+
+def check_version(found: object, prefix: str) -> None:
+    """Raise BrokerUnavailable if the keys are another version's, or somebody else's."""
+    if found == VERSION.encode():
+        return
+    text = found.decode("utf-8", "replace") if isinstance(found, bytes) else repr(found)
+    whose = "another version's" if text.startswith("crossband") else "somebody else's"
+    raise BrokerUnavailable(
+        f"the keys under the prefix {prefix!r} are {whose} ({text[:40]!r}): give this hub another "
+        "prefix, '?prefix=…' in the URL"
+    )

@@ -9,13 +9,10 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from crossband.broker import Publication
-from crossband.broker.bus import MAX_MESSAGE
+from crossband.broker.redis.appends import append_call, encode_publication
 from crossband.broker.redis.base import Base
-from crossband.broker.redis.frames import encode_entry
-from crossband.broker.redis.link import Arg
 from crossband.broker.redis.scripts import APPEND
-from crossband.errors import BrokerUnavailable, EncodeError
-from crossband.names import new_id
+from crossband.errors import BrokerUnavailable
 
 # Publications that may wait to be sent, and their bytes.
 MAX_QUEUE: Final = 10_000
@@ -23,8 +20,6 @@ MAX_QUEUED: Final = 67_108_864
 # Of one batch: it is one step of the server, which does nothing else meanwhile.
 MAX_BATCH: Final = 200
 MAX_BATCH_SIZE: Final = 1_048_576
-# Bytes of one publication. Redis cuts a subscriber that is 32 MiB behind.
-MAX_PUBLICATION: Final = MAX_MESSAGE
 
 
 class Item:
@@ -143,30 +138,16 @@ class Outgoing:
         except BrokerUnavailable as error:
             self._done(error)
             return
-        args: list[Arg] = [
+        keys, args = append_call(
             key,
-            base.skew,
-            new_log_id(),
-            bounds.age_ms,
-            bounds.size,
-            bounds.limit,
-            bounds.own,
-            server.verb,
-            key,
+            (bounds.age_ms, bounds.size, bounds.limit, bounds.own),
             base.node,
             batch.number,
-            self._box.is_new(server.commands.connections),
-        ]
-        keys = [f"{key}meta", f"{key}log", f"{key}sent:{base.node}"]
-        for item in items:
-            publication = item.publication
-            private = item.recorded and publication.private
-            args.append(publication.size if item.recorded else -1)
-            args.append(" ".join(publication.rooms) if private else "")
-            args.append(item.data)
-            if private:
-                for sid in publication.rooms:
-                    keys += [f"{key}sid:{sid}", f"{key}own:{sid}"]
+            [(item.publication, item.recorded, item.data) for item in items],
+            verb=server.verb,
+            new=self._box.is_new(server.commands.connections),
+            skew=base.skew,
+        )
         server.commands.run(APPEND, keys, args, self._done)
         self._take_steps()
 
@@ -192,11 +173,6 @@ class Outgoing:
             self._box.idle(self)
 
 
-def new_log_id() -> str:
-    """Return an id for a log that does not exist yet."""
-    return new_id()[1:]
-
-
 class Outbox:
     """All that this node publishes."""
 
@@ -216,12 +192,7 @@ class Outbox:
 
     def publish(self, publication: Publication, *, record: bool) -> asyncio.Future[str | None]:
         """Queue a publication. Raises EncodeError if it is too large to be carried."""
-        data = encode_entry(publication, recorded=record)
-        if len(data) > MAX_PUBLICATION:
-            raise EncodeError(
-                f"the event {publication.event!r} has {len(data)} bytes: between nodes, at most "
-                f"{MAX_PUBLICATION} are carried"
-            )
+        data = encode_publication(publication, recorded=record)
         settled: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         if self._count >= MAX_QUEUE or self._size + len(data) > MAX_QUEUED:
             settled.set_exception(

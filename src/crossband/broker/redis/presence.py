@@ -16,11 +16,12 @@ from crossband.broker.presence import (
     Presence,
     PresenceStore,
 )
+from crossband.broker.redis.appends import new_log_id
 from crossband.broker.redis.base import Base
 from crossband.broker.redis.commands import PATIENCE
 from crossband.broker.redis.feed import Feed, forget
 from crossband.broker.redis.link import Arg
-from crossband.broker.redis.outgoing import Outbox, new_log_id
+from crossband.broker.redis.outgoing import Outbox
 from crossband.broker.redis.scripts import EXPEL, MEMBERS, RENEW, SHOW, Script
 from crossband.broker.sessions import LEASE
 from crossband.errors import BrokerUnavailable

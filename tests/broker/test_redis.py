@@ -366,6 +366,26 @@ class TestHistory:
                 assert values(ear, session.sid) == list(range(30))
                 assert ear.losses == 0
 
+    async def test_private_events_of_others_are_not_missed_by_the_copy(self) -> None:
+        with Engine() as engine:
+            ear = Ear()
+            async with running(engine.url) as other, running(engine.url, ear) as broker:
+                await attach(other, "/")
+                await attach(broker, "/")
+                session = Session("/", "key", new_id(), set(), {}, "", owner=other.bus.node)
+                other.sessions.save(session)
+                start = other.head("/")
+                for number in range(20):
+                    # While this node is deaf, its client elsewhere is sent something.
+                    engine.command("CLIENT", "KILL", "TYPE", "pubsub")
+                    await other.publish(event("/", number, session.sid))
+                await other.publish(event("/", -1))
+                await until(lambda: len(ear.events) > 0)
+                await until(lambda: payload.decode(ear.events[-1].payload) == [-1])
+                page = await broker.history("/", start, session.sid)
+                found = [payload.decode(each.payload)[0] for each in page.publications]
+                assert found == [*range(20), -1]
+
 
 def values(ear: Ear, room: str) -> list[int]:
     return [payload.decode(each.payload)[0] for each in ear.events if room in each.rooms]

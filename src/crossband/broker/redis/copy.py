@@ -11,7 +11,7 @@ from crossband.broker.redis.base import Base
 class Copy:
     """The newest part of a log, without holes; bounded as the log is."""
 
-    __slots__ = ("_base", "_bytes", "_entries", "floor")
+    __slots__ = ("_base", "_bytes", "_entries", "floor", "whole_from")
 
     def __init__(self, base: Base, floor: int) -> None:
         self._base = base
@@ -20,6 +20,8 @@ class Copy:
         self._bytes = 0
         # All that has a higher number is here.
         self.floor: int = floor
+        # What has a higher number is here also if it was for sockets of other nodes alone.
+        self.whole_from: int = floor
 
     def add(self, number: int, publication: Publication, *, private: bool) -> None:
         """Keep a publication. Hot: once per event."""
@@ -34,7 +36,7 @@ class Copy:
         oldest = self._base.now() - self._base.bounds.age
         while self._entries and self._entries[0][0] < oldest:
             self._drop()
-        if number < self.floor:
+        if number < (self.floor if sid is None else max(self.floor, self.whole_from)):
             return None
         found = []
         # From the newest: most returning clients missed little.

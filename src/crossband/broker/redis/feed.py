@@ -119,6 +119,8 @@ class Feed:
         # What a number's position is ahead of it: it grows when numbers fall back.
         self._ahead = 0
         self._tears = 0
+        # The generations that led there, as far as they were seen.
+        self._lineage: set[int] = set()
         self._copy = Copy(base, 0)
         # None unless something is read.
         self._reading: asyncio.Task[None] | None = None
@@ -360,10 +362,12 @@ class Feed:
                         return
                     await asyncio.sleep(PAUSE)
                     continue
+                except Exception:
+                    logger.exception("broker: reading %r failed", self.namespace)
+                    await asyncio.sleep(4 * PAUSE)
+                    continue
                 if not self._again and self._go_on():
                     return
-        except Exception:
-            logger.exception("broker: reading %r failed", self.namespace)
         finally:
             if self._reading is asyncio.current_task():
                 self._reading = None
@@ -392,6 +396,7 @@ class Feed:
         """Go on in another log, or at another place."""
         last = self._ahead + self.number
         self.log, self.generation, self.number, self._tears = log, generation, number, tears
+        self._lineage.add(generation)
         # The next position is the next one.
         self._ahead = max(self._ahead, last - number) if last else 0
         self._copy = Copy(self._base, number)
@@ -427,13 +432,16 @@ class Feed:
                 continue
             private = (0,) if number in own else ()
             self._pass_on(number, entry.publication(self.namespace), private)
-        if end > self.number:
-            self.number = end
+        if end > first[2]:
+            self.number = max(self.number, end)
+            # What other nodes' sockets alone were sent was not among it.
+            self._copy.whole_from = self.number
         if pages[0].begins:
             self.generation = pages[0].generation_of(self.number, first[1])
         last = all(page.end(PAGE) == page.top for page in pages)
         if last:
             self.generation = pages[0].generation
+        self._lineage.add(self.generation)
         self._moved()
         return last
 
@@ -479,9 +487,22 @@ class Feed:
         else:
             log, generation, top, tears = await self.top()
             logger.warning("broker: %r: Redis has lost the log", self.namespace)
-            same = log.decode() == page.log
-            self._start(log.decode(), generation, page.lost if same else top, tears)
+            if log.decode() == self.log:
+                # A generation that this node has seen is lost, even that it began.
+                number = self._fork(page)
+            else:
+                number = page.lost if log.decode() == page.log else top
+            self._start(log.decode(), generation, number, tears)
             self._tell_lost(None)
+
+    def _fork(self, page: Reply) -> int:
+        """Return the last number that this node has seen and that is still in the log."""
+        number = page.top
+        for generation, begin in reversed(page.begins):
+            if generation in self._lineage:
+                break
+            number = begin
+        return min(number, self.number)
 
     async def _tear(self) -> None:
         """Tell all nodes how far a lost generation had gone."""

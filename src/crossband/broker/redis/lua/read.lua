@@ -2,7 +2,8 @@
 -- KEYS: meta, log. ARGV: base, skew (ms), age (ms), id, generation, number, most entries; socket ids
 -- Returns {verdict, id, generation, top, lost, tears, begins, entries, own entries, ids with losses}:
 --   verdict  ok · unknown · expired · torn (it was in a generation that is lost from there on)
---   begins   the generations after the one asked for, and the numbers behind which they began
+--   begins   the generations after the one asked for, or all if that is unknown, and the numbers
+--            behind which they began
 --   entries  number and bytes, in turns
 local base, age, id = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 local g, n, most = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -24,7 +25,14 @@ for gen, begin in string.gmatch(m.gens, '(%d+):(%d+)') do
     found = found or tonumber(gen) == g
     torn = torn or (found and redis.call('HEXISTS', base .. 'meta', 'x' .. gen) == 1)
 end
-if not found or (#begins == 0 and n > m.n) then
+if not found then
+    for gen, begin in string.gmatch(m.gens, '(%d+):(%d+)') do
+        begins[#begins + 1] = tonumber(gen)
+        begins[#begins + 1] = tonumber(begin)
+    end
+    return answer('unknown')
+end
+if #begins == 0 and n > m.n then
     return answer('unknown')
 end
 if torn or (begins[2] and n > begins[2]) then

@@ -38,7 +38,7 @@ check: ## Lint and check types: ruff, mypy, pyright, tsc
 	@echo 'check: all is well'
 
 bench: ## Measure against a floor in C and against peers (make bench ARGS=--quick)
-	$(SETUP) dev node
+	$(SETUP) dev node redis
 	@$(VENV)/python -m benchmarks $(ARGS)
 
 stress: ## Count what is lost while servers, nodes and links fail (make stress ARGS="kill link")

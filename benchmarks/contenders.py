@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 # 128 bytes of plain text, as in all published figures of this project.
@@ -40,6 +40,9 @@ class Contender:
     publish: tuple[str, str, str] | None = None
     # Publications are posted here instead of to the control port.
     control_path: str | None = None
+    # Two nodes share a Redis through this: publications are made on the second, clients and
+    # what is measured are on the first. None: one node, without Redis.
+    through: str | None = None
 
     @property
     def publish_request(self) -> bytes | None:
@@ -86,6 +89,21 @@ CROSSBAND: Final = Contender(
     ),
 )
 
+NODE_SOCKETIO: Final = Contender(
+    "Node socket.io", "node", "node_socketio", {"sio": SOCKETIO}, ack=_ACK, publish=_PUBLISH
+)
+# One node each, and two that share a Redis.
+NODES: Final = (
+    FLOOR,
+    CROSSBAND,
+    replace(CROSSBAND, name="crossband, Redis", through="broker"),
+    NODE_SOCKETIO,
+    replace(NODE_SOCKETIO, name="socket.io, Redis", through="redis"),
+    replace(NODE_SOCKETIO, name="socket.io, streams", through="streams"),
+)
+# A broker alone: what it hears goes nowhere.
+BROKER: Final = Contender("crossband, broker", "here", "crossband_broker", through="broker")
+
 CONTENDERS: Final = (
     FLOOR,
     CROSSBAND,
@@ -98,9 +116,7 @@ CONTENDERS: Final = (
         echo=PAYLOAD,
     ),
     Contender("Node ws", "node", "node_ws", {"ws": WS}, echo=PAYLOAD, publish=_PUBLISH),
-    Contender(
-        "Node socket.io", "node", "node_socketio", {"sio": SOCKETIO}, ack=_ACK, publish=_PUBLISH
-    ),
+    NODE_SOCKETIO,
     Contender("Node http", "node", "node_sse", {"sse": SSE}, publish=_PUBLISH),
     Contender("websockets", "peers", "websockets_server", {"ws": WS}, echo=PAYLOAD),
     Contender("Starlette", "peers", "starlette_server", {"ws": WS}, echo=PAYLOAD, publish=_PUBLISH),

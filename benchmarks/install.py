@@ -101,6 +101,13 @@ class Toolbox:
             case _:
                 return self._nginx(), {}
 
+    def redis(self) -> str:
+        """Return the path of the server that nodes share. Raises Missing."""
+        program = shutil.which("redis-server") or shutil.which("valkey-server")
+        if program is None:
+            raise Missing("redis-server is not installed")
+        return program
+
     def _python_peers(self) -> Path:
         wanted = (HERE / "peers" / "requirements.txt").read_text()
         home = BUILD / "venv"

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from benchmarks import machine
-from benchmarks.contenders import CONTENDERS, CROSSBAND, FLOOR, Contender
+from benchmarks.contenders import BROKER, CONTENDERS, CROSSBAND, FLOOR, NODES, Contender
 from benchmarks.runs import Run, Sample
 
 # Connections that ask, one request in flight each, as many users do; and on one connection.
 IN_FLIGHT: Final = 32
 PUBLISHERS: Final = 8
+# Publications a second that are made whether the last one has arrived or not.
+PACE: Final = 5000
 # Clients above which less is asked.
 LARGE: Final = 1000
 # Milliseconds before the first sample: Node.js compiles what it finds hot.
@@ -124,6 +126,69 @@ class Growth(FanOut):
         for contender in (FLOOR, CROSSBAND):
             for clients in (self.clients, self.many):
                 yield replace(contender, name=f"{contender.name}, {clients}")
+
+
+@dataclass(frozen=True)
+class BetweenNodes(FanOut):
+    """The same on one node, and to the clients of one node by another.
+
+    The CPU time is that of the node that has the clients.
+    """
+
+    @property
+    def stage(self) -> str:
+        return "nodes"
+
+    def contenders(self) -> Iterator[Contender]:
+        yield from NODES
+
+
+@dataclass(frozen=True)
+class Pace(Question):
+    """Publications at a fixed rate, to one client; late answers hold none of them up."""
+
+    # Publications per second.
+    pace: int
+
+    @property
+    def stage(self) -> str:
+        return "pace"
+
+    def contenders(self) -> Iterator[Contender]:
+        yield from NODES
+
+    def prepare(self, run: Run, scale: Scale) -> None:
+        run.order(f"pace {self.pace} {WARM_UP}")
+
+    def sample(self, run: Run, scale: Scale) -> Sample:
+        return run.measure(f"pace {self.pace} {scale.seconds * 1000:.0f}")
+
+
+@dataclass(frozen=True)
+class BrokerPart(Question):
+    """What a node's broker takes by itself: to publish, or to hear what others publish."""
+
+    # Publications at once, each in a namespace of its own, or all in one: then they are a batch.
+    burst: int
+    namespaces: int
+    # Of the node that publishes, or of the other one.
+    publishing: bool
+
+    @property
+    def stage(self) -> str:
+        return "broker"
+
+    def contenders(self) -> Iterator[Contender]:
+        yield BROKER
+
+    def prepare(self, run: Run, scale: Scale) -> None:
+        run.ask(f"{self.burst} {self.namespaces} {WARM_UP}")
+
+    def sample(self, run: Run, scale: Scale) -> Sample:
+        pid = run.publisher if self.publishing else run.pid
+        before = machine.cpu_time(pid)
+        reply = run.ask(f"{self.burst} {self.namespaces} {scale.seconds * 1000:.0f}")
+        return Sample.of(reply, machine.cpu_time(pid) - before)
 
 
 @dataclass(frozen=True)
@@ -259,6 +324,40 @@ def _questions() -> Iterator[Question]:
                 many=5000,
                 burst=burst,
             )
+    for burst, how in ((1, "one in flight"), (16, "16 in flight")):
+        yield BetweenNodes(
+            id=f"nodes-{burst}",
+            title=f"Socket.IO: fan-out by one node to 500 clients of another, {how}",
+            unit="delivery",
+            door="sio",
+            clients=500,
+            burst=burst,
+        )
+    yield Pace(
+        id="nodes-pace",
+        title=f"Socket.IO: {PACE:,} publications a second by one node, one client of another",
+        unit="delivery",
+        door="sio",
+        clients=1,
+        pace=PACE,
+    )
+    for part, title, burst, namespaces, unit in (
+        ("publish", "100 publications at once", 100, 1, "publication"),
+        ("publish-one", "one publication at a time", 1, 1, "publication"),
+        ("hear", "100 frames at once of another node", 100, 100, "frame"),
+        ("hear-one", "one frame at a time of another node", 1, 1, "frame"),
+        ("hear-batch", "frames with 100 publications of another node", 100, 1, "publication"),
+    ):
+        yield BrokerPart(
+            id=f"broker-{part}",
+            title=f"The Redis broker alone: {title}",
+            unit=unit,
+            door="",
+            clients=0,
+            burst=burst,
+            namespaces=namespaces,
+            publishing=part.startswith("publish"),
+        )
     for kind, door, title in (
         ("ack", "sio", "Socket.IO: acknowledgements"),
         ("echo", "ws", "raw WebSocket: echo"),

@@ -97,12 +97,16 @@ class Answer:
         }
 
 
+# What a figure of a sample is divided by for its unit.
+_UNITS: Final = {"memory": (1024, "KiB"), "cost": (1, "µs"), "p99": (0.001, "ms")}
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What Crossband promises: a figure of a question, at most or at least so much."""
 
     question: str
-    # "cost" or "rate" against another contender, or "memory" in KiB against nobody.
+    # "cost" or "rate" against another contender; or against nobody, in a unit of `_UNITS`.
     value: str
     against: str | None
     limit: float
@@ -134,14 +138,18 @@ class Target:
         if self.against is not None:
             return answer.ratios(self.contender, self.against, self.value)
         result = answer.results.get(self.contender)
-        return [] if result is None else [sample.memory / 1024 for sample in result.samples]
+        get, part = operator.attrgetter(self.value), _UNITS[self.value][0]
+        return [] if result is None else [get(sample) / part for sample in result.samples]
 
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
-        return f"{sign} {self.limit:g} {f'× {self.against}' if self.against else 'KiB'}"
+        what = f"× {self.against}" if self.against else _UNITS[self.value][1]
+        return f"{sign} {self.limit:g} {what}"
 
 
 MANY: Final = "crossband, 5000"
+OVER_REDIS: Final = "crossband, Redis"
+BROKER: Final = "crossband, broker"
 TARGETS: Final = (
     Target("fanout-ws-500-1", "cost", "floor", 1.3),
     Target("fanout-sio-500-1", "cost", "floor", 1.35),
@@ -152,6 +160,11 @@ TARGETS: Final = (
         for door in ("ws", "sio", "sse")
         for burst in (1, 16)
     ),
+    Target("nodes-1", "cost", "crossband", 1.15, contender=OVER_REDIS),
+    Target("nodes-16", "cost", "crossband", 1.15, contender=OVER_REDIS),
+    Target("nodes-pace", "p99", None, 5, contender=OVER_REDIS),
+    Target("broker-publish", "cost", None, 15, contender=BROKER),
+    Target("broker-hear", "cost", None, 10, contender=BROKER),
     Target("ack-32x1", "cost", "Node socket.io", 0.7),
     Target("echo-32x1", "cost", "Node ws", 0.7),
     Target("idle-ws", "memory", None, 6),

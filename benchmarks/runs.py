@@ -1,4 +1,4 @@
-"""A server under load: its process, the load generator's, and what a measurement returns."""
+"""A server under load: its processes, the load generator's, and what a measurement returns."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import msgspec
 from benchmarks import machine
 from benchmarks.contenders import PAYLOAD, Contender
 from benchmarks.install import ROOT, Toolbox
+from benchmarks.redis import Redis
 
 # Seconds for a server to answer, and to end.
 START_TIME = 30.0
@@ -85,16 +86,23 @@ class Sample:
 
 
 class Run:
-    """One server with its load generator, from start to stop."""
+    """One server, or two nodes, with the load generator, from start to stop."""
 
     def __init__(self, contender: Contender, toolbox: Toolbox) -> None:
         self.contender = contender
         self._client_program = toolbox.compile("client")
         self._command, self._environment = toolbox.command(contender)
+        # What nodes share; None without any.
+        self._redis_program = toolbox.redis() if contender.through else None
+        self._redis: Redis | None = None
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
-        # None before start() and after stop().
-        self._server: subprocess.Popen[bytes] | None = None
+        # Clients are on the first, publications are made on the last. Empty before launch() and
+        # after stop().
+        self._servers: list[subprocess.Popen[bytes]] = []
+        # None before ready() and after stop().
         self._client: subprocess.Popen[bytes] | None = None
+        # Where publications are asked for.
+        self._control = 0
 
     def __enter__(self) -> Self:
         try:
@@ -114,15 +122,27 @@ class Run:
         self.stop()
 
     def launch(self) -> None:
-        """Start the server's process."""
-        self._server = subprocess.Popen(
-            self._command,
-            cwd=ROOT,
-            env=os.environ | self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,
+        """Start the server's process, or those of the nodes and of what they share."""
+        if self._redis_program is None:
+            self._start(self._command)
+            return
+        assert self.contender.through is not None
+        redis = self._redis = Redis(self._redis_program, self._log)
+        if redis.ready():
+            for _ in range(2):
+                self._start([*self._command, self.contender.through, str(redis.path)])
+
+    def _start(self, command: list[str]) -> None:
+        self._servers.append(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+            )
         )
 
     def ready(self) -> None:
@@ -130,8 +150,11 @@ class Run:
 
         Raises BenchmarkError.
         """
-        ports = self._ports()
-        command = [str(self._client_program), str(ports.port), str(ports.control), PAYLOAD]
+        if not self._servers:
+            raise BenchmarkError(f"{self.contender.name} has no Redis:\n{self._said()}")
+        ports = [self._ports(server) for server in self._servers]
+        self._control = ports[-1].control
+        command = [str(self._client_program), str(ports[0].port), str(self._control), PAYLOAD]
         if self.contender.control_path is not None:
             command.append(self.contender.control_path)
         self._client = subprocess.Popen(
@@ -143,7 +166,7 @@ class Run:
         )
 
     def stop(self) -> None:
-        """End both processes."""
+        """End all processes."""
         if self._client is not None:
             assert self._client.stdin is not None
             assert self._client.stdout is not None
@@ -152,28 +175,30 @@ class Run:
             self._client.stdin.close()
             self._client.stdout.close()
             self._client = None
-        if self._server is not None:
-            assert self._server.stdout is not None
+        for server in self._servers:
+            assert server.stdout is not None
             # nginx ends its worker itself; others would wait for clients that are gone.
             nginx = self.contender.runtime == "nginx"
-            self._server.send_signal(signal.SIGTERM if nginx else signal.SIGKILL)
+            server.send_signal(signal.SIGTERM if nginx else signal.SIGKILL)
             try:
-                self._server.wait(STOP_TIME)
+                server.wait(STOP_TIME)
             except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
-            self._server.stdout.close()
-            self._server = None
+                server.kill()
+                server.wait()
+            server.stdout.close()
+        self._servers.clear()
+        if self._redis is not None:
+            self._redis.stop()
+            self._redis = None
         self._log.close()
 
-    def _ports(self) -> _Ports:
-        assert self._server is not None
-        assert self._server.stdout is not None
+    def _ports(self, server: subprocess.Popen[bytes]) -> _Ports:
+        assert server.stdout is not None
         if self.contender.runtime == "nginx":
             return self._nginx_ports()
-        line = self._server.stdout.readline()
+        line = server.stdout.readline()
         if not line:
-            self._server.wait(STOP_TIME)
+            server.wait(STOP_TIME)
             raise BenchmarkError(f"{self.contender.name} did not start:\n{self._said()}")
         return msgspec.json.decode(line, type=_Ports)
 
@@ -195,8 +220,25 @@ class Run:
 
     @property
     def pid(self) -> int:
-        assert self._server is not None
-        return self._server.pid
+        """The process that clients are connected to."""
+        return self._servers[0].pid
+
+    @property
+    def publisher(self) -> int:
+        """The process that publications are made in: another one if there are two nodes."""
+        return self._servers[-1].pid
+
+    def ask(self, line: str) -> Reply:
+        """Send a line to the publisher itself, and return its answer. Raises BenchmarkError."""
+        with (
+            socket.create_connection(("127.0.0.1", self._control)) as control,
+            control.makefile("rb") as answers,
+        ):
+            control.sendall(line.encode() + b"\n")
+            answer = answers.readline()
+        if not answer:
+            raise BenchmarkError(f"{self.contender.name}: {self._said()}")
+        return msgspec.json.decode(answer, type=Reply)
 
     def settle(self) -> None:
         machine.settle(self.pid)

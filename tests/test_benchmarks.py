@@ -19,7 +19,16 @@ from benchmarks import chart
 from benchmarks.__main__ import Bench, main
 from benchmarks.contenders import CROSSBAND, PAYLOAD
 from benchmarks.install import Toolbox
-from benchmarks.questions import QUESTIONS, FanOut, Question, RoundTrip, Scale
+from benchmarks.questions import (
+    QUESTIONS,
+    BetweenNodes,
+    BrokerPart,
+    FanOut,
+    Pace,
+    Question,
+    RoundTrip,
+    Scale,
+)
 from benchmarks.results import TARGETS, Answer, Result, shortfalls
 from benchmarks.runs import Sample
 from benchmarks.table import insert, print_answer, print_targets, to_markdown
@@ -115,6 +124,14 @@ def test_memory_has_a_target_and_noise_too() -> None:
         assert bool(shortfalls({question.id: answer})) is missed
 
 
+def test_latency_has_a_target_in_milliseconds() -> None:
+    question = question_of("nodes-pace")
+    for milliseconds, missed in ((4.9, False), (5.9, False), (6.1, True)):
+        samples = [replace(sample(2.0), p99=milliseconds / 1000)]
+        answer = Answer(question, {"crossband, Redis": Result("crossband, Redis", samples)})
+        assert bool(shortfalls({question.id: answer})) is missed
+
+
 def test_run_fails_when_crossband_does_and_not_when_a_peer_does() -> None:
     answer = answered(FAN_OUT, {"floor": [2.0], "crossband": [2.0]})
     answer.results["Node ws"] = Result("Node ws", error="Node ws: connection lost")
@@ -171,22 +188,52 @@ def test_chart_is_well_formed_and_cuts_the_longest_bars() -> None:
     assert svg.count('class="cut"') == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs epoll and /proc")
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_questions_are_answered_by_the_floor_and_crossband() -> None:
-    questions = [
-        FanOut("fanout", "Fan-out", "delivery", "sse", 5, burst=2),
-        RoundTrip("echo", "Echo", "round trip", "ws", 0, kind="echo", connections=2, depth=2),
-    ]
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs epoll and /proc")
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+
+
+def ask(questions: Sequence[Question]) -> dict[str, Answer]:
+    """Ask the floor and Crossband, for an instant; check that each has answered."""
     console = Console(file=io.StringIO())
     with Progress(console=console) as progress:
         bench = Bench(INSTANT, Toolbox(console.print), progress)
         answers = bench.ask(questions, ["floor", "crossband"])
     for answer in answers.values():
-        assert {"floor", "crossband"} <= answer.results.keys()
         for result in answer.results.values():
             assert result.error is None
             assert len(result.samples) == 1
             assert result.cost > 0
+    return answers
+
+
+@needs_linux
+@needs_compiler
+def test_questions_are_answered_by_the_floor_and_crossband() -> None:
+    questions = [
+        FanOut("fanout", "Fan-out", "delivery", "sse", 5, burst=2),
+        RoundTrip("echo", "Echo", "round trip", "ws", 0, kind="echo", connections=2, depth=2),
+    ]
+    answers = ask(questions)
+    for answer in answers.values():
+        assert {"floor", "crossband"} <= answer.results.keys()
     for result in answers["fanout"].results.values():
         assert result.samples[0].count % (5 * 2) == 0
+
+
+@needs_linux
+@needs_compiler
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs Redis")
+def test_questions_are_answered_by_two_nodes() -> None:
+    questions = [
+        BetweenNodes("nodes", "Fan-out", "delivery", "sio", 5, burst=2),
+        Pace("pace", "Pace", "delivery", "sio", 1, pace=1000),
+        BrokerPart("publish", "Publish", "publication", "", 0, 10, 1, publishing=True),
+        BrokerPart("hear", "Hear", "frame", "", 0, 10, 10, publishing=False),
+    ]
+    answers = ask(questions)
+    for name in ("nodes", "pace"):
+        assert {"floor", "crossband", "crossband, Redis"} == answers[name].results.keys()
+    for result in answers["nodes"].results.values():
+        assert result.samples[0].count % (5 * 2) == 0
+    for result in answers["pace"].results.values():
+        assert result.samples[0].count == 1000 * INSTANT.seconds

@@ -7,13 +7,15 @@
  *     connect GROUP DOOR COUNT CONCURRENCY PATH   open connections, handshake to welcome
  *     request GROUP HEX                           what the group's clients send in `pump`
  *     fire BURST MILLISECONDS                     rounds of BURST publications to group 0
+ *     pace RATE MILLISECONDS                      RATE publications a second to group 0
  *     pump GROUP DEPTH MILLISECONDS               requests and replies, DEPTH in flight each
  *     close GROUP
  *
  * Doors: ws, sio (Socket.IO over WebSocket), sse, http; ws-bare and sse-bare send no welcome.
  * A round is triggered by "BURST\n" on the control port or, with PUBLISH_PATH, by that many
- * POST requests; the next one starts when every client has all of it. A delivery is a message
- * that holds PAYLOAD. Whatever else goes wrong ends the process with a line on stderr.
+ * POST requests; the next one starts when every client has all of it. In `pace` nothing waits, and
+ * the latency of a publication counts from when it was due. A delivery is a message that holds
+ * PAYLOAD. Whatever else goes wrong ends the process with a line on stderr.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -28,6 +30,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -60,16 +63,18 @@ struct group {
     size_t wire_size;
 };
 
-static int epoll_fd, port, control_fd = -1;
+static int epoll_fd, port, control_fd = -1, timer_fd;
 static const char *payload, *publish_path;
 static size_t payload_size, payload_at;
 static struct group groups[MAX_GROUPS];
 static char buffer[READ_SIZE];
 
-static enum { IDLE, CONNECTING, FIRING, PUMPING } command;
+static enum { IDLE, CONNECTING, FIRING, PACING, PUMPING } command;
 static uint64_t began, began_cpu, ends, progress;
 static uint64_t expected, arrived, rounds, round_at, extra;
 static int burst, pump_group, pump_depth;
+/* Nanoseconds between two publications, how many are to be made, and have been. */
+static uint64_t interval, paced, made;
 static size_t opened, ready, concurrency;
 static int connect_group;
 static char connect_door[16], connect_path[512];
@@ -200,6 +205,24 @@ static void start_round(void) {
     send_all(control_fd, out, at);
 }
 
+static void set_timer(uint64_t ns) {
+    struct timespec every = {(time_t)(ns / 1000000000ull), (long)(ns % 1000000000ull)};
+    struct itimerspec timer = {.it_interval = every, .it_value = every};
+    if (timerfd_settime(timer_fd, 0, &timer, NULL) < 0) fail("timer: %m");
+}
+
+/* Publishes what is due by now. */
+static void keep_pace(void) {
+    uint64_t due = (now_ns() - began) / interval + 1;
+    if (due > paced) due = paced;
+    if (due > made) {
+        char out[32];
+        send_all(control_fd, out, (size_t)sprintf(out, "%d\n", (int)(due - made)));
+        made = due;
+    }
+    if (made == paced) set_timer(0);
+}
+
 static void send_request(struct conn *c) {
     c->sent_at[(c->head++) % MAX_DEPTH] = now_ns();
     send_all(c->fd, groups[c->group].wire, groups[c->group].wire_size);
@@ -262,6 +285,9 @@ static void message(struct conn *c, const char *data, size_t size, uint64_t now)
     c->deliveries++;
     if (command == FIRING && c->group == 0) {
         record(now - round_at);
+        arrived++;
+    } else if (command == PACING && c->group == 0) {
+        record(now - (began + (c->deliveries - 1) * interval));
         arrived++;
     } else if (command == PUMPING && c->group == pump_group) {
         record(now - c->sent_at[(c->head - (unsigned)pump_depth) % MAX_DEPTH]);
@@ -519,6 +545,15 @@ static void run_line(char *line) {
         begin(FIRING);
         ends = began + (uint64_t)ms * 1000000ull;
         start_round();
+    } else if (sscanf(line, "pace %zu %ld", &many, &ms) == 2) {
+        for (size_t i = 0; i < groups[0].count; i++) groups[0].conns[i].deliveries = 0;
+        interval = 1000000000ull / many;
+        paced = many * (uint64_t)ms / 1000;
+        made = arrived = 0;
+        expected = paced * groups[0].count;
+        begin(PACING);
+        set_timer(interval);
+        keep_pace();
     } else if (sscanf(line, "pump %d %d %ld", &group, &depth, &ms) == 3) {
         pump_group = group;
         pump_depth = depth;
@@ -564,6 +599,7 @@ static void step(void) {
             answer(recorded);
         }
         break;
+    case PACING:
     case PUMPING:
         if (arrived == expected) answer(recorded);
         break;
@@ -589,6 +625,9 @@ int main(int argc, char **argv) {
         event.data.ptr = &control_fd;
         epoll_ctl(epoll_fd, EPOLL_CTL_ADD, control_fd, &event);
     }
+    timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    event.data.ptr = &timer_fd;
+    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &event);
     for (;;) {
         int count = epoll_wait(epoll_fd, events, 1024, command == IDLE ? -1 : 1000);
         if (count < 0 && errno != EINTR) fail("epoll_wait: %m");
@@ -596,6 +635,9 @@ int main(int argc, char **argv) {
             if (events[i].data.ptr == &control_fd) {
                 if (recv(control_fd, buffer, sizeof buffer, 0) == 0)
                     fail("the control connection was closed");
+            } else if (events[i].data.ptr == &timer_fd) {
+                uint64_t times;
+                if (read(timer_fd, &times, sizeof times) > 0 && command == PACING) keep_pace();
             } else if (events[i].data.ptr) {
                 readable(events[i].data.ptr);
             } else {

@@ -2,7 +2,8 @@
 'use strict';
 const net = require('node:net');
 
-const payload = process.argv[2];
+// With an adapter and the path of a Redis server's socket, it is one of several nodes.
+const [, , payload, adapter, redis] = process.argv;
 
 function announce(server, fire) {
   const control = net.createServer((socket) => {
@@ -37,4 +38,4 @@ function onPublish(publish) {
   };
 }
 
-module.exports = { announce, onPublish, payload };
+module.exports = { adapter, announce, onPublish, payload, redis };

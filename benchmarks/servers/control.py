@@ -14,6 +14,8 @@ from typing import Any
 
 # What every publication carries.
 PAYLOAD = sys.argv[1] if len(sys.argv) > 1 else ""
+# The socket of the Redis server that nodes share; the adapter is for those that have several.
+REDIS = sys.argv[3] if len(sys.argv) > 3 else None
 
 
 class Control(asyncio.Protocol):

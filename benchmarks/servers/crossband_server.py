@@ -1,10 +1,13 @@
-"""Crossband as it is shipped: limits, history and bounded outboxes on, everybody in a room."""
+"""Crossband as it is shipped: limits, history and bounded outboxes on, everybody in a room.
+
+With the path of a Redis server's socket, it is one of several nodes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
-from benchmarks.servers.control import PAYLOAD, announce
+from benchmarks.servers.control import PAYLOAD, REDIS, announce
 from crossband import Hub, Limits, Socket
 from crossband.server import Server
 
@@ -12,7 +15,11 @@ from crossband.server import Server
 API_KEY = "benchmark"
 
 # The echo client sends as fast as it is answered; the meters run all the same.
-hub = Hub(api_keys=(API_KEY,), limits=Limits(message_rate=1e7, byte_rate=1e10))
+hub = Hub(
+    api_keys=(API_KEY,),
+    limits=Limits(message_rate=1e7, byte_rate=1e10),
+    broker=f"unix://{REDIS}" if REDIS else None,
+)
 plain = hub.of("/plain", plain=True)
 
 

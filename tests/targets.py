@@ -151,6 +151,7 @@ class PythonTarget(Target):
 
     async def reach(self, last: int) -> None:
         self._last = last
+        self._reached.clear()
         if self.heard and (self.heard[-1] == last or isinstance(self.heard[-1], str)):
             self._reached.set()
         async with asyncio.TaskGroup() as tasks:

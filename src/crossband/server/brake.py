@@ -7,10 +7,11 @@ from typing import Final
 
 # Seconds that a process must have run for its end not to count as part of a crash loop.
 _RAN: Final = 10.0
-# Seconds between starts: the first, and the longest that doubling leads to. 30 s: the cause,
-# often a database that is away, may end at any time.
+# Seconds before the first start that waits; each further one waits twice as long, at most so
+# long: 2 s for what did run, and 30 s for what cannot start, such as without its database.
 _FIRST: Final = 0.5
-_LONGEST: Final = 30.0
+_LONGEST: Final = 2.0
+_LONGEST_FAILED: Final = 30.0
 
 
 class Brake:
@@ -19,7 +20,7 @@ class Brake:
     def __init__(self) -> None:
         self._began = time.monotonic()
         # How often it has ended early in a row.
-        self.early: int = 0
+        self._early = 0
 
     def begin(self) -> None:
         """Note that the process has started again."""
@@ -31,6 +32,9 @@ class Brake:
         Nothing the first time: whoever restarts at once what was killed once loses least.
         """
         if not failed and time.monotonic() - self._began >= _RAN:
-            self.early = 0
-        self.early += 1
-        return 0.0 if self.early == 1 else min(_FIRST * 2.0 ** (self.early - 2), _LONGEST)
+            self._early = 0
+        self._early += 1
+        if self._early == 1:
+            return 0.0
+        longest = _LONGEST_FAILED if failed else _LONGEST
+        return min(_FIRST * 2.0 ** (self._early - 2), longest)

@@ -13,10 +13,13 @@ import pytest
 from crossband import EncodeError, Hub, Identity, Member, MemoryBroker, Socket
 from crossband.auth import Action
 from crossband.broker import Broker
+from crossband.broker.redis import RedisBroker
 from crossband.handshake import Handshake
+from crossband.names import new_id
 from tests.clients import CLIENTS, Client, Event, EventFailed, NewClient
 from tests.clients.base import WAIT
 from tests.conftest import Serve
+from tests.engines import shared
 from tests.far import Engine
 from tests.waiting import until
 
@@ -61,6 +64,9 @@ class Nodes:
         if self.kind == "memory":
             memory = MemoryBroker()
             brokers = [memory, *(memory.peer() for _ in range(count - 1))]
+        elif self.kind == "redis":
+            url = f"{shared('redis').url}?prefix={new_id()}"
+            brokers = [RedisBroker(url) for _ in range(count)]
         else:
             engine = Engine(MemoryBroker(), seed=7)
             brokers = [engine.node() for _ in range(count)]
@@ -82,7 +88,7 @@ class Nodes:
         return ids[0]
 
 
-@pytest.fixture(params=["memory", "elsewhere"])
+@pytest.fixture(params=["memory", "elsewhere", "redis"])
 def nodes(request: pytest.FixtureRequest, serve: Serve) -> Nodes:
     return Nodes(serve, request.param)
 
@@ -156,6 +162,8 @@ async def test_client_that_comes_back_on_another_node_never_left(
         await client.cut()
         client.url = url
         await client.resume()
+        # It is still in the room.
+        await client.call("presence:members", "room")
     if client.tells_recovered:
         assert client.recovered
     assert client.sid == sid

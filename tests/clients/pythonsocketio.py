@@ -36,6 +36,9 @@ class PythonSocketIOClient(Client):
         self._client: Any = None
         self._http: aiohttp.ClientSession | None = None
         self._sockets: list[socket.socket] = []
+        # All that were connected: one that was cut in the midst of a request makes a session of
+        # its own to try it again, and leaves it open.
+        self._made: list[Any] = []
 
     def _socket(self, address: Any) -> socket.socket:
         family, kind, proto, _, _ = address
@@ -58,6 +61,7 @@ class PythonSocketIOClient(Client):
         self._client = client = socketio.AsyncClient(
             reconnection=False, http_session=self._http, handle_sigint=False
         )
+        self._made.append(client)
         refusal: list[Any] = []
         client.on("connect_error", refusal.append, namespace=self.namespace)
 
@@ -129,6 +133,9 @@ class PythonSocketIOClient(Client):
                 await self._client.disconnect()
         if self._http is not None:
             await self._http.close()
+        for client in self._made:
+            if client.eio.http is not None:
+                await client.eio.http.close()
 
 
 class PythonSocketIOPollingClient(PythonSocketIOClient):

@@ -50,7 +50,8 @@ QUICK: Final = {
     "INFO-PERIOD": 100,
     "PING-PERIOD": 100,
     "ASK-PERIOD": 100,
-    "PUBLISH-PERIOD": 200,
+    # Four of them is how long a new primary is left in peace by sentinels that do not know of it.
+    "PUBLISH-PERIOD": 2_000,
     "MIN-LINK-RECONNECT-PERIOD": 100,
     "TILT-TRIGGER": 60_000,
 }

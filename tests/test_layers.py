@@ -23,6 +23,7 @@ LAYERS = (
     ("lane", "mounts"),
     ("asgi",),
     ("transports",),
+    ("publisher",),
     ("hub",),
     ("connection",),
     ("codecs",),

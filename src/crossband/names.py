@@ -95,3 +95,11 @@ def check_event(event: object) -> str:
     if name in RESERVED:
         raise InvalidName(f"{name!r} is a reserved event name")
     return name
+
+
+def check_user(user: object) -> None:
+    """Raise TypeError unless it is a string; a number from a claim is not."""
+    if not isinstance(user, str):
+        raise TypeError(
+            f"a user is named by a string, not {type(user).__name__}: write {str(user)!r}"
+        )

@@ -15,6 +15,7 @@ from crossband.errors import CloseCode, EventError, InvalidMessage, Unauthorized
 from crossband.hub.access import Access, revoked
 from crossband.hub.namespace import Socket
 from crossband.hub.node import Node
+from crossband.names import check_user
 from crossband.protocol import payload
 from crossband.timers import Alarms
 
@@ -170,11 +171,3 @@ class Expiry:
 def _is_newer(socket: Socket, when: float) -> bool:
     issued = None if socket.identity is None else socket.identity.issued
     return socket.handshake.time > when and (issued is None or issued > when)
-
-
-def check_user(user: object) -> None:
-    """Raise TypeError unless it is a string; a number from a claim is not."""
-    if not isinstance(user, str):
-        raise TypeError(
-            f"a user is named by a string, not {type(user).__name__}: write {str(user)!r}"
-        )

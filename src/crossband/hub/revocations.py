@@ -11,10 +11,11 @@ from typing import Final
 from crossband.broker.bus import SILENCE
 from crossband.broker.sessions import MAX_REVOKED, Revocation
 from crossband.hub.access import Access
-from crossband.hub.expiry import Expiry, check_user
+from crossband.hub.expiry import Expiry
 from crossband.hub.messages import Revoked
 from crossband.hub.node import Node
 from crossband.hub.others import ask
+from crossband.names import check_user
 
 logger: Final = logging.getLogger("crossband")
 

@@ -39,8 +39,6 @@ START_TIME: Final = 10.0
 STOP_TIME: Final = 2.0
 # Seconds between two comparisons of where the logs are with where this node is.
 COMPARE: Final = 5.0
-# The history of one socket alone, as a part of the history's bytes.
-OWN_PART: Final = 64
 
 _cursor: Final = re.compile(r"([0-9a-z]+)\.(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,13})", re.ASCII)
 
@@ -65,7 +63,7 @@ class RedisBroker(Broker):
     ) -> None:
         self._address = parse(url)
         node = new_id()
-        bounds = Bounds(history_size, history_bytes, max(1, history_bytes // OWN_PART), history_age)
+        bounds = Bounds.of(history_size, history_bytes, history_age)
         self._base = Base(node, Keys(self._address.prefix), bounds, skew)
         self._sessions = RedisSessions(self._base)
         self._feeds: dict[str, Feed] = {}

@@ -16,6 +16,9 @@ from crossband.broker.redis.server import Server
 from crossband.broker.redis.servers import Servers
 from crossband.errors import BrokerUnavailable
 
+# The history of one socket alone, as a part of the history's bytes.
+OWN_PART: Final = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -27,6 +30,11 @@ class Bounds:
     own: int
     # Seconds.
     age: float
+
+    @classmethod
+    def of(cls, size: int, limit: int, age: float) -> Bounds:
+        """Return the bounds of a hub's settings."""
+        return cls(size, limit, max(1, limit // OWN_PART), age)
 
     @property
     def age_ms(self) -> int:

@@ -64,8 +64,8 @@ class Routes:
 
     async def stop(self) -> None:
         """End all connections."""
-        doors = (self._engine, self._websockets, self._streams)
-        self._forwarding.close()
+        # The forwarded requests come last: they end with the sessions they belong to.
+        doors = (self._engine, self._websockets, self._streams, self._forwarding)
         for door in doors:
             door.close(CloseCode.GOING_AWAY, "Server shutting down")
         # Wait until each door's last connection has gone, but no longer than CLOSE_TIME for

@@ -32,6 +32,10 @@ class Polling:
         # Received and not yet asked for.
         self._packets: list[str] = []
 
+    def move(self, url: str) -> None:
+        """Send what follows to another node."""
+        self._url = f"{url}/socket.io/"
+
     async def open(self) -> dict[str, Any]:
         """Open the session and return the server's handshake."""
         response = await self.poll()

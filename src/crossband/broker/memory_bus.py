@@ -28,7 +28,9 @@ class MemoryBus(Bus):
         self._others = frozenset()
         self._count()
         for other in self._hall.values():
-            other.gone(self.node)
+            if other._loop is not None:
+                # After what this node sent last.
+                other._loop.call_soon(other.gone, self.node)
 
     def _count(self) -> None:
         """Tell all members who the others are now."""

@@ -11,7 +11,8 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from crossband.errors import EventError
+from crossband.connection import OpenConnections
+from crossband.errors import CloseCode, EventError
 from crossband.hub import messages
 from crossband.hub.core import Core
 from crossband.hub.messages import Head, HungUp, More, Part, Rest, Serve, Served
@@ -45,8 +46,9 @@ class Forwarding:
         self._bus = exchanges.bus
         # What answers the requests of others, by door.
         self.doors: Final[dict[str, Callable[[Request], Awaitable[None]]]] = {}
-        # The requests that others are asked to answer.
-        self._outgoing: set[Outgoing] = set()
+        # What is under way. A node that stops waits for it, as polls tell clients of the end.
+        self._open = OpenConnections[Outgoing | Serving]()
+        self.emptied: Final = self._open.emptied
         # Large responses of which other nodes fetch the rest, by node and number.
         self._rests: dict[tuple[str, int], bytes] = {}
         exchanges.on(Serve, self._serve)
@@ -66,7 +68,7 @@ class Forwarding:
         outgoing = Outgoing(node, request)
         body, more = await outgoing.begin(self._hub.settings.limits.body_time)
         self._exchanges.begin(outgoing)
-        self._outgoing.add(outgoing)
+        self._open.add(outgoing)
         message = Serve(outgoing.number, door, head_of(request), body, more)
         # Over ASGI a body that is still being read says itself when its client has gone.
         watches = not more or offer_of(request.scope) is not None
@@ -77,7 +79,7 @@ class Forwarding:
             self._exchanges.tell(HungUp(outgoing.number), node)
             raise
         finally:
-            self._outgoing.discard(outgoing)
+            self._open.discard(outgoing)
             self._exchanges.end(outgoing)
             outgoing.close()
         if served is not None and not served.status and not more:
@@ -114,16 +116,18 @@ class Forwarding:
             return None
         return messages.encode(await outgoing.next_part())
 
-    def close(self) -> None:
+    def close(self, code: CloseCode, reason: str) -> None:
         """Let polls that other nodes answer end soon: this node stops."""
-        for outgoing in self._outgoing:
-            self._exchanges.tell(HungUp(outgoing.number, hurry=True), outgoing.node)
+        for end in self._open:
+            if isinstance(end, Outgoing):
+                self._exchanges.tell(HungUp(end.number, hurry=True), end.node)
 
     # For the clients of others.
 
     async def _serve(self, sender: str, message: Serve) -> bytes | None:
         serving = Serving(self._exchanges, sender, message)
         self._exchanges.take(serving)
+        self._open.add(serving)
         hub = self._hub
         request = Request(
             serving.scope,
@@ -139,6 +143,8 @@ class Forwarding:
             return None
         finally:
             self._exchanges.end(serving)
+            # When the answer is sent, which is as soon as this returns.
+            asyncio.get_running_loop().call_soon(self._open.discard, serving)
         body = bytes(serving.body)
         more = len(body) > PIECE
         if more:

@@ -35,12 +35,17 @@ class EngineDoor:
         self.registry: Final = Registry(hub)
         self.emptied: Final = self.registry.emptied
         self._elsewhere = Elsewhere(hub, self.registry, exchanges, forwarding)
-        forwarding.doors["socketio"] = self.serve_http
+        forwarding.doors["socketio"] = self._serve_for_other
 
     def close(self, code: CloseCode, reason: str) -> None:
         """End all sessions."""
         self.registry.close(code, reason)
         self._elsewhere.close(code, reason)
+
+    async def _serve_for_other(self, request: Request) -> None:
+        """Serve a request that reached another node."""
+        self.registry.note_spread()
+        await self.serve_http(request)
 
     async def serve_http(self, request: Request) -> None:
         """Serve one request of a polling session, or start one."""

@@ -1,25 +1,32 @@
-"""Several processes without a broker say that they do not hear each other; one says nothing."""
+"""Several processes of any server: joined by a broker, or each says that they are not."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from websockets.asyncio.client import connect
 
 from crossband import Hub, MemoryBroker
+from crossband.errors import StartError
 from crossband.workers import worker_processes
 from tests.children import Child
+from tests.clients.base import WAIT
+from tests.engines import Engine, free_port
 
 APPLICATION = """
 import sys
 
 from crossband import Hub
 
-app = Hub()
+app = Hub(api_keys=["secret"])
 
 
 @app.on_start
@@ -28,34 +35,105 @@ def start():
     sys.stdout.write("worker started\\n")
 """
 WARNING = "this is one of 2 worker processes, AND THEY DO NOT HEAR EACH OTHER"
+UVICORN = "uvicorn --port {port} --workers 2 several:app"
+HYPERCORN = "hypercorn --bind 127.0.0.1:{port} --workers 2 several:app"
+GRANIAN = "granian --interface asgi --port {port} --workers 2 several:app"
+GUNICORN = "gunicorn --bind 127.0.0.1:{port} --workers 2 --no-control-socket several:app"
+SEVERAL = [
+    UVICORN,
+    HYPERCORN,
+    GRANIAN,
+    f"{GUNICORN} --worker-class asgi",
+    f"{GUNICORN} --worker-class uvicorn.workers.UvicornWorker",
+]
+
+
+def started(command: str, port: int, directory: Path, **env: str) -> Child:
+    """Start a server that serves the application."""
+    (directory / "several.py").write_text(APPLICATION)
+    words = command.format(port=port).split()
+    env |= {"PYTHONPATH": ":".join(sys.path), "PYTHONWARNINGS": "ignore"}
+    return Child(sys.executable, "-m", *words, cwd=directory, env=env)
+
+
+@pytest.mark.parametrize("command", SEVERAL)
+async def test_each_of_several_workers_warns_at_its_start(command: str, tmp_path: Path) -> None:
+    async with started(command, 0, tmp_path) as child:
+        await child.says(f"(?s)({WARNING}.*){{2}}")
+        assert child.output.count("worker started") == child.output.count("DO NOT HEAR") == 2
 
 
 @pytest.mark.parametrize(
-    ("command", "workers"),
+    "command",
     [
-        ("uvicorn --port 0 --workers 2 several:app", 2),
-        ("uvicorn --port 0 --reload several:app", 1),
-        ("hypercorn --bind 127.0.0.1:0 --workers 2 several:app", 2),
-        ("hypercorn --bind 127.0.0.1:0 several:app", 1),
-        ("crossband serve several:app --port 0", 1),
+        "uvicorn --port 0 --reload several:app",
+        "hypercorn --bind 127.0.0.1:0 several:app",
+        "granian --interface asgi --port 0 several:app",
+        "gunicorn --bind 127.0.0.1:0 --worker-class asgi --no-control-socket several:app",
+        "crossband serve several:app --port 0",
+        "crossband serve several:app --port 0 --workers 2",
     ],
 )
-async def test_each_of_several_workers_warns_at_its_start(
-    command: str, workers: int, tmp_path: Path
+async def test_one_worker_and_joined_workers_do_not_warn(command: str, tmp_path: Path) -> None:
+    # Which makes workers of uvicorn and gunicorn, and only where they are not told otherwise.
+    env = {} if "uvicorn" in command or "gunicorn" in command else {"WEB_CONCURRENCY": "2"}
+    async with started(command, 0, tmp_path, **env) as child:
+        # The warning would come after the function of on_start.
+        await child.says(f"(?s)(worker started.*){{{1 + ('--workers' in command)}}}")
+        await child.says("(?i)running on|serves|started worker|server listening")
+        assert "DO NOT HEAR" not in child.output
+
+
+@pytest.mark.parametrize(
+    "command", [*SEVERAL, "crossband serve several:app --port {port} --workers 2"]
+)
+async def test_workers_of_any_server_are_joined_by_the_broker_of_the_environment(
+    command: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "several.py").write_text(APPLICATION)
-    # Which makes workers of uvicorn only, and only where it is not told otherwise.
-    env = {"WEB_CONCURRENCY": "2", "PYTHONPATH": ":".join(sys.path)}
-    if command.startswith("uvicorn"):
-        del env["WEB_CONCURRENCY"]
-    async with Child(sys.executable, "-m", *command.split(), cwd=tmp_path, env=env) as child:
-        # The warning comes after the function of on_start, in one process.
-        await child.says(f"(?s)(worker started.*){{{workers}}}")
-        if workers > 1:
-            await child.says(f"(?s)({WARNING}.*){{{workers}}}")
-        else:
-            await child.says("(?i)running on|serves")
-        assert child.output.count("DO NOT HEAR") == (workers if workers > 1 else 0)
+    port = free_port()
+    with Engine() as engine:
+        async with (
+            started(command, port, tmp_path, CROSSBAND_BROKER=engine.url) as child,
+            contextlib.AsyncExitStack() as stack,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", verify=False) as http,
+        ):
+            await child.says("(?s)(worker started.*){2}")
+            clients = []
+            async with asyncio.timeout(WAIT):
+                # The system says which worker takes a connection.
+                while True:
+                    with contextlib.suppress(OSError):
+                        client = await stack.enter_async_context(
+                            connect(f"ws://127.0.0.1:{port}/ws")
+                        )
+                        assert "welcome" in str(await client.recv())
+                        clients.append(client)
+                        status = (await http.get("/api/status?nodes=all")).json()
+                        if (
+                            sum(node["clients"]["total"] > 0 for node in status["nodes"].values())
+                            == 2
+                        ):
+                            break
+            answer = await http.post(
+                "/api/broadcast",
+                json={"event": "news", "data": 1},
+                headers={"Authorization": "Bearer secret"},
+            )
+            assert answer.json()["clients"] == len(clients)
+            for client in clients:
+                assert '"news"' in str(await client.recv())
+            assert "DO NOT HEAR" not in child.output
+
+
+async def test_wrong_url_in_the_environment_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CROSSBAND_BROKER", "http://localhost")
+    with pytest.raises(StartError, match="CROSSBAND_BROKER: no broker for 'http'"):
+        await Hub().start()
+    # Whose code names one does not read it.
+    async with Hub("memory://").lifespan():
+        pass
 
 
 def called_by(module: str, function: str, **local: Any) -> int:
@@ -73,10 +151,27 @@ def test_processes_are_counted_as_the_server_tells() -> None:
     assert called_by("gunicorn.arbiter", "spawn_worker", self=several) == 4
     assert called_by("uvicorn._subprocess", "subprocess_started", config=several) == 3
     assert called_by("hypercorn.asyncio.run", "asyncio_worker", config=several) == 3
+    assert called_by("granian.server.common", "_spawn_workers", self=several) == 3
     # In one process uvicorn has the number from WEB_CONCURRENCY, for which it forks none.
     assert called_by("uvicorn.server", "serve", config=several) == 1
     reloading = SimpleNamespace(workers=3, should_reload=True)
     assert called_by("uvicorn._subprocess", "subprocess_started", config=reloading) == 1
+
+
+def test_workers_of_granian_that_are_not_forked_are_counted_as_its_command_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def count(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["granian", *words, "main:app"])
+        return called_by("multiprocessing.spawn", "_main")
+
+    assert count("--workers", "3") == 1
+    monkeypatch.setitem(sys.modules, "granian.server.mp", SimpleNamespace())
+    assert count("--workers", "3") == 3
+    assert count("--workers=4") == 4
+    assert count() == 1
+    monkeypatch.setenv("GRANIAN_WORKERS", "2")
+    assert count() == 2
 
 
 async def test_workers_with_a_broker_of_their_own_are_not_warned(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, Final
 
@@ -33,7 +35,8 @@ def worker_processes() -> int:
     """Return how many worker processes the calling server has; 1 if it has none.
 
     Servers do not tell applications, but each calls them from a function that knows: in
-    uvicorn and hypercorn the worker's main function, in gunicorn the one that forks it.
+    uvicorn and hypercorn the worker's main function, in gunicorn and granian the one that forks
+    it. Where granian does not fork (macOS, Python 3.14), only its command says it.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -54,7 +57,25 @@ def _told_by(module: str, function: str, frame: FrameType) -> int | None:
         return _count(frame.f_locals.get("self"), "num_workers")
     if module.startswith("hypercorn.") and "worker" in function:
         return _count(frame.f_locals.get("config"), "workers")
+    if module == "granian.server.common" and function in ("_spawn_workers", "_respawn_workers"):
+        return _count(frame.f_locals.get("self"), "workers")
+    if module == "multiprocessing.spawn" and function == "_main" and _GRANIAN in sys.modules:
+        return _granian_option(sys.argv, os.environ)
     return None
+
+
+_GRANIAN: Final = "granian.server.mp"
+
+
+def _granian_option(argv: Sequence[str], environ: Mapping[str, str]) -> int | None:
+    """Return the number of workers that granian was asked for."""
+    given = environ.get("GRANIAN_WORKERS", "")
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--workers":
+            given = following
+        elif word.startswith("--workers="):
+            given = word.removeprefix("--workers=")
+    return int(given) if given.isdecimal() else None
 
 
 def _count(holder: Any, name: str) -> int | None:

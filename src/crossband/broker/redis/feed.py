@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Collection
@@ -213,13 +214,16 @@ class Feed:
     def look(self) -> None:
         """Compare this place with where the log is, and keep the log for another day."""
         if self.log and self._reading is None:
-            self._base.run(self.namespace, TOP, *self._top(), self._compare)
+            compare = functools.partial(self._compare, self.number)
+            self._base.run(self.namespace, TOP, *self._top(), compare)
 
-    def _compare(self, reply: Any) -> None:
+    def _compare(self, number: int, reply: Any) -> None:
         if not isinstance(reply, list) or self._reading is not None or self._closed:
             return
         log, generation, top, tears = reply
-        if (log.decode(), generation, tears) != (self.log, self.generation, self._tears):
+        here = (self.log, self.generation, self._tears)
+        # It may have fallen back behind what was delivered here before it was asked.
+        if (log.decode(), generation, tears) != here or top < number:
             self.read()
         else:
             self.check(top)
@@ -474,6 +478,10 @@ class Feed:
             )
             self._tell_lost(None)
         elif page.verdict == "torn":
+            if not page.begins:
+                # Nothing was appended since.
+                await self._tear()
+                return
             generation, begin = page.begins[0]
             if self.number > begin:
                 await self._tear()
@@ -507,8 +515,10 @@ class Feed:
     async def _tear(self) -> None:
         """Tell all nodes how far a lost generation had gone."""
         base = self._base
-        args: list[Arg] = [self.log, self.generation, self.number, base.servers.verb, self._key]
-        await base.result(self.namespace, TEAR, [f"{self._key}meta"], args)
+        args: list[Arg] = [self._key, base.skew, base.bounds.age_ms, self.log, self.generation]
+        args += [self.number, base.servers.verb, self._key]
+        keys = [f"{self._key}meta", f"{self._key}log"]
+        await base.result(self.namespace, TEAR, keys, args)
 
     def _note_tears(self, tears: int) -> None:
         if tears > self._tears:

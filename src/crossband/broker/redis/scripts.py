@@ -30,7 +30,7 @@ def _script(name: str, *parts: str) -> Script:
 APPEND: Final = _script("append", "log")
 READ: Final = _script("read", "log")
 TOP: Final = _script("top", "log")
-TEAR: Final = _script("tear")
+TEAR: Final = _script("tear", "log")
 FORGET: Final = _script("forget")
 KEEP: Final = _script("keep", "log", "sessions")
 DROP: Final = _script("drop", "log", "sessions")

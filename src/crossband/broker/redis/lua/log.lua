@@ -114,31 +114,39 @@ local function append_own(m, sid, size, data, bounds)
     redis.call('PEXPIRE', key, bounds.age)
 end
 
+-- Who this server is: that changes whenever it may have lost something. Without the right to ask for
+-- it, each new connection begins a generation.
+local function identity()
+    local info = redis.pcall('INFO', 'replication')
+    return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or nil
+end
+
+-- Begin a generation behind the last number.
+local function begin(m)
+    -- By the clock: two servers that both go on from here begin different generations.
+    m.g = math.max(m.g + 1, math.floor(m.t / 1000))
+    local gens = {}
+    for gen in string.gmatch(m.gens, '%S+') do
+        gens[#gens + 1] = gen
+    end
+    gens[#gens + 1] = m.g .. ':' .. m.n
+    if #gens > 64 then
+        redis.call('HDEL', m.base .. 'meta', 'x' .. string.match(gens[1], '%d+'))
+        table.remove(gens, 1)
+    end
+    m.gens = table.concat(gens, ' ')
+end
+
 -- Append entries and publish them, in one frame. Each is three values from given[first] on: the size of
 -- its data in bytes (-1: it is not recorded), the socket ids it is for alone, and its bytes.
 -- bounds: size, limit, own (bytes), age (ms). Returns {id, generation, number before the first}.
 local function append(m, bounds, to, given, first, node, batch, anew)
     local base, before = m.base, m.n
     clear(m)
-    -- The server's identity changes whenever it may have lost something. Without the right to ask for it,
-    -- each new connection begins a generation.
-    local info = redis.pcall('INFO', 'replication')
-    local replid = type(info) == 'string' and string.match(info, 'master_replid:(%x+)')
-    anew = anew and not replid
-    if anew or (replid and replid ~= m.replid) then
+    local replid = identity()
+    if (replid and replid ~= m.replid) or (anew and not replid) then
         if m.n > 0 then
-            -- By the clock: two servers that both go on from here begin different generations.
-            m.g = math.max(m.g + 1, math.floor(m.t / 1000))
-            local gens = {}
-            for gen in string.gmatch(m.gens, '%S+') do
-                gens[#gens + 1] = gen
-            end
-            gens[#gens + 1] = m.g .. ':' .. m.n
-            if #gens > 64 then
-                redis.call('HDEL', base .. 'meta', 'x' .. string.match(gens[1], '%d+'))
-                table.remove(gens, 1)
-            end
-            m.gens = table.concat(gens, ' ')
+            begin(m)
         end
         m.replid = replid
     end

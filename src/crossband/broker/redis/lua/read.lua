@@ -32,10 +32,7 @@ if not found then
     end
     return answer('unknown')
 end
-if #begins == 0 and n > m.n then
-    return answer('unknown')
-end
-if torn or (begins[2] and n > begins[2]) then
+if torn or n > (begins[2] or m.n) then
     return answer('torn')
 end
 

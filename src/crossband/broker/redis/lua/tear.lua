@@ -1,11 +1,19 @@
--- Note that a generation had gone further than to where the next one began, and tell all nodes.
--- KEYS: meta. ARGV: id, generation, a number that it had reached, PUBLISH or SPUBLISH, channel
-local f = redis.call('HMGET', KEYS[1], 'id', 'g', 'x' .. ARGV[2])
-if f[1] ~= ARGV[1] or tonumber(f[2]) <= tonumber(ARGV[2]) or f[3] then
-    return 0
+-- Note that a generation had gone further than the log has it, and tell all nodes.
+-- KEYS: meta, log. ARGV: base, skew (ms), age (ms), id, generation, a number that it had reached, PUBLISH or
+-- SPUBLISH, channel
+local m = open(ARGV[1], '', tonumber(ARGV[3]), clock(ARGV[2]))
+local g, reached = tonumber(ARGV[5]), tonumber(ARGV[6])
+if m.id ~= ARGV[4] or redis.call('HEXISTS', KEYS[1], 'x' .. g) == 1 then
+    return
 end
-redis.call('HSET', KEYS[1], 'x' .. ARGV[2], ARGV[3])
+if m.g == g and reached > m.n then
+    -- Nothing was appended since: what comes next is another generation.
+    begin(m)
+    redis.call('HSET', KEYS[1], 'g', m.g, 'gens', m.gens, 'replid', identity() or '')
+elseif m.g == g then
+    return
+end
+redis.call('HSET', KEYS[1], 'x' .. g, reached)
 local tears = redis.call('HINCRBY', KEYS[1], 'tears', 1)
-redis.call(ARGV[4], ARGV[5], '\152' .. cmsgpack.pack(f[1]) .. cmsgpack.pack(tonumber(f[2])) .. cmsgpack.pack(0)
+redis.call(ARGV[7], ARGV[8], '\152' .. cmsgpack.pack(m.id) .. cmsgpack.pack(m.g) .. cmsgpack.pack(0)
     .. cmsgpack.pack(0) .. cmsgpack.pack('') .. cmsgpack.pack(tears) .. '\144\144')
-return tears

@@ -12,11 +12,14 @@ import pytest
 
 from crossband.broker import Publication
 from crossband.broker.redis import RedisBroker
+from crossband.broker.redis.keys import Keys
 from crossband.errors import BrokerUnavailable, Gap
 from crossband.names import new_id
 from crossband.protocol import payload
 from tests.clients.base import WAIT
+from tests.engines import Cluster as EngineCluster
 from tests.engines import Engine, Sentinels, shared
+from tests.front import Front
 from tests.waiting import until
 
 
@@ -24,7 +27,10 @@ class Witness:
     """A node that publishes numbers, and notes what it is given."""
 
     def __init__(self, url: str, number: int, *, age: float = 60.0) -> None:
+        self.url = url
         self.broker = RedisBroker(url, history_age=age)
+        # What the keys of its namespace begin with.
+        self.base = Keys(url.partition("prefix=")[2]).base("/")
         self.id = number
         self.numbers = itertools.count()
         # What came, in order; None where it was told of a loss.
@@ -113,6 +119,13 @@ class Cluster:
             assert [text for text in one.delivered if text in both] == [
                 text for text in other.delivered if text in both
             ]
+
+    def has_all_or_gaps(self) -> None:
+        """Check that what a node lacks was acknowledged before a loss that it was told of."""
+        acknowledged = {text for node in self.nodes for text in node.acknowledged}
+        for node in self.nodes:
+            if acknowledged - set(node.delivered):
+                assert node.losses
 
     def has_all(self) -> None:
         """Check that nobody lost anything."""
@@ -251,5 +264,54 @@ async def test_full_server_refuses_publications_and_serves_on() -> None:
             assert (await nodes.nodes[1].broker.history("/", start)).publications == []
             engine.command("CONFIG", "SET", "maxmemory", "0")
             await nodes.publish(5)
+            await nodes.agree()
+            nodes.has_all()
+
+
+async def test_isolated_primary_is_left_and_its_loss_told() -> None:
+    with Sentinels() as servers:
+        async with cluster(servers.url) as nodes:
+            await nodes.publish(20)
+            await nodes.agree()
+            # It stops, another takes its place, and it goes on as if nothing had happened: it
+            # takes publications until the sentinels find it.
+            isolating = asyncio.ensure_future(asyncio.to_thread(servers.isolate_primary))
+            while not isolating.done():
+                await nodes.publish(5)
+            await isolating
+            await nodes.publish(20)
+            await nodes.agree()
+            nodes.has_all_or_gaps()
+
+
+async def test_slot_that_moves_loses_nothing() -> None:
+    with EngineCluster() as servers:
+        async with cluster(servers.url) as nodes:
+            key = nodes.nodes[0].base
+            for _ in range(3):
+                moving = asyncio.ensure_future(asyncio.to_thread(servers.move, key))
+                while not moving.done():
+                    await nodes.publish(5)
+                await moving
+                await nodes.publish(5)
+            await nodes.agree()
+            nodes.has_all()
+
+
+async def test_link_that_goes_dead_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("QUIET", 0.1), ("DEAF", 0.5)):
+        monkeypatch.setattr(f"crossband.broker.redis.subscription.{name}", seconds)
+    monkeypatch.setattr("crossband.broker.redis.commands.REPLY_TIME", 0.5)
+    with Engine() as engine:
+        async with Front([engine.url]) as link, cluster(engine.url) as nodes:
+            options = nodes.nodes[0].url.partition("?")[2]
+            lonely = await Witness(f"redis://127.0.0.1:{link.port}?{options}", 9).start()
+            nodes.nodes.append(lonely)
+            await nodes.publish(10)
+            await nodes.agree()
+            link.die()
+            await nodes.publish(10)
+            link.revive()
+            await nodes.publish(10)
             await nodes.agree()
             nodes.has_all()

@@ -1,17 +1,22 @@
-"""A real nginx before a server: on a free port, in a directory of its own, ended by its pid."""
+"""A real nginx before servers: on a free port, in a directory of its own, ended by its pid."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import socket
+import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from crossband.names import new_id
 from tests.children import Child
+from tests.engines import shared
 
 ROOT: Final = Path(__file__).parents[1]
 # Debian has it where only root looks.
@@ -30,14 +35,14 @@ class Nginx:
     """Runs nginx while the body runs: `async with Nginx(directory, server.port) as nginx`.
 
     `http` is the content of an `http` block; its port 80 becomes a free one and its server
-    `127.0.0.1:8000` the one given. `server` is put into its server block.
+    `127.0.0.1:8000` those at the ports given. `server` is put into its server block.
     """
 
     def __init__(
-        self, directory: Path, port: int, *, http: str | None = None, server: str = ""
+        self, directory: Path, *ports: int, http: str | None = None, server: str = ""
     ) -> None:
         self._directory = directory
-        self._target = port
+        self._targets = ports
         self._http = documented() if http is None else http
         self._server = server
         self.port = 0
@@ -82,7 +87,9 @@ class Nginx:
         return (self._directory / "logs/error.log").read_text(encoding="utf-8")
 
     def _configuration(self) -> str:
-        http = self._http.replace("127.0.0.1:8000", f"127.0.0.1:{self._target}")
+        servers = "\n".join(f"server 127.0.0.1:{port};" for port in self._targets)
+        http, count = re.subn(r"server 127\.0\.0\.1:8000;", servers, self._http)
+        assert count == 1
         listen = f"listen 127.0.0.1:{self.port};\n{self._server}"
         http, count = re.subn(r"listen 80;", lambda _: listen, http)
         assert count == 1
@@ -98,3 +105,25 @@ class Nginx:
             f"http {{\naccess_log off;\ndefault_type text/plain;\n"
             f"types {{ text/html html; text/javascript js; }}\n{temporary}\n{http}}}\n"
         )
+
+
+@contextlib.asynccontextmanager
+async def behind_nginx(
+    directory: Path, *command: str, http: str | None = None
+) -> AsyncIterator[tuple[Nginx, list[Child]]]:
+    """Serve by three processes of one hub, which share a Redis, behind nginx.
+
+    The command is one of `crossband`, such as `serve app:hub`; `http` is that of Nginx. Responses
+    have the header X-Node, which says where they come from.
+    """
+    broker = f"{shared().url}?prefix={new_id()}"
+    arguments = (sys.executable, "-m", "crossband", *command, "--port", "0", "--broker", broker)
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(Child(*arguments, cwd=directory)) for _ in range(3)
+        ]
+        ports = [int((await node.says(r"http://127\.0\.0\.1:(\d+)"))[1]) for node in nodes]
+        nginx = await stack.enter_async_context(
+            Nginx(directory, *ports, http=http, server="add_header X-Node $upstream_addr always;")
+        )
+        yield nginx, nodes

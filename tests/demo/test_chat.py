@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from crossband import Hub
+from crossband import Hub, MemoryBroker
+from crossband.broker.redis import RedisBroker
 from crossband.demo import chat
+from crossband.names import new_id
 from crossband.server import Server
 from tests.clients import Client, EventFailed, NewClient
 from tests.conftest import Serve
+from tests.engines import shared
 
 KEY = "a-key-of-two-tabs"
 
@@ -27,11 +30,29 @@ class Tab:
     key: str
 
     async def join(self, room: str = "general") -> list[dict[str, Any]]:
-        """Join a room; returns its history once its users are known."""
+        """Join a room; returns its history."""
         state = await self.client.call("room:join", {"room": room})
-        await self.next("room:users")
         messages: list[dict[str, Any]] = state["messages"]
         return messages
+
+    async def users(self, room: str = "general") -> list[dict[str, Any]]:
+        """Return who is in a room that it is in."""
+        found = await self.client.call("presence:members", room)
+        return [{"id": member["id"], **member["info"]} for member in found["members"]]
+
+    async def sees(self, event: str, user: dict[str, Any], room: str = "general") -> int:
+        """Wait until the next member is this user; return how many there are."""
+        while (data := await self.next(f"presence:{event}"))["room"] != room:
+            pass
+        member = data["member"]
+        assert {"id": member["id"], **member["info"]} == user
+        count: int = data["count"]
+        return count
+
+    def has_seen(self, event: str, room: str = "general") -> list[str]:
+        """List the names of all in events of a room so far."""
+        events = self.client.data_of(f"presence:{event}")
+        return [each["member"]["info"]["name"] for each in events if each["room"] == room]
 
     async def say(self, content: str, room: str = "general", **draft: Any) -> Any:
         return await self.client.call("chat:message", {"room": room, "content": content, **draft})
@@ -86,7 +107,8 @@ async def test_message_reaches_everybody_in_the_room_on_any_door(open_tab: Open,
     ada = await open_tab("Ada", "general", kind=kind)
     bob = await open_tab("Bob", "general")
     eve = await open_tab("Eve", "random")
-    assert (await ada.next("user:joined"))["user"] == bob.user
+    await ada.sees("join", ada.user)
+    await ada.sees("join", bob.user)
     receipt = await ada.say("  hello, <b>world</b> 🌍 שלום  ")
     assert receipt["status"] == "received"
     for tab in (ada, bob):
@@ -129,7 +151,7 @@ async def test_colour_is_free_again_when_nothing_shows_it(open_tab: Open) -> Non
     await bob.say("remember me")
     for tab in (bob, eve):
         await tab.client.close()
-        await ada.next("user:left")
+        await ada.sees("leave", tab.user)
     # What Bob said is still to be read; Eve said nothing.
     assert [(await open_tab(name)).user["colour"] for name in ("Max", "Moritz")] == [2, 3]
     # Bob looks as before.
@@ -140,27 +162,25 @@ async def test_user_that_comes_back_late_is_told_its_new_colour(open_tab: Open) 
     ada = await open_tab("Ada", "general")
     bob = await open_tab("Bob", "general")
     await bob.client.cut()
-    await ada.next("user:left")
+    await ada.sees("leave", bob.user)
     eve = await open_tab("Eve", "general")
     assert eve.user["colour"] == bob.user["colour"] == 1
     await bob.client.resume()
-    users = (await bob.next("room:users"))["users"]
+    users = await bob.users()
     assert {user["name"]: user["colour"] for user in users} == {"Ada": 0, "Bob": 2, "Eve": 1}
 
 
 async def test_users_of_a_room_are_told_and_kept_current(open_tab: Open) -> None:
     ada = await open_tab("Ada", "general")
-    bob = await open_tab("Bob")
-    await bob.client.call("room:join", {"room": "general"})
-    users = await bob.next("room:users")
-    assert users == {"room": "general", "users": [ada.user, bob.user], "total": 2}
-    joined = await ada.next("user:joined")
-    assert (joined["room"], joined["user"], joined["total"]) == ("general", bob.user, 2)
+    bob = await open_tab("Bob", "general")
+    assert await bob.users() == [ada.user, bob.user]
+    assert await ada.sees("join", ada.user) == 1
+    assert await ada.sees("join", bob.user) == 2
     await bob.client.call("room:leave", {"room": "general"})
-    left = await ada.next("user:left")
-    assert (left["room"], left["user"], left["total"]) == ("general", bob.user, 1)
-    # Whoever comes or goes is not told of itself.
-    assert bob.client.data_of("user:joined") == bob.client.data_of("user:left") == []
+    assert await ada.sees("leave", bob.user) == 1
+    # Whoever goes is not told of itself.
+    assert bob.has_seen("join") == ["Bob"]
+    assert bob.has_seen("leave") == []
 
 
 async def test_user_in_two_tabs_is_one_user(open_tab: Open) -> None:
@@ -169,24 +189,24 @@ async def test_user_in_two_tabs_is_one_user(open_tab: Open) -> None:
     second = await open_tab("Bobby", "general", key=KEY, kind="python-socketio")
     # The name that the user is here by already.
     assert second.user == first.user
-    assert (await ada.next("user:joined"))["user"] == first.user
     await first.say("from one tab")
     assert (await second.next("chat:message"))["content"] == "from one tab"
     await first.client.close()
     await second.say("from the other")
     await ada.next("chat:message")
     await ada.next("chat:message")
-    assert ada.client.data_of("user:left") == []
+    assert ada.has_seen("leave") == []
     await second.client.close()
-    assert (await ada.next("user:left"))["user"] == first.user
-    assert len(ada.client.data_of("user:joined")) == 1
+    await ada.sees("leave", first.user)
+    assert ada.has_seen("join") == ["Ada", "Bob"]
 
 
 async def test_user_in_two_rooms_leaves_both(open_tab: Open) -> None:
     ada = await open_tab("Ada", "general", "music")
     bob = await open_tab("Bob", "general", "music")
     await bob.client.close()
-    assert {(await ada.next("user:left"))["room"] for _ in range(2)} == {"general", "music"}
+    left = [(await ada.next("presence:leave"))["room"] for _ in range(3)]
+    assert sorted(left) == [chat.EVERYBODY, "general", "music"]
 
 
 async def test_history_is_there_for_who_joins(open_tab: Open) -> None:
@@ -258,18 +278,20 @@ async def test_user_that_comes_back_in_time_never_left(open_tab: Open) -> None:
     for _ in range(2):
         await ada.next("chat:message")
     assert ada.said() == ["meanwhile", "back"]
-    assert ada.client.data_of("user:left") == []
-    assert len(ada.client.data_of("user:joined")) == 1
+    assert ada.has_seen("leave") == []
+    assert ada.has_seen("join") == ["Ada", "Bob"]
 
 
 async def test_user_that_comes_back_late_left_and_joined(open_tab: Open) -> None:
     ada = await open_tab("Ada", "general")
     bob = await open_tab("Bob", "general")
     await bob.client.cut()
-    assert (await ada.next("user:left"))["user"] == bob.user
+    await ada.sees("leave", bob.user)
     await bob.client.resume()
     assert bob.client.recovered
-    assert [(await ada.next("user:joined"))["user"] for _ in range(2)] == [bob.user] * 2
+    await ada.sees("join", ada.user)
+    for _ in range(2):
+        await ada.sees("join", bob.user)
     await bob.say("here again")
     assert (await ada.next("chat:message"))["user"] == bob.user
 
@@ -278,7 +300,7 @@ async def test_name_that_was_taken_meanwhile_is_asked_for_again(open_tab: Open) 
     ada = await open_tab("Ada", "general")
     bob = await open_tab("Bob", "general")
     await bob.client.cut()
-    await ada.next("user:left")
+    await ada.sees("leave", bob.user)
     other = await open_tab("Bob", "general")
     await bob.client.resume()
     with pytest.raises(EventFailed) as failure:
@@ -287,6 +309,8 @@ async def test_name_that_was_taken_meanwhile_is_asked_for_again(open_tab: Open) 
     await other.say("I am Bob")
     assert (await ada.next("chat:message"))["user"] == other.user
     assert "I am Bob" not in bob.said()
+    # Nobody has seen two of them.
+    assert ada.has_seen("join") == ["Ada", "Bob", "Bob"]
 
 
 async def test_burst_is_refused_with_the_seconds_to_wait(open_tab: Open) -> None:
@@ -376,14 +400,14 @@ async def test_name_is_free_again_when_its_user_has_left(open_tab: Open) -> None
     ada = await open_tab("Ada", "general")
     bob = await open_tab("Bob", "general")
     await bob.client.close()
-    await ada.next("user:left")
+    await ada.sees("leave", bob.user)
     again = await open_tab("Bob")
     assert again.user["id"] != bob.user["id"]
 
 
 async def test_nothing_is_kept_of_who_left(serve: Serve, new_client: NewClient) -> None:
     hub = Hub()
-    installed = chat.install(hub.of("/chat"), grace=0)
+    chat.install(hub.of("/chat"), grace=0)
     server = await serve(hub)
     watcher = new_client("websocket")
     await watcher.connect(server.url, "/chat")
@@ -395,6 +419,65 @@ async def test_nothing_is_kept_of_who_left(serve: Serve, new_client: NewClient) 
         await client.call("user:register", {"name": f"Guest {number}"})
         await client.call("room:join", {"room": "general"})
         await (client.cut() if number else client.close())
-        await watcher.next_event("user:left")
-    assert [person.user.name for person in installed.people.values()] == ["Watcher"]
-    assert len(installed.rooms["general"].people) == 1
+        for _ in range(2):
+            await watcher.next_event("presence:leave")
+    for room in ("general", chat.EVERYBODY):
+        found = await hub.of("/chat").members(room)
+        assert [member.info["name"] for member in found.members] == ["Watcher"]
+
+
+# Several servers.
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis"])
+async def test_two_servers_are_one_chat(serve: Serve, new_client: NewClient, kind: str) -> None:
+    memory = MemoryBroker()
+    url = f"{shared('redis').url}?prefix={new_id()}" if kind == "redis" else ""
+    urls = []
+
+    async def start() -> None:
+        hub = Hub(RedisBroker(url) if url else memory.peer())
+        chat.install(hub.of("/chat"), grace=600)
+        urls.append((await serve(hub)).url)
+
+    async def open_tab(name: str, server: int, key: str | None = None) -> Tab:
+        client = new_client("websocket")
+        await client.connect(urls[server], "/chat")
+        registration = {"name": name} if key is None else {"name": name, "key": key}
+        welcome = await client.call("user:register", registration)
+        tab = Tab(client, welcome["user"], welcome["key"])
+        await tab.join()
+        return tab
+
+    await start()
+    await start()
+    ada, bob = await open_tab("Ada", 0), await open_tab("Bob", 1, KEY)
+    assert bob.user["colour"] == 1
+    with pytest.raises(EventFailed) as failure:
+        await open_tab("ada", 1)
+    assert failure.value.code == "name_taken"
+    second = await open_tab("Bob", 0, KEY)
+    assert second.user == bob.user
+    assert await ada.users() == await bob.users() == [ada.user, bob.user]
+    receipt = await bob.say("to both", id="the-same-id")
+    for tab in (ada, bob, second):
+        assert (await tab.next("chat:message"))["content"] == "to both"
+    # Sent again, over the other server, which is told of it as well.
+    while not await ada.join():
+        pass
+    assert await second.say("to both", id="the-same-id") == receipt
+    # The server that starts last has the history too.
+    await start()
+    eve = await open_tab("Eve", 2)
+    history = await eve.join()
+    assert [message["content"] for message in history] == ["to both"]
+    assert eve.user["colour"] == 2
+    # One moves to the other server, and nobody notices.
+    await bob.client.cut()
+    bob.client.url = urls[2]
+    await bob.client.resume()
+    assert bob.client.recovered
+    await bob.say("from there")
+    assert (await ada.next("chat:message"))["content"] == "from there"
+    assert ada.has_seen("leave") == []
+    assert ada.has_seen("join") == ["Ada", "Bob", "Eve"]

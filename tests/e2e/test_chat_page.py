@@ -8,14 +8,13 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
-from crossband import Socket
+from crossband import Member
+from crossband.broker import Presence
 from crossband.demo import Demo, create_demo
-from crossband.demo.chat import Registration, RoomRef
 from crossband.demo.pages import PAGES
 from crossband.server import Server
 from tests.clients import PythonSocketIOClient
 from tests.e2e.conftest import PATIENCE, has_no_serious_barrier, picture
-from tests.link import Link, join
 
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
 
@@ -121,7 +120,7 @@ async def test_second_tab_is_the_same_user(
 ) -> None:
     ada = Visitor(page)
     await ada.enter(server.url, "Ada")
-    await script.next_event("user:joined")
+    await expect(ada.total).to_have_text("2")
     second = Visitor(await page.context.new_page())
     await second.page.goto(f"{server.url}/chat/")
     await second.is_connected()
@@ -131,7 +130,12 @@ async def test_second_tab_is_the_same_user(
     await second.page.close()
     await ada.say("from the first")
     await ada.shows("from the second tab", "from the first")
-    assert script.unread("user:joined") == script.unread("user:left") == 0
+    told = [
+        (event.name, event.data["member"]["info"]["name"])
+        for event in script.log
+        if event.name.startswith("presence:") and event.data["room"] == "general"
+    ]
+    assert told == [("presence:join", "Script"), ("presence:join", "Ada")]
 
 
 async def test_network_cut_loses_and_doubles_nothing(
@@ -236,30 +240,30 @@ async def test_name_that_is_taken_is_told(
     await expect(page.get_by_role("alert")).to_contain_text("Choose another")
 
 
-async def guest(demo: Demo, number: int) -> Socket:
-    """Join the chat without a wire: a thousand connections would hear half a million lines."""
-    socket = await join(demo.hub, Link(demo.hub._core.ticker, stalled=False), "/chat")
-    await demo.chat.register(socket, Registration(f"Guest {number}"))
-    await demo.chat.join(socket, RoomRef("general"))
-    # On the list, but out of earshot.
-    await socket.leave("general")
-    return socket
+def guest(demo: Demo, number: int) -> None:
+    """Let somebody be in the room, as on another node: a thousand connections are not needed."""
+    broker = demo.hub.broker
+    member = Member(f"guest-{number}", {"name": f"Guest {number}", "colour": number})
+    broker.presence.save(
+        Presence("/chat", f"_{number:019}", {"general": member}, broker.bus.node, grace=600)
+    )
 
 
 async def test_thousand_users_are_listed(demo: Demo, server: Server, page: Page) -> None:
     ada = Visitor(page)
     # Most are there when she comes, the others follow.
-    guests = [await guest(demo, number) for number in range(990)]
+    for number in range(990):
+        guest(demo, number)
     await ada.enter(server.url, "Ada")
-    guests += [await guest(demo, number) for number in range(990, 1_000)]
+    await expect(ada.total).to_have_text("991")
+    for number in range(990, 1_000):
+        guest(demo, number)
     await expect(ada.total).to_have_text("1,001")
     await expect(ada.people.get_by_role("listitem")).to_have_count(1_001)
     for name in ("777", "997"):
         await page.get_by_label("Find somebody").fill(f"guest {name}")
         await expect(ada.people.get_by_role("listitem")).to_have_text(f"GGuest {name}")
     await picture(page, "chat-thousand")
-    for socket in guests:
-        demo.hub._core.leave(socket, "transport close")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -109,8 +109,8 @@ function Conversation({ chat, state, room }: { chat: Chat; state: State; room: R
             aria-haspopup="dialog"
             onClick={() => setSheet("people")}
           >
-            {room.total.toLocaleString()}
-            <span className="unseen">{room.total === 1 ? " person" : " people"} here</span>
+            {room.users.size.toLocaleString()}
+            <span className="unseen">{room.users.size === 1 ? " person" : " people"} here</span>
             <svg viewBox="0 0 20 20" aria-hidden="true">
               <circle cx="10" cy="6.5" r="3.5" />
               <path d="M3 18c0-4 3-6 7-6s7 2 7 6" />

@@ -16,14 +16,13 @@ export function People({ room, me }: { room: Room; me: User | null }) {
     () => [...room.users.values()].sort((one, other) => order.compare(one.name, other.name)),
     [room.users],
   );
-  const many = room.total > MANY;
+  const many = sorted.length > MANY;
   const needle = many ? wanted.trim().toLocaleLowerCase() : "";
   const shown = needle === "" ? sorted : sorted.filter(({ name }) => name.toLocaleLowerCase().includes(needle));
-  const unlisted = room.total - room.users.size;
   return (
     <section aria-labelledby="people-title">
       <h2 id="people-title">
-        People <span data-testid="total">{room.total.toLocaleString()}</span>
+        People <span data-testid="total">{sorted.length.toLocaleString()}</span>
       </h2>
       {many && (
         <input
@@ -41,7 +40,6 @@ export function People({ room, me }: { room: Room; me: User | null }) {
         ))}
       </ul>
       {needle !== "" && shown.length === 0 && <p className="aside">Nobody with that name.</p>}
-      {unlisted > 0 && needle === "" && <p className="aside">and {unlisted.toLocaleString()} more</p>}
     </section>
   );
 }

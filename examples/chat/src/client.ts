@@ -1,10 +1,12 @@
 // The chat behind the page: the official Socket.IO client, the messages still to be sent, and the
 // state that the components show.
+import { watchPresence } from "crossband/presence";
 import { type Socket, io } from "socket.io-client";
 
 import {
   type ClientToServer,
   type Failure,
+  type Looks,
   type Message,
   type Receipt,
   type ServerToClient,
@@ -41,6 +43,8 @@ export class Chat {
   private identity: Identity | null = recall();
   // Rooms this connection is in; none after a reconnect without recovery.
   private readonly entered = new Set<string>();
+  // Stops following who is in a room, by its name.
+  private readonly watched = new Map<string, () => void>();
   private registered = false;
   // Messages not yet acknowledged, oldest first.
   private readonly outbox: Message[] = [];
@@ -110,6 +114,7 @@ export class Chat {
     const next = Object.keys(this.state.joined).find((other) => other !== name);
     if (next === undefined) return;
     this.entered.delete(name);
+    this.unwatch(name);
     this.dispatch({ type: "left room", room: name });
     this.openRoom(next);
     this.remember();
@@ -192,9 +197,6 @@ export class Chat {
       shutdown = "The server is shutting down.";
     });
 
-    socket.on("room:users", (users) => this.dispatch({ type: "users", users }));
-    socket.on("user:joined", (presence) => this.dispatch({ type: "joined", presence }));
-    socket.on("user:left", (presence) => this.dispatch({ type: "left", presence }));
     socket.on("user:typing", (typing) => this.dispatch({ type: "typing", typing, now: Date.now() }));
     socket.on("chat:message", (message) => {
       const seen = message.room === this.state.current && document.visibilityState === "visible";
@@ -210,6 +212,23 @@ export class Chat {
   private forgetConnection(): void {
     this.registered = false;
     this.entered.clear();
+    for (const room of [...this.watched.keys()]) this.unwatch(room);
+    this.dispatch({ type: "not followed" });
+  }
+
+  /** Follows who is in a room, for as long as this connection or one that resumes it is in the room. */
+  private follow(room: string): void {
+    if (this.watched.has(room)) return;
+    const stop = watchPresence<Looks>(this.socket, room, ({ members, isReady }) => {
+      const users = members.map(({ id, info }) => ({ id, ...info }));
+      if (isReady) this.dispatch({ type: "users", room, users });
+    });
+    this.watched.set(room, stop);
+  }
+
+  private unwatch(room: string): void {
+    this.watched.get(room)?.();
+    this.watched.delete(room);
   }
 
   private async register(): Promise<void> {
@@ -272,6 +291,7 @@ export class Chat {
       return;
     }
     this.entered.add(room);
+    this.follow(room);
     this.dispatch({ type: "history", room, messages: answer.messages });
     void this.empty();
   }

@@ -32,17 +32,10 @@ export interface Welcome {
   contentLength: number;
 }
 
-export interface RoomUsers {
-  room: string;
-  users: User[];
-  total: number;
-}
-
-export interface Presence {
-  room: string;
-  user: User;
-  total: number;
-  time: string;
+/** What presence tells of a user, beside the id. */
+export interface Looks {
+  name: string;
+  colour: number;
 }
 
 export interface Typing {
@@ -67,9 +60,6 @@ export interface Failure {
 }
 
 export interface ServerToClient {
-  "room:users": (users: RoomUsers) => void;
-  "user:joined": (presence: Presence) => void;
-  "user:left": (presence: Presence) => void;
   "user:typing": (typing: Typing) => void;
   "chat:message": (message: Message) => void;
   "server:shutdown": (notice: { message: string }) => void;

@@ -71,11 +71,19 @@ test("typing is believed for three seconds, or until the message comes", () => {
   expect(reduce(state, heard("1")).joined[room]?.typing.size).toBe(0);
 });
 
-test("who comes and goes again leaves no trace", () => {
-  const presence = { room, user: ada, total: 2, time: "2026-01-01T12:00:00Z" };
-  const joined = after({ type: "joined", presence });
+test("who is there first is not told of, who comes is, and who goes again leaves no trace", () => {
+  const users = (...users: User[]): Action => ({ type: "users", room, users });
+  const alone = after(users(bob));
+  expect(shown(alone)).toEqual([]);
+  const joined = reduce(alone, users(bob, ada));
   expect(shown(joined)).toEqual(["presence"]);
-  expect(shown(reduce(joined, { type: "left", presence: { ...presence, total: 1 } }))).toEqual([]);
+  expect(shown(reduce(joined, users(bob)))).toEqual([]);
+  // As after a restart of the server, when they come back one after another.
+  expect(shown([{ type: "not followed" } as Action, users(bob)].reduce(reduce, joined))).toEqual(["presence"]);
+});
+
+test("users know their own colour from the list", () => {
+  expect(after({ type: "users", room, users: [{ ...bob, colour: 7 }] }).me?.colour).toBe(7);
 });
 
 test("unread counts what others said and nobody saw, once", () => {

@@ -1,5 +1,5 @@
 // The state of the page, and how each action changes it. Pure: no socket, no clock.
-import type { Failure, Message, Presence, RoomInfo, RoomUsers, Typing, User, Welcome } from "./protocol";
+import type { Failure, Message, RoomInfo, Typing, User, Welcome } from "./protocol";
 
 /** Milliseconds without a keystroke after which somebody no longer types. */
 export const TYPING_TIME = 3_000;
@@ -31,9 +31,10 @@ export type Entry =
 export interface Room extends RoomInfo {
   state: "joining" | "joined" | "failed";
   problem: string;
+  // By id.
   users: ReadonlyMap<string, User>;
-  // May be more than `users` contains.
-  total: number;
+  // Whether the next list of users shows who came and went since this one.
+  followed: boolean;
   entries: readonly Entry[];
   // By user id; valid until then, in milliseconds since 1970.
   typing: ReadonlyMap<string, { user: User; until: number }>;
@@ -77,9 +78,9 @@ export type Action =
   | { type: "history"; room: string; messages: Message[] }
   | { type: "not joined"; room: string; problem: string }
   | { type: "left room"; room: string }
-  | { type: "users"; users: RoomUsers }
-  | { type: "joined"; presence: Presence }
-  | { type: "left"; presence: Presence }
+  // The next list of users may be a different one for other reasons.
+  | { type: "not followed" }
+  | { type: "users"; room: string; users: User[] }
   | { type: "typing"; typing: Typing; now: number }
   | { type: "tick"; now: number }
   | { type: "message"; message: Message; seen: boolean }
@@ -122,37 +123,27 @@ export function reduce(state: State, action: Action): State {
         state: "joined",
         entries: merge(room.entries, action.messages),
       }));
-    case "users":
-      return inRoom(
-        // The server may have reassigned the colour during a long absence.
-        { ...state, me: action.users.users.find(({ id }) => id === state.me?.id) ?? state.me },
-        action.users.room,
-        (room) => ({
-          ...room,
-          users: new Map(action.users.users.map((user) => [user.id, user])),
-          total: action.users.total,
-        }),
-      );
-    case "joined": {
-      const { user, total } = action.presence;
-      return inRoom(state, action.presence.room, (room) => ({
-        ...room,
-        total,
-        users: new Map(room.users).set(user.id, user),
-        entries: note(room.entries, user, "joined"),
-      }));
+    case "not followed": {
+      const joined = Object.entries(state.joined).map(([name, room]) => [name, { ...room, followed: false }]);
+      return { ...state, joined: Object.fromEntries(joined) };
     }
-    case "left": {
-      const { user, total } = action.presence;
-      // Missed while away: the notice that this user itself had left.
-      if (user.id === state.me?.id) return state;
-      return inRoom(state, action.presence.room, (room) => ({
-        ...room,
-        total,
-        users: without(room.users, user.id),
-        typing: without(room.typing, user.id),
-        entries: note(room.entries, user, "left"),
-      }));
+    case "users": {
+      const users = new Map(action.users.map((user) => [user.id, user]));
+      // The server may have reassigned the colour during a long absence.
+      const me = users.get(state.me?.id ?? "") ?? state.me;
+      return inRoom({ ...state, me }, action.room, (room) => {
+        const before = room.followed ? room.users : users;
+        const came = [...users.values()].filter(({ id }) => !before.has(id) && id !== me?.id);
+        const went = [...before.values()].filter(({ id }) => !users.has(id) && id !== me?.id);
+        const entries = came.reduce((entries, user) => note(entries, user, "joined"), room.entries);
+        return {
+          ...room,
+          users,
+          followed: true,
+          typing: went.reduce((typing, { id }) => without(typing, id), room.typing),
+          entries: went.reduce((entries, user) => note(entries, user, "left"), entries),
+        };
+      });
     }
     case "typing": {
       const { user, typing } = action.typing;
@@ -239,7 +230,7 @@ function empty(info: RoomInfo): Room {
     state: "joining",
     problem: "",
     users: new Map(),
-    total: 0,
+    followed: false,
     entries: [],
     typing: new Map(),
     unread: 0,

@@ -13,15 +13,14 @@ import secrets
 import time
 import unicodedata
 from collections import OrderedDict, deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Annotated, Final
 
 import msgspec
 
-from crossband import EventError, InvalidMessage, Namespace, Socket
+from crossband import AckTimeout, EventError, InvalidMessage, Member, Namespace, Socket
 
 ROOMS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -32,6 +31,9 @@ ROOMS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+# Everybody who has a name is in this room, which nobody can ask for: its name has a colon.
+EVERYBODY: Final = "chat:everybody"
+
 # Characters.
 NAME_LENGTH: Final = 40
 CONTENT_LENGTH: Final = 4_000
@@ -39,10 +41,8 @@ CONTENT_LENGTH: Final = 4_000
 # bounded and a history is sent as one message.
 HISTORY: Final = 100
 HISTORY_BYTES: Final = 262_144
-# Users that `room:users` lists; it always has the total.
-LISTED: Final = 1_000
-# A user's last messages, kept so that one that is sent again is recognized.
-REMEMBERED: Final = 200
+# Users whose rates are remembered, the most recent ones.
+MEASURED: Final = 10_000
 # Typing notices that a user may cause per second; each is shown for three seconds.
 KEYSTROKES: Final = 2.0
 
@@ -91,7 +91,8 @@ class Keystroke(msgspec.Struct):
 class User(msgspec.Struct, frozen=True):
     """A user as everybody sees it.
 
-    `colour` is a number from 0 that nobody else here has; everybody sees the same one.
+    In presence, `id` is the member's, and the rest its info. `colour` is a number from 0 that
+    nobody else here has; everybody sees the same one.
     """
 
     id: str
@@ -127,27 +128,10 @@ class RoomInfo(msgspec.Struct):
 
 
 class RoomState(msgspec.Struct):
-    """The answer to `room:join`: the history of the room."""
+    """The answer to `room:join`: the history of the room. Presence says who is there."""
 
     room: str
     messages: list[Message]
-
-
-class RoomUsers(msgspec.Struct):
-    """`room:users`: who is there, on joining. `user:joined` and `user:left` follow."""
-
-    room: str
-    users: list[User]
-    total: int
-
-
-class Presence(msgspec.Struct):
-    """`user:joined` and `user:left`, for the others in the room."""
-
-    room: str
-    user: User
-    total: int
-    time: datetime
 
 
 class Typing(msgspec.Struct):
@@ -191,34 +175,32 @@ class Allowance:
         return 0.0
 
 
-@dataclass(slots=True)
-class Person:
-    """A user who is here, in one tab or several."""
+class Spending:
+    """How fast a user may act."""
 
-    user: User
-    messages: Allowance
-    moves: Allowance
-    keystrokes: Allowance
-    # By the id of each tab's socket, the rooms that tab is in.
-    tabs: dict[str, set[str]] = field(default_factory=dict)
-    # Messages by their ids, oldest first.
-    sent: OrderedDict[str, Message] = field(default_factory=OrderedDict)
+    __slots__ = ("keystrokes", "messages", "moves")
 
-    def is_in(self, room: str) -> bool:
-        return any(room in rooms for rooms in self.tabs.values())
+    def __init__(self, burst: int, rate: float, rooms: int) -> None:
+        self.messages: Final = Allowance(burst, rate)
+        # Enough to go round all the rooms a few times.
+        self.moves: Final = Allowance(4 * rooms + burst, rate)
+        self.keystrokes: Final = Allowance(burst, KEYSTROKES)
 
 
 class Room:
-    """A room's people and their last messages."""
+    """A room's last messages."""
 
-    __slots__ = ("_bytes", "history", "people", "topic")
+    __slots__ = ("_bytes", "history", "topic")
 
     def __init__(self, topic: str) -> None:
         self.topic: Final = topic
-        # By id, in the order of joining.
-        self.people: dict[str, User] = {}
         self.history: deque[Message] = deque()
         self._bytes = 0
+
+    def find(self, user: str, id: str | None) -> Message | None:
+        """Return a user's message with this id, if it is still kept."""
+        kept = (each for each in reversed(self.history) if each.id == id)
+        return next((each for each in kept if each.user.id == user), None)
 
     def remember(self, message: Message) -> None:
         self.history.append(message)
@@ -230,160 +212,158 @@ class Room:
 class Chat:
     """A chat on a namespace; `install` makes one.
 
-    Its rooms, people and messages are in the memory of this process.
+    Who is here, in which rooms, is the hub's presence, over all nodes. The last messages are in
+    the memory of each process, which tell each other of new ones.
     """
 
     def __init__(
-        self,
-        namespace: Namespace,
-        *,
-        rooms: Mapping[str, str],
-        grace: float,
-        burst: int,
-        rate: float,
+        self, namespace: Namespace, *, rooms: Mapping[str, str], burst: int, rate: float
     ) -> None:
         self._namespace = namespace
-        self._grace = grace
         self._burst = burst
         self._rate = rate
         self.rooms: Final = {name: Room(topic) for name, topic in rooms.items()}
-        # By the user's id.
-        self.people: dict[str, Person] = {}
-        # Names in use, as `_alike` compares them.
-        self._names: set[str] = set()
-        # By the id of the disconnected socket; when the timer fires, the tab has left.
-        self._leaving: dict[str, asyncio.TimerHandle] = {}
+        # By the user's id; who acted last is at the end.
+        self._spending: OrderedDict[str, Spending] = OrderedDict()
+        # Learns what other processes remember. None until the first user joins a room.
+        self._learning: asyncio.Task[None] | None = None
 
     # Coming and going.
 
-    async def connect(self, socket: Socket) -> None:
-        """Restore the user and rooms of a client that resumed its session."""
-        self._stop_leaving(socket.id)
-        user = self._user_of(socket)
+    def shows(self, room: str) -> bool:
+        """Return whether a room shows who is in it."""
+        return room == EVERYBODY or room in self.rooms
+
+    async def admit(self, socket: Socket) -> None:
+        """Check whether a client that comes back late is still alone with its name and colour."""
+        user = user_of(socket)
         if user is None or not socket.recovered:
             return
-        person = self.people.get(user.id)
-        if person is None and self._is_taken(user.name):
-            # Somebody else has the name by now: the client must choose another.
+        others = [other for other in await self._everybody() if other.id != user.id]
+        if any(_alike(other.name) == _alike(user.name) for other in others):
+            # It must choose another.
             socket.data.clear()
             await socket.leave(*(socket.rooms - {socket.id}))
-            return
-        is_late = person is None
-        person = person or self._arrive(user.id, user.name)
-        person.tabs.setdefault(socket.id, set())
-        for room in self.rooms.keys() & socket.rooms:
-            self._enter(person, socket, room)
-            if is_late:
-                # Somebody else may have its colour by now.
-                self._tell_users(socket, room)
-
-    async def disconnect(self, socket: Socket, reason: str) -> None:
-        """Leave at once if a client says goodbye, else after waiting for it to come back."""
-        if self._user_of(socket) is None or socket.id in self._namespace.sockets:
-            return
-        if reason in ("client namespace disconnect", "server shutting down"):
-            self._depart(socket)
-        else:
-            self._stop_leaving(socket.id)
-            self._leaving[socket.id] = asyncio.get_running_loop().call_later(
-                self._grace, self._depart, socket
-            )
+        elif any(other.colour == user.colour for other in others):
+            self._note(socket, User(user.id, user.name, self._free_colour(user.id, others)))
 
     async def register(self, socket: Socket, registration: Registration) -> Welcome:
         """Register who this client is. A known key makes it another tab of that user."""
         name = _clean(registration.name)
         key = registration.key or secrets.token_urlsafe(24)
         id = _public_id(key)
-        already = self._user_of(socket)
+        already = user_of(socket)
         if already is not None and already.id != id:
             raise EventError("This connection is registered already", code="registered")
-        person = self.people.get(id)
-        if person is None:
-            if self._is_taken(name):
+        # On several nodes, two users may ask for one name, or get one colour, at the same
+        # moment; a chat with more at stake would ask a database.
+        everybody = await self._everybody()
+        user = next((each for each in everybody if each.id == id), None)
+        if user is None:
+            if any(_alike(each.name) == _alike(name) for each in everybody):
                 raise EventError(
                     "Somebody here has this name already", code="name_taken", name=name
                 )
-            person = self._arrive(id, name)
-        person.tabs.setdefault(socket.id, set())
-        socket.data["user"] = {"id": id, "name": person.user.name}
-        # The room of all the user's tabs, to send something to them or to leave them out.
-        await socket.join(_own_room(person.user))
+            user = User(id, name, self._free_colour(id, everybody))
+        self._note(socket, user)
+        # The room of all the user's tabs is to leave them out.
+        await socket.join(EVERYBODY, _own_room(user))
         rooms = [RoomInfo(name, room.topic) for name, room in self.rooms.items()]
-        return Welcome(person.user, key, rooms)
+        return Welcome(user, key, rooms)
 
     async def join(self, socket: Socket, ref: RoomRef) -> RoomState:
-        """Join a room: the answer is its history, and `room:users` says who is there."""
-        person = self._person(socket)
+        """Join a room: the answer is its history."""
+        user = self._user(socket)
         room = self._room(ref.room)
-        if ref.room not in person.tabs[socket.id]:
-            self._spend(person.moves)
+        await self._learn()
+        if ref.room not in socket.rooms:
+            self._spend(self._spending_of(user).moves)
             await socket.join(ref.room)
-            self._enter(person, socket, ref.room)
-        self._tell_users(socket, ref.room)
         return RoomState(ref.room, list(room.history))
 
     async def leave(self, socket: Socket, ref: RoomRef) -> dict[str, str]:
         """Leave a room; leaving one that was never joined is not an error."""
-        person = self._person(socket)
+        self._user(socket)
         self._room(ref.room)
         await socket.leave(ref.room)
-        self._exit(person, socket.id, ref.room)
         return {"status": "left", "room": ref.room}
 
     # Talking.
 
     async def message(self, socket: Socket, draft: Draft) -> Receipt:
         """Send a message to a room, or only acknowledge it if its id was already sent."""
-        person = self._person(socket)
+        user = self._user(socket)
         room = self._room(draft.room)
-        if draft.room not in person.tabs[socket.id]:
+        if draft.room not in socket.rooms:
             raise EventError("Join the room first", code="not_in_room", room=draft.room)
-        known = person.sent.get(draft.id) if draft.id is not None else None
+        known = room.find(user.id, draft.id) if draft.id is not None else None
         if known is not None:
             return Receipt(known.id, known.time)
         content = draft.content.strip()
         if not content:
             raise InvalidMessage("Expected more than white space", path="$.content")
-        self._spend(person.messages)
+        self._spend(self._spending_of(user).messages)
         id = draft.id or secrets.token_urlsafe(12)
-        message = Message(id, draft.room, person.user, content, datetime.now(UTC))
+        message = Message(id, draft.room, user, content, datetime.now(UTC))
         room.remember(message)
-        person.sent[id] = message
-        while len(person.sent) > REMEMBERED:
-            person.sent.popitem(last=False)
+        # Before the event: whoever has seen it and joins elsewhere is to find it there.
+        self._namespace.server_emit("chat:said", message)
         await self._namespace.to(draft.room).emit("chat:message", message)
         return Receipt(id, message.time)
 
     async def typing(self, socket: Socket, keystroke: Keystroke) -> None:
         """Tell the others in the room that this user is typing, or has stopped."""
-        person = self._person(socket)
-        if keystroke.room not in person.tabs[socket.id]:
+        user = self._user(socket)
+        if keystroke.room not in socket.rooms or keystroke.room not in self.rooms:
             return
         # Notices over the rate say nothing new and are dropped.
-        if person.keystrokes.take(time.monotonic()) == 0:
+        if self._spending_of(user).keystrokes.take(time.monotonic()) == 0:
             # Volatile: nobody needs to catch up on it.
-            others = self._namespace.to(keystroke.room).except_(_own_room(person.user))
-            others.volatile.emit(
-                "user:typing", Typing(keystroke.room, person.user, keystroke.typing)
-            )
+            others = self._namespace.to(keystroke.room).except_(_own_room(user))
+            others.volatile.emit("user:typing", Typing(keystroke.room, user, keystroke.typing))
+
+    # Other processes that serve the same chat.
+
+    def said(self, message: Message) -> None:
+        """Remember what was said at another server."""
+        room = self.rooms.get(message.room)
+        if room is not None and room.find(message.user.id, message.id) is None:
+            room.remember(message)
+
+    def history(self) -> list[Message]:
+        """Return all that is remembered here, for a server that has just started."""
+        return [message for room in self.rooms.values() for message in room.history]
+
+    async def _learn(self) -> None:
+        """Remember what the other servers do, once."""
+        if self._learning is None:
+            self._learning = asyncio.ensure_future(self._ask_others())
+        await asyncio.shield(self._learning)
+
+    async def _ask_others(self) -> None:
+        try:
+            answers = await self._namespace.server_emit_with_ack("chat:history")
+        except AckTimeout as error:
+            answers = error.responses
+        for answer in answers:
+            for message in msgspec.convert(answer, list[Message]):
+                self.said(message)
 
     # The rules behind them.
 
-    def _arrive(self, id: str, name: str) -> Person:
-        user = User(id, name, self._free_colour(id))
-        messages = Allowance(self._burst, self._rate)
-        # Enough to go round all the rooms a few times.
-        moves = Allowance(4 * len(self.rooms) + self._burst, self._rate)
-        person = Person(user, messages, moves, Allowance(self._burst, KEYSTROKES))
-        self.people[user.id] = person
-        self._names.add(_alike(name))
-        return person
+    async def _everybody(self) -> list[User]:
+        found = await self._namespace.members(EVERYBODY)
+        return [msgspec.convert({"id": each.id, **each.info}, User) for each in found.members]
 
-    def _free_colour(self, id: str) -> int:
+    def _note(self, socket: Socket, user: User) -> None:
+        # Plain data: the session is kept outside of this process.
+        socket.data["user"] = msgspec.to_builtins(user)
+
+    def _free_colour(self, id: str, everybody: Iterable[User]) -> int:
         """Return a colour that no user here has, and no author of a kept message."""
-        taken = {person.user.colour for person in self.people.values()}
+        taken = {user.colour for user in everybody}
         before: int | None = None
-        for message in (each for room in self.rooms.values() for each in room.history):
+        for message in self.history():
             if message.user.id == id:
                 before = message.user.colour
             else:
@@ -393,66 +373,11 @@ class Chat:
             return before
         return next(colour for colour in itertools.count() if colour not in taken)
 
-    def _enter(self, person: Person, socket: Socket, name: str) -> None:
-        """Note that a tab is in a room; tell the others if it is the user's first."""
-        is_first = not person.is_in(name)
-        person.tabs[socket.id].add(name)
-        if is_first:
-            self.rooms[name].people[person.user.id] = person.user
-            self._announce("user:joined", name, person.user)
-
-    def _exit(self, person: Person, tab: str, name: str) -> None:
-        """Note that a tab left a room; tell the others if it was the user's last."""
-        if name not in person.tabs[tab]:
-            return
-        person.tabs[tab].discard(name)
-        if not person.is_in(name):
-            del self.rooms[name].people[person.user.id]
-            self._announce("user:left", name, person.user)
-
-    def _tell_users(self, socket: Socket, name: str) -> None:
-        people = self.rooms[name].people
-        listed = list(itertools.islice(people.values(), LISTED))
-        socket.emit("room:users", RoomUsers(name, listed, len(people)))
-
-    def _announce(self, event: str, name: str, user: User) -> None:
-        if not self._namespace.hub.started:
-            return
-        total = len(self.rooms[name].people)
-        others = self._namespace.to(name).except_(_own_room(user))
-        others.emit(event, Presence(name, user, total, datetime.now(UTC)))
-
-    def _depart(self, socket: Socket) -> None:
-        """Forget a tab; with the last tab, also the user."""
-        self._stop_leaving(socket.id)
-        user = self._user_of(socket)
-        person = self.people.get(user.id) if user is not None else None
-        if person is None or socket.id not in person.tabs:
-            return
-        for room in list(person.tabs[socket.id]):
-            self._exit(person, socket.id, room)
-        del person.tabs[socket.id]
-        if not person.tabs:
-            del self.people[person.user.id]
-            self._names.discard(_alike(person.user.name))
-
-    def _stop_leaving(self, tab: str) -> None:
-        timer = self._leaving.pop(tab, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _user_of(self, socket: Socket) -> User | None:
-        """Return the user that a client registered as."""
-        # It is plain data: a session must survive being stored elsewhere.
-        data = socket.data.get("user")
-        return None if data is None else msgspec.convert(data, User)
-
-    def _person(self, socket: Socket) -> Person:
-        user = self._user_of(socket)
-        person = self.people.get(user.id) if user is not None else None
-        if person is None or socket.id not in person.tabs:
+    def _user(self, socket: Socket) -> User:
+        user = user_of(socket)
+        if user is None:
             raise EventError("Say who you are first: user:register", code="not_registered")
-        return person
+        return user
 
     def _room(self, name: str) -> Room:
         room = self.rooms.get(name)
@@ -460,13 +385,31 @@ class Chat:
             raise EventError("There is no such room", code="unknown_room", room=name)
         return room
 
-    def _is_taken(self, name: str) -> bool:
-        return _alike(name) in self._names
+    def _spending_of(self, user: User) -> Spending:
+        spending = self._spending.pop(user.id, None)
+        if spending is None:
+            spending = Spending(self._burst, self._rate, len(self.rooms))
+        self._spending[user.id] = spending
+        if len(self._spending) > MEASURED:
+            self._spending.popitem(last=False)
+        return spending
 
     def _spend(self, allowance: Allowance) -> None:
         seconds = allowance.take(time.monotonic())
         if seconds:
             raise EventError(code="rate_limited", retryAfter=round(seconds, 3))
+
+
+def user_of(socket: Socket) -> User | None:
+    """Return the user that a client registered as."""
+    data = socket.data.get("user")
+    return None if data is None else msgspec.convert(data, User)
+
+
+def member_of(socket: Socket) -> Member | None:
+    """Return as whom a client shows; not at all before it has registered."""
+    user = user_of(socket)
+    return None if user is None else Member(user.id, {"name": user.name, "colour": user.colour})
 
 
 def install(
@@ -482,14 +425,16 @@ def install(
     `rooms` maps names to topics. A user whose connection was cut counts as having left after
     `grace` seconds. Each user may send `burst` messages at once, then `rate` per second.
     """
-    chat = Chat(namespace, rooms=rooms, grace=grace, burst=burst, rate=rate)
-    namespace.on("connect", chat.connect)
-    namespace.on("disconnect", chat.disconnect)
+    chat = Chat(namespace, rooms=rooms, burst=burst, rate=rate)
+    namespace.presence(chat.shows, member=member_of, grace=grace)
+    namespace.use(chat.admit)
     namespace.on("user:register", chat.register)
     namespace.on("room:join", chat.join)
     namespace.on("room:leave", chat.leave)
     namespace.on("chat:message", chat.message)
     namespace.on("chat:typing", chat.typing)
+    namespace.on_server("chat:said")(chat.said)
+    namespace.on_server("chat:history")(chat.history)
     return chat
 
 

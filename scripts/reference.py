@@ -24,6 +24,7 @@ import msgspec
 
 import crossband
 import crossband.errors
+import crossband.publisher
 import crossband.server
 
 PAGE = Path(__file__).parents[1] / "docs/reference/python.md"
@@ -58,6 +59,7 @@ _HANDLERS = ("on", "on_any", "use", "use_event", "policy", "presence")
 _CHOICE = ("to", "except_", "volatile", "timeout")
 _SENDING = ("emit", "emit_with_ack")
 _SERVERS = ("on_server", "server_emit", "server_emit_with_ack")
+_TELLING = ("server_emit", "sockets_join", "sockets_leave", "disconnect_sockets")
 _REMOTE = ("fetch_sockets", "sockets_join", "sockets_leave", "disconnect_sockets")
 
 PARTS: dict[str, tuple[Entry, ...]] = {
@@ -205,6 +207,22 @@ PARTS: dict[str, tuple[Entry, ...]] = {
             module="crossband.broker",
         ),
         Entry("Gap", module="crossband.errors"),
+    ),
+    "Publishing without a hub": (
+        Entry(
+            "Publisher",
+            ("of", "emit", "to", "except_", "volatile", *_TELLING, "revoke", "close"),
+            module="crossband.publisher",
+            note="As a context manager it closes its connections at the end.",
+            made=True,
+        ),
+        Entry(
+            "AsyncPublisher",
+            ("revoke", "close"),
+            module="crossband.publisher",
+            note="It has what [`Publisher`](#publisher) has, awaited.",
+            made=True,
+        ),
     ),
     "Serving": (
         Entry("Server", ("url", "start", "stop", "run"), module="crossband.server", made=True),

@@ -56,6 +56,7 @@ LONGEST: Final = (
     "test_typing.py",
     "examples/test_classic.py",
     "test_limits.py",
+    "publisher",
     "test_typing.py",
 )
 

@@ -24,7 +24,9 @@ from crossband import Hub, __version__
 from crossband.cli import app
 from crossband.server import Server
 from crossband.standalone import create_hub
+from tests.clients import NewClient
 from tests.conftest import Serve
+from tests.engines import Engine, free_port
 
 TLS = Path(__file__).parents[1] / "tls"
 # Variables of whoever runs the tests are not the tests'.
@@ -678,6 +680,23 @@ async def test_refused_publication_is_told(
     assert len(result.stderr.splitlines()) == 1
 
 
+async def test_publish_reaches_the_broker_of_a_hub(serve: Serve, new_client: NewClient) -> None:
+    with Engine() as engine:
+        client = new_client("websocket")
+        await client.connect((await serve(Hub(engine.url))).url, rooms=["news"])
+        for arguments in (("1",), ("words", "--text", "--room", "news"), ("3", "--room", "other")):
+            result = await asyncio.to_thread(invoke, "publish", engine.url, "event", *arguments)
+            assert re.fullmatch(r"published, offset \S+\n", result.stdout), result.stderr
+        admin = ("4", "--namespace", "/admin")
+        assert invoke("publish", engine.url, "event", *admin).exit_code == 0
+        assert [(await client.next_event("event")).data for _ in range(2)] == [1, "words"]
+    result = await asyncio.to_thread(invoke, "publish", f"redis://127.0.0.1:{free_port()}", "e")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no connection to Redis at 127.0.0.1" in result.stderr
+    result = invoke("publish", "redis://127.0.0.1", "connect")
+    assert (result.exit_code, result.stderr) == (1, "error: 'connect' is a reserved event name\n")
+
+
 async def test_publish_to_what_is_no_hub(server: Server, serve: Serve) -> None:
     async def page(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -710,6 +729,7 @@ async def test_nobody_there() -> None:
         (["publish", "http://127.0.0.1"], "Missing argument 'EVENT'"),
         (["publish", "ftp://127.0.0.1", "e"], "expected a URL of http, https, not ftp"),
         (["publish", "http://127.0.0.1:0", "e"], "expected a port of 1 to 65535"),
+        (["publish", "redis://127.0.0.1/first", "e"], "the database is a number, not 'first'"),
         (["listen"], "Missing argument 'URL'"),
         (["listen", "ftp://127.0.0.1"], "expected a URL of http, https, ws, wss, not ftp"),
         (["listen", "http://127.0.0.1", "--count", "0"], "--count"),

@@ -6,15 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
 from crossband import Hub, Socket
 from tests.children import Child
 from tests.clients import NewClient
 from tests.conftest import Serve
 from tests.engines import Engine
-
-pytest.importorskip("celery")
 
 TASKS = """
 import os

@@ -10,6 +10,12 @@ from crossband.broker.memory import MemoryBroker
 MEMORY: Final = "memory://"
 
 
+def is_elsewhere(url: str) -> bool:
+    """Return whether a URL means a broker outside of this process, right or wrong."""
+    scheme, separator, _ = url.partition("://")
+    return bool(separator) and scheme.lower().startswith(("redis", "valkey", "unix"))
+
+
 def check_url(url: str) -> None:
     """Raise ValueError for a URL that no broker has, and for one that cannot be read.
 
@@ -34,8 +40,8 @@ def open_broker(
         return MemoryBroker(
             history_size=history_size, history_bytes=history_bytes, history_age=history_age
         )
-    scheme = url.partition("://")[0].lower()
-    if not scheme.startswith(("redis", "valkey", "unix")) or "://" not in url:
+    if not is_elsewhere(url):
+        scheme = url.partition("://")[0].lower()
         raise ValueError(
             f"no broker for {scheme!r}: there are 'memory://', 'redis://', 'rediss://', 'unix://', "
             "'redis+sentinel://' and 'redis+cluster://'"

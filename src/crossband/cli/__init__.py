@@ -328,7 +328,12 @@ def listen_(
 @app.command("publish", cls=_Command)
 def publish_(
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="URL of the server, or of the hub's mount point.")
+        str,
+        typer.Argument(
+            metavar="URL",
+            help="URL of the server, or of the hub's mount point; or of the hub's broker "
+            "(redis://…), which needs no key.",
+        ),
     ],
     event: Annotated[str, typer.Argument(metavar="EVENT", help="Name of the event.")],
     data: Annotated[
@@ -357,10 +362,13 @@ def publish_(
     ] = False,
 ) -> None:
     """Publish an event to the clients of a server."""
+    from crossband.broker.opening import is_elsewhere
     from crossband.cli import publish as publishing
 
+    elsewhere = is_elsewhere(url)
     try:
-        publishing.locate(url)
+        if not elsewhere:
+            publishing.locate(url)
     except ValueError as exc:
         _fail(str(exc), code=2)
     if data == "-":
@@ -371,6 +379,15 @@ def publish_(
         body["room"] = room
     if namespace is not None:
         body["namespace"] = namespace
+    if elsewhere:
+        try:
+            cursor = publishing.publish_to_broker(url, body)
+        except ValueError as exc:
+            _fail(str(exc), code=2)
+        except publishing.PublishError as exc:
+            _fail(str(exc))
+        _print(f"published, offset {cursor}")
+        return
     try:
         published = publishing.publish(url, body, api_key=api_key, token=token, verify=not insecure)
     except publishing.PublishError as exc:

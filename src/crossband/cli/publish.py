@@ -1,4 +1,4 @@
-"""`crossband publish`: publish one event through a server's HTTP API."""
+"""`crossband publish`: publish one event, through a server's HTTP API or a hub's broker."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import msgspec
 
 from crossband.client.doors import parse_url
 from crossband.client.errors import reason_of
-from crossband.errors import CrossbandError
+from crossband.errors import BrokerUnavailable, CrossbandError, EncodeError
 
 # Seconds; at most, a publication waits for the broker.
 TIMEOUT = 10.0
+# Of a broker: someone waits, and a server that is not there may come back.
+BROKER_TIMEOUT = 2.0
 
 
 class PublishError(CrossbandError):
@@ -66,6 +68,24 @@ def publish(
             f"{response.url} did not answer like a Crossband server ({exc})"
         ) from exc
     return Published(answer.clients, answer.offset)
+
+
+def publish_to_broker(url: str, body: dict[str, Any]) -> str | None:
+    """Publish `{event, data, room?, namespace?}` without a server; return the cursor.
+
+    Raises PublishError, or ValueError if `url` cannot be read.
+    """
+    try:
+        # An extra.
+        from crossband.publisher import Publisher
+
+        with Publisher(url, timeout=BROKER_TIMEOUT) as publisher:
+            target = publisher.of(body.get("namespace", "/"))
+            if "room" in body:
+                target = target.to(body["room"])
+            return target.emit(body["event"], body["data"])
+    except (ImportError, EncodeError, BrokerUnavailable) as exc:
+        raise PublishError(str(exc)) from exc
 
 
 def locate(url: str) -> str:

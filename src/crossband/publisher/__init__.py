@@ -9,9 +9,9 @@ from __future__ import annotations
 try:
     from crossband.publisher.awaited import AsyncPublisher, AsyncRecipients
     from crossband.publisher.blocking import Publisher, Recipients
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ImportError(
-        f"a publisher needs the extra: pip install 'crossband[redis]' ({error})"
+        f"a publisher needs the extra: pip install 'crossband[redis]' ({_error})"
     ) from None
 
 __all__ = ["AsyncPublisher", "AsyncRecipients", "Publisher", "Recipients"]

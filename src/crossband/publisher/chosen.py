@@ -40,10 +40,11 @@ class Chosen:
         return ServerEvent(self.namespace, check_name(event, "an event name"), payload.encode(args))
 
 
-R = TypeVar("R")
+# What a choice is: Recipients or AsyncRecipients.
+Recipients = TypeVar("Recipients")
 
 
-class Choosing(ABC, Generic[R]):
+class Choosing(ABC, Generic[Recipients]):
     """Chooses recipients; each step returns new ones."""
 
     __slots__ = ("_chosen",)
@@ -52,9 +53,9 @@ class Choosing(ABC, Generic[R]):
         self._chosen = chosen
 
     @abstractmethod
-    def _with(self, chosen: Chosen) -> R: ...
+    def _with(self, chosen: Chosen) -> Recipients: ...
 
-    def to(self, *rooms: str) -> R:
+    def to(self, *rooms: str) -> Recipients:
         """Choose the clients in any of these rooms (a socket's id is a room).
 
         Raises ValueError without rooms: an empty list must not mean everybody.
@@ -65,12 +66,12 @@ class Choosing(ABC, Generic[R]):
 
     in_ = to
 
-    def except_(self, *rooms: str) -> R:
+    def except_(self, *rooms: str) -> Recipients:
         """Leave out the clients in any of these rooms (a socket's id is a room)."""
         return self._with(replace(self._chosen, except_=_more(self._chosen.except_, rooms)))
 
     @property
-    def volatile(self) -> R:
+    def volatile(self) -> Recipients:
         """Do not record the event, and drop it for clients that are behind."""
         return self._with(replace(self._chosen, recorded=False))
 

@@ -54,9 +54,9 @@ class Lane:
 
     def __init__(self) -> None:
         self.sender: Final = new_id()
-        self.number = 0
+        self.number: int = 0
         # 1 until a call has come back: its connection may be a new one.
-        self.new = 1
+        self.new: int = 1
 
 
 class Steps:

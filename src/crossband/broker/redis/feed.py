@@ -130,8 +130,11 @@ class Feed:
         # What came by the subscription meanwhile.
         self._held: deque[Frame] = deque()
         self._held_size = 0
-        # Batches of this node that are in the log, and not delivered yet.
-        self._unsettled: list[Batch] = []
+        # Batches of this node that are in the log and not delivered yet, by number, and since when.
+        # Redis often replies before it publishes, so most are here for a moment.
+        self._unsettled: dict[int, tuple[float, Batch]] = {}
+        # None if there were none when it was last looked.
+        self._settling: asyncio.TimerHandle | None = None
         # Who waits for a number.
         self._progress: list[asyncio.Future[None]] = []
         self._look: asyncio.TimerHandle | None = None
@@ -151,13 +154,14 @@ class Feed:
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
-        if self._look is not None:
-            self._look.cancel()
+        for timer in (self._look, self._settling):
+            if timer is not None:
+                timer.cancel()
         if not self.attached.done():
             self.attached.set_exception(BrokerUnavailable("the namespace was detached"))
             # Nobody may be waiting any more.
             self.attached.exception()
-        for batch in self._unsettled:
+        for _, batch in self._unsettled.values():
             self._settle(batch)
         self._unsettled.clear()
         self._moved()
@@ -298,6 +302,7 @@ class Feed:
         batch = self._batches.pop(frame.batch, None) if frame.node == self._base.node else None
         number = frame.before
         if batch is not None:
+            self._unsettled.pop(batch.number, None)
             batch.log, batch.generation, batch.before = frame.log, frame.generation, number
             for place, item in enumerate(batch.items):
                 if item.recorded:
@@ -387,7 +392,7 @@ class Feed:
                 for frame in held:
                     self._hold(frame)
                 return self._reading is not None
-        self._settle_past()
+        self._settle_past(self._loop.time())
         return True
 
     async def _begin(self) -> None:
@@ -539,14 +544,23 @@ class Feed:
         if not self.log or (batch.before < batch.last <= self.number):
             self._settle(batch)
         else:
-            self._unsettled.append(batch)
-            self._loop.call_later(4 * LATE, self._settle_past)
+            self._unsettled[batch.number] = (self._loop.time(), batch)
+            if self._settling is None:
+                self._settling = self._loop.call_later(4 * LATE, self._settle_late)
 
-    def _settle_past(self) -> None:
-        """End the futures of what was read, or of what is behind it."""
-        for batch in [batch for batch in self._unsettled if self._is_past(batch)]:
-            self._unsettled.remove(batch)
-            self._settle(batch)
+    def _settle_late(self) -> None:
+        """Look at what is not delivered for long: it may have been read, or never come."""
+        self._settling = None
+        self._settle_past(self._loop.time() - 4 * LATE)
+        if self._unsettled:
+            self._settling = self._loop.call_later(4 * LATE, self._settle_late)
+
+    def _settle_past(self, until: float) -> None:
+        """End the futures of what was read, or of what is behind it, of those until a time."""
+        for since, batch in list(self._unsettled.values()):
+            if since <= until and self._is_past(batch):
+                del self._unsettled[batch.number]
+                self._settle(batch)
 
     def _is_past(self, batch: Batch) -> bool:
         return (

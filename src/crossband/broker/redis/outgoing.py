@@ -101,7 +101,7 @@ class Outgoing:
         self._queue.append(item)
         if self._in_flight is None and not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._send)
+            self._box.loop.call_soon(self._send)
 
     def behind(self, step: Step) -> None:
         """Take a step behind what is queued."""
@@ -178,6 +178,7 @@ class Outbox:
 
     def __init__(self, base: Base, appended: Callable[[Batch], None]) -> None:
         self._base = base
+        self.loop: Final = asyncio.get_running_loop()
         # Called when a batch is in the log.
         self._appended = appended
         self._outgoing: dict[str, Outgoing] = {}
@@ -193,7 +194,7 @@ class Outbox:
     def publish(self, publication: Publication, *, record: bool) -> asyncio.Future[str | None]:
         """Queue a publication. Raises EncodeError if it is too large to be carried."""
         data = encode_publication(publication, recorded=record)
-        settled: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        settled: asyncio.Future[str | None] = self.loop.create_future()
         if self._count >= MAX_QUEUE or self._size + len(data) > MAX_QUEUED:
             settled.set_exception(
                 BrokerUnavailable(

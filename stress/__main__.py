@@ -153,6 +153,15 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
+def matches(name: str, patterns: Sequence[str] | None) -> bool:
+    """Return whether a name matches one of the patterns; without any it does."""
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     patterns: Annotated[
         list[str] | None, typer.Argument(metavar="[FAULT]...", help="Faults, such as cuts or k*.")
@@ -162,21 +171,22 @@ def main(
     nodes: Annotated[int, typer.Option(help="Processes that serve.")] = 4,
     rate: Annotated[float, typer.Option(help="Numbers a second, of each node.")] = 10.0,
     clients: Annotated[int, typer.Option(help="Clients in all, of every door.")] = 200,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only clients of these kinds, such as *sse*.")
+    ] = None,
 ) -> None:
     """Count what gets lost in silence while servers, nodes and links fail."""
     console = Console(width=100)
-    chosen = [
-        fault
-        for fault in FAULTS
-        if not patterns or any(fnmatchcase(fault.id, pattern) for pattern in patterns)
-    ]
+    chosen = [fault for fault in FAULTS if matches(fault.id, patterns)]
     if not chosen:
         ids = ", ".join(fault.id for fault in FAULTS)
         raise typer.BadParameter(f"no such fault; there are {ids}")
     seed = secrets.randbelow(10**9) if seed is None else seed
     console.print(f"{nodes} nodes, {clients} clients, {program}: --seed {seed}", highlight=False)
-    scale = clients / sum(CROWD.values())
-    crowd = {kind: max(1, round(size * scale)) for kind, size in CROWD.items()}
+    sizes = {name: size for name, size in CROWD.items() if matches(name, kind)}
+    crowd = {
+        name: max(1, round(size * clients / sum(sizes.values()))) for name, size in sizes.items()
+    }
     outcomes = uvloop.run(
         run(chosen, console, program=program, nodes=nodes, rate=rate, crowd=crowd, seed=seed)
     )
@@ -187,4 +197,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

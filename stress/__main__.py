@@ -116,8 +116,8 @@ def tell(console: Console, site: Site, outcome: Outcome) -> None:
     for problem in outcome.problems:
         console.print(f"    {problem}", highlight=False, markup=False)
     if outcome.problems:
-        for line in site.log[-20:]:
-            console.print(f"      {line}", highlight=False, markup=False)
+        for line, times in site.log.items():
+            console.print(f"      {times} × {line}", highlight=False, markup=False)
     site.log.clear()
 
 

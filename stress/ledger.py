@@ -10,7 +10,7 @@ from __future__ import annotations
 import graphlib
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -50,43 +50,44 @@ class Verdict:
             self.problems.append(problem)
 
 
-def judge(stories: Sequence[Story], acknowledged: Collection[int], end: int) -> Verdict:
-    """Compare the stories of all clients, which end with the barrier `end` or a gap.
+def judge(stories: Mapping[str, Story], acknowledged: Collection[int], end: int) -> Verdict:
+    """Compare the stories of clients, by their names: each ends with the barrier `end` or a gap.
 
     Every number that somebody heard, or whose publisher was told that it is published, must be in
     each story; or there is a gap between the last that is before it and the first after it.
     """
     verdict = Verdict()
-    for name, story in enumerate(stories):
+    for name, story in stories.items():
         seen: set[int] = set()
         for item in story:
             if isinstance(item, str):
                 verdict.gaps[item] += 1
             elif item in seen:
                 verdict.doubled += 1
-                verdict.complain(f"client {name} heard {spell(item)} twice")
+                verdict.complain(f"{name} heard {spell(item)} twice")
             else:
                 seen.add(item)
         verdict.heard += len(seen)
         if not story or (isinstance(story[-1], int) and story[-1] != end):
             verdict.stuck += 1
             last = next((item for item in reversed(story) if isinstance(item, int)), None)
-            verdict.complain(f"client {name} heard nothing after {spell(last)}")
-    universe = {item for story in stories for item in story if isinstance(item, int)}
+            verdict.complain(f"{name} heard nothing after {spell(last)}")
+    universe = {item for story in stories.values() for item in story if isinstance(item, int)}
     universe = universe.union(acknowledged) - {end}
     verdict.numbers = len(universe)
-    order = Order(stories, universe)
+    order = Order(stories.values(), universe)
     if order.circle is not None:
         verdict.disordered += 1
         verdict.complain(f"not one order: {' < '.join(map(spell, order.circle))}")
         return verdict
-    for name, story in enumerate(stories):
-        for number in sorted(universe.difference(story)):
-            if order.excused(number, story):
-                verdict.told += 1
-            else:
-                verdict.lost += 1
-                verdict.complain(f"client {name} was not told that it missed {spell(number)}")
+    for name, story in stories.items():
+        missed = sorted(universe.difference(story))
+        lost = [number for number in missed if not order.excused(number, story)]
+        verdict.lost += len(lost)
+        verdict.told += len(missed) - len(lost)
+        if lost:
+            which = ", ".join(map(spell, lost[:3])) + ("" if len(lost) < 4 else ", …")
+            verdict.complain(f"{name} was not told that it missed {len(lost)}: {which}")
     return verdict
 
 
@@ -101,7 +102,7 @@ def spell(number: int | str | None) -> str:
 class Order:
     """What is known to be before what."""
 
-    def __init__(self, stories: Sequence[Story], universe: Collection[int]) -> None:
+    def __init__(self, stories: Iterable[Story], universe: Collection[int]) -> None:
         # By number, those that are next after it in some story, or of its source.
         self._next: defaultdict[int, set[int]] = defaultdict(set)
         for story in stories:

@@ -24,7 +24,7 @@ RATE: Final = float(os.environ["STRESS_RATE"])
 ME: Final = os.getpid() * SOURCE
 
 # Clients that were cut come back soon, and soon notice a node that says nothing.
-hub = Hub(retry=0.3, ping_interval=3.0, ping_timeout=3.0)
+hub = Hub(os.environ["CROSSBAND_BROKER"], retry=0.3, ping_interval=3.0, ping_timeout=3.0)
 
 
 @hub.on("connect")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +30,8 @@ Servers: TypeAlias = Engine | Sentinels | Cluster
 
 # Above the process ids, which are the other sources.
 BARRIERS: Final = 10_000_000 * SOURCE
+# At the beginning of what is logged.
+TIME: Final = re.compile(r"^[-\d]+ [:,\d]+ ")
 # Seconds for what takes one at most when all is well.
 PATIENCE: Final = 90.0
 
@@ -80,7 +84,7 @@ class Node:
         elif what == "hushed":
             self.hushed.set()
         elif line:
-            self._site.log.append(f"{self.port}: {line}")
+            self._site.log[f"{self.port}: {TIME.sub('', line)}"] += 1
 
     async def end(self, number: int) -> None:
         """Send a signal that ends it, and wait for its end."""
@@ -120,8 +124,8 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
         # What was published since the last barrier, and what was not.
         self.published: set[int] = set()
         self.failed: list[str] = []
-        # What the nodes logged.
-        self.log: list[str] = []
+        # What the nodes logged, and how often.
+        self.log: Counter[str] = Counter()
         self._barriers = 0
         self._stack = contextlib.AsyncExitStack()
 
@@ -211,7 +215,7 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
                     assert answer.status_code >= 500, answer.text
                 await asyncio.sleep(0.1)
 
-    async def stories(self) -> tuple[list[Story], int]:
+    async def stories(self) -> tuple[dict[str, Story], int]:
         """Return what each client heard since the last barrier, and the next barrier."""
         end = await self.barrier()
         # Who does not get there is named by what it heard.
@@ -219,9 +223,9 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
             *(asyncio.wait_for(target.reach(end), PATIENCE) for target in self.targets),
             return_exceptions=True,
         )
-        stories: list[Story] = []
-        for target in self.targets:
-            stories.append(target.heard)
+        stories: dict[str, Story] = {}
+        for number, target in enumerate(self.targets):
+            stories[f"{target.kind} {number}"] = target.heard
             target.heard = []
         return stories, end
 

@@ -158,6 +158,7 @@ class PythonTarget(Target):
             living = tasks.create_task(self._live(math.inf, math.inf))
             await self._reached.wait()
             living.cancel()
+        self._last = math.inf
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.close()

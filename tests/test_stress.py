@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from stress.ledger import SOURCE, judge
+from stress.ledger import SOURCE, Story, judge
 
 A, B = 1 * SOURCE, 2 * SOURCE
 END = 9 * SOURCE
 
 
+def named(stories: Sequence[Story]) -> dict[str, Story]:
+    return {f"client {number}": story for number, story in enumerate(stories)}
+
+
 def test_equal_stories_are_flawless() -> None:
     story = [A, B, A + 1, END]
-    verdict = judge([story, story], [A, B, A + 1], END)
+    verdict = judge(named([story, story]), [A, B, A + 1], END)
     assert verdict.flawless
     assert (verdict.numbers, verdict.heard, verdict.told) == (3, 8, 0)
 
@@ -20,26 +26,24 @@ def test_equal_stories_are_flawless() -> None:
 @pytest.mark.parametrize(
     ("stories", "acknowledged", "flaw"),
     [
-        ([[A, B, END], [A, END]], [], "client 1 was not told that it missed 2:0"),
+        ([[A, B, END], [A, END]], [], "client 1 was not told that it missed 1: 2:0"),
         ([[A, A + 1, END], [A, A + 1, A + 1, END]], [], "client 1 heard 1:1 twice"),
         ([[A, B, END], [B, A, END]], [], "not one order: "),
         ([[A + 1, A, END]], [], "not one order: "),
         ([[A, B, END], [A]], [], "client 1 heard nothing after 1:0"),
         ([[A, B, END], []], [], "client 1 heard nothing after None"),
         # Acknowledged, and nobody heard it.
-        ([[A, A + 2, END]], [A, A + 1, A + 2], "client 0 was not told that it missed 1:1"),
+        ([[A, A + 2, END]], [A, A + 1, A + 2], "client 0 was not told that it missed 1: 1:1"),
         # Told, but in another place.
         ([[A, B, A + 1, END], [A, A + 1, "gap", END]], [], "client 1 was not told"),
-        ([[A, A + 2, "gap", END]], [A + 1], "client 0 was not told that it missed 1:1"),
-        ([["gap", A, A + 2, END]], [A + 1], "client 0 was not told that it missed 1:1"),
+        ([[A, A + 2, "gap", END]], [A + 1], "client 0 was not told that it missed 1: 1:1"),
+        ([["gap", A, A + 2, END]], [A + 1], "client 0 was not told that it missed 1: 1:1"),
         # Two halves that contradict each other over a gap.
         ([[A, "gap", B, END], [B, "gap", A, END]], [], "not one order: "),
     ],
 )
-def test_what_is_wrong_is_told(
-    stories: list[list[int | str]], acknowledged: list[int], flaw: str
-) -> None:
-    verdict = judge(stories, acknowledged, END)
+def test_what_is_wrong_is_told(stories: list[Story], acknowledged: list[int], flaw: str) -> None:
+    verdict = judge(named(stories), acknowledged, END)
     assert not verdict.flawless
     assert verdict.problems[0].startswith(flaw)
 
@@ -58,8 +62,8 @@ def test_what_is_wrong_is_told(
     ],
 )
 def test_what_is_missing_in_a_gap_is_told(
-    stories: list[list[int | str]], acknowledged: list[int], told: int
+    stories: list[Story], acknowledged: list[int], told: int
 ) -> None:
-    verdict = judge(stories, acknowledged, END)
+    verdict = judge(named(stories), acknowledged, END)
     assert verdict.flawless, verdict.problems
     assert verdict.told == told

@@ -45,10 +45,11 @@ PATIENT: Final = 60_000
 # A port of this machine on which nobody answers.
 NOBODY: Final = 1
 # Milliseconds of what sentinels do every second or every ten. One that was not scheduled for two
-# seconds would do nothing for thirty ("tilt").
+# seconds would do nothing for thirty ("tilt"). Not so quick that what is known of a replica is
+# stale at once: none is promoted whose INFO is older than three such periods, or than five of
+# PING-PERIOD (1 s) where the primary is down, when a sentinel asks for it each second at most.
 QUICK: Final = {
-    "INFO-PERIOD": 100,
-    "PING-PERIOD": 100,
+    "INFO-PERIOD": 500,
     "ASK-PERIOD": 100,
     # Four of them is how long a new primary is left in peace by sentinels that do not know of it.
     "PUBLISH-PERIOD": 2_000,

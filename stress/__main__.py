@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import sys
 from collections.abc import Sequence
@@ -115,6 +116,9 @@ def tell(console: Console, site: Site, outcome: Outcome) -> None:
     console.print(f"{mark}[/] {outcome.fault.id}: {outcome.fault.name}", highlight=False)
     for problem in outcome.problems:
         console.print(f"    {problem}", highlight=False, markup=False)
+    for name in outcome.verdict.stuck:
+        losses = ", ".join(site.clients[name].losses[-5:])
+        console.print(f"    {name} lost connections by: {losses}", highlight=False, markup=False)
     if outcome.problems:
         for line, times in site.log.items():
             console.print(f"      {times} × {line}", highlight=False, markup=False)
@@ -145,7 +149,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             *(each.acknowledged, each.failed),
             *(each.cuts, verdict.heard, verdict.gaps.total()),
             *(verdict.told, verdict.lost),
-            *(verdict.doubled, verdict.disordered, verdict.stuck),
+            *(verdict.doubled, verdict.disordered, len(verdict.stuck)),
         )
         table.add_row(
             each.fault.id, *(f"{figure:,}" for figure in figures), f"{each.settling:.1f} s"
@@ -181,6 +185,8 @@ def main(
     if not chosen:
         ids = ", ".join(fault.id for fault in FAULTS)
         raise typer.BadParameter(f"no such fault; there are {ids}")
+    # It complains of each cut.
+    logging.getLogger("engineio.client").setLevel(logging.CRITICAL)
     seed = secrets.randbelow(10**9) if seed is None else seed
     console.print(f"{nodes} nodes, {clients} clients, {program}: --seed {seed}", highlight=False)
     sizes = {name: size for name, size in CROWD.items() if matches(name, kind)}

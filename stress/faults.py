@@ -147,7 +147,7 @@ FAULTS: Final = (
     Fault("restart", "the server killed, back with its data", restart_engine),
     Fault("empty", "the server killed, back empty", empty_engine, gaps=True),
     Fault("link", "a node's link goes dead for 15 s", kill_link),
-    Fault("failover", "a failover", fail_over, "sentinels"),
+    Fault("failover", "a failover", fail_over, "sentinels", gaps=True),
     Fault("behind", "a failover to a replica that is behind", fall_behind, "sentinels", gaps=True),
     Fault("isolated", "an old primary that lives on", isolate, "sentinels", gaps=True),
     Fault("slot", "a slot moved to and fro", move_slot, "cluster"),

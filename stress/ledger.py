@@ -35,9 +35,10 @@ class Verdict:
     # Numbers that clients missed in silence, and heard again.
     lost: int = 0
     doubled: int = 0
-    # Stories that contradict the others, or do not reach their end.
+    # Stories that contradict the others.
     disordered: int = 0
-    stuck: int = 0
+    # Names of clients that did not get to the end.
+    stuck: list[str] = field(default_factory=list)
     # In words, the first ones.
     problems: list[str] = field(default_factory=list)
 
@@ -69,7 +70,7 @@ def judge(stories: Mapping[str, Story], acknowledged: Collection[int], end: int)
                 seen.add(item)
         verdict.heard += len(seen)
         if not story or (isinstance(story[-1], int) and story[-1] != end):
-            verdict.stuck += 1
+            verdict.stuck.append(name)
             last = next((item for item in reversed(story) if isinstance(item, int)), None)
             verdict.complain(f"{name} heard nothing after {spell(last)}")
     universe = {item for story in stories.values() for item in story if isinstance(item, int)}

@@ -121,6 +121,8 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
         self.links: list[Front] = []
         self.nodes: list[Node] = []
         self.targets: list[Target] = []
+        # The same, by name.
+        self.clients: dict[str, Target] = {}
         # What was published since the last barrier, and what was not.
         self.published: set[int] = set()
         self.failed: list[str] = []
@@ -160,6 +162,9 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
             runner = NodeRunner()
             stack.callback(runner.close)
             self.targets = population(runner, self._nginx.url, self._seed, self._crowd)
+            self.clients = {
+                f"{target.kind} {number}": target for number, target in enumerate(self.targets)
+            }
             for target in self.targets:
                 await stack.enter_async_context(target)
             # A few at a time: what is tested is not the start.
@@ -224,8 +229,8 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
             return_exceptions=True,
         )
         stories: dict[str, Story] = {}
-        for number, target in enumerate(self.targets):
-            stories[f"{target.kind} {number}"] = target.heard
+        for name, target in self.clients.items():
+            stories[name] = target.heard
             target.heard = []
         return stories, end
 

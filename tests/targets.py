@@ -39,7 +39,7 @@ class Target(contextlib.AbstractAsyncContextManager["Target"]):
     random: Random
     url: str
     cuts: int = 0
-    # How connections ended that nobody cut.
+    # How connections ended; of a client in this process, those that nobody cut.
     losses: list[str] = field(default_factory=list)
     # Why coming back failed, each time it did: on a busy machine there are timeouts.
     retries: list[str] = field(default_factory=list)
@@ -207,7 +207,9 @@ class NodeTarget(Target):
         try:
             await self._node.ask("until", wait=LAST_WORDS, client=self._client, last=last)
         finally:
-            self.heard += (await self._node.ask("heard", client=self._client))["heard"]
+            told = await self._node.ask("heard", client=self._client)
+            self.heard += told["heard"]
+            self.losses += told["losses"]
 
     async def __aexit__(self, *_: object) -> None:
         await self._node.ask("close", client=self._client)

@@ -60,9 +60,10 @@ class Cable extends http.Agent {
   }
 }
 
-// What one client heard in its order: numbers, and gaps as strings.
+// What one client heard in its order: numbers, and gaps as strings; and how it lost connections.
 class Tape {
   heard = [];
+  losses = [];
   #awaited = [];
 
   number(value) {
@@ -76,11 +77,12 @@ class Tape {
     this.#awaited = [];
   }
 
-  // Returns what was heard since the last time.
+  // Returns what there was since the last time.
   take() {
-    const heard = this.heard;
+    const { heard, losses } = this;
     this.heard = [];
-    return heard;
+    this.losses = [];
+    return { heard, losses };
   }
 
   // Waits for the last number, which was sent, or a gap in its place.
@@ -124,9 +126,13 @@ class SocketIOClient {
       this.notify({ notice: "connect", state: this.state() });
     });
     this.socket.on("connect_error", (error) => {
+      this.tape.losses.push(`refused: ${error.message}`);
       this.notify({ notice: "connect_error", message: error.message, data: pack(error.data) });
     });
-    this.socket.on("disconnect", (reason) => this.notify({ notice: "disconnect", reason }));
+    this.socket.on("disconnect", (reason) => {
+      this.tape.losses.push(reason);
+      this.notify({ notice: "disconnect", reason });
+    });
     this.socket.io.on("open", () => {
       this.socket.io.engine.on("upgrade", (transport) => {
         this.notify({ notice: "upgrade", transport: transport.name });
@@ -260,6 +266,7 @@ class EventSourceClient {
     source.addEventListener("error", () => {
       const closed = source.readyState === EventSource.CLOSED;
       this.settle({ connected: false });
+      this.tape.losses.push(closed ? "given up" : "lost");
       if (this.record === undefined) say({ client: this.id, notice: "error", closed });
       // It gives up after an HTTP error, such as a proxy's when no node answers: the page opens
       // another one, where this one was.
@@ -316,7 +323,7 @@ const operations = {
   until: ({ client, last }) => clients.get(client).tape.until(last),
   heard: ({ client }) => {
     const { tape, times } = clients.get(client);
-    return { heard: tape.take(), times };
+    return { ...tape.take(), times };
   },
   async close({ client }) {
     await clients.get(client)?.close();

@@ -59,6 +59,9 @@ def census(hub: Hub) -> Counter[str]:
     broker = hub.broker
     assert isinstance(broker, MemoryBroker)
     counts["connected sessions"] = len(broker._memory.sessions._connected)
+    presence = broker._memory.presence
+    counts["clients that show"] = len(presence._clients)
+    counts["rooms with members"] = len(presence._rooms)
     # Those in reserve are bounded, and stay.
     spare = hub._core.node.spare_runners.tasks if hub.started else set()
     for task in asyncio.all_tasks() - spare:

@@ -16,6 +16,7 @@ from crossband.broker import Broker
 from crossband.broker.redis import RedisBroker
 from crossband.handshake import Handshake
 from crossband.names import new_id
+from tests.census import census, returns_to
 from tests.clients import CLIENTS, Client, Event, EventFailed, NewClient
 from tests.clients.base import WAIT
 from tests.conftest import Serve
@@ -541,3 +542,27 @@ async def test_large_room_is_read_in_pages(
         pages.append([member["id"] for member in answer["members"]])
         after = answer["next"]
     assert pages == [["m0", "m1"], ["m2", "m3"], ["m4"]]
+
+
+async def test_nothing_is_left_of_clients_that_come_and_go(
+    serve: Serve, new_client: NewClient
+) -> None:
+    hub = Hub()
+    rooms = hub.of(re.compile("/n.*"))
+    rooms.presence(lambda room: True, grace=0.01)
+
+    @rooms.on("join")
+    async def join(socket: Socket, room: str) -> None:
+        await socket.join(room)
+
+    server = await serve(hub)
+    start = census(hub)
+    clients = [new_client(kind) for kind in ("websocket", "sse", "python-socketio") * 2]
+    for number, client in enumerate(clients):
+        await client.connect(server.url, f"/n{number}")
+        for room in ("one", "two"):
+            await client.call("join", room)
+    assert census(hub)["rooms with members"] == 2 * len(clients)
+    for number, client in enumerate(clients):
+        await (client.cut() if number < 3 else client.close())
+    await returns_to(start, lambda: census(hub))

@@ -79,7 +79,11 @@ export function watchPresence<Info = any>(
         if (own !== request) return;
         // As socket.io-client gets an error.
         if (page.code) throw Object.assign(new Error(page.error), { code: page.code });
-        for (const member of page.members) put(found, member);
+        for (const member of page.members) {
+          // Who left and came back meanwhile is on two pages.
+          found.delete(member.id);
+          found.set(member.id, member);
+        }
         after = page.next;
       }
     } catch (error) {
@@ -138,12 +142,6 @@ export function watchPresence<Info = any>(
 
 function apply<Info>(members: Map<string, Member<Info>>, event: string, member: Member<Info>): void {
   if (event === "leave") members.delete(member.id);
-  else if (event === "join") put(members, member);
+  // An answer over HTTP may be ahead of the stream: who is known already keeps the place.
   else members.set(member.id, member);
-}
-
-/** Add a member who joined last. */
-function put<Info>(members: Map<string, Member<Info>>, member: Member<Info>): void {
-  members.delete(member.id);
-  members.set(member.id, member);
 }

@@ -80,6 +80,12 @@ describe("on a fake WebSocket", () => {
     expect(seen.at(-1)!.members).toEqual([member("cid"), member("bob", 2)]);
   });
 
+  test("events that the answer has already change nothing, even if they come after it", async () => {
+    await answer([member("ann"), member("bob")]);
+    say("join", member("ann"));
+    expect(ids()).toEqual(["ann", "bob"]);
+  });
+
   test("large rooms are read in pages", async () => {
     await answer([member("ann"), member("bob")], 7);
     expect(asked().at(-1).data).toEqual({ room: "room", after: 7 });

@@ -32,7 +32,9 @@ from crossband import (
     Socket,
 )
 from crossband.broker import Broker
+from crossband.broker.redis import RedisBroker
 from crossband.hub.messages import Choice, Departing, Fetch, encode
+from crossband.names import new_id
 from tests.clients import (
     Client,
     EventFailed,
@@ -43,6 +45,8 @@ from tests.clients import (
 )
 from tests.clients.base import WAIT
 from tests.conftest import Serve
+from tests.engines import Engine as Redis
+from tests.engines import shared
 from tests.far import Engine, FarBroker
 from tests.front import Front
 from tests.targets import NodeTarget
@@ -53,6 +57,10 @@ def brokers_of(kind: str) -> list[Broker]:
     if kind == "memory":
         memory = MemoryBroker()
         return [memory, memory.peer()]
+    if kind == "redis":
+        # Each test has keys of its own.
+        url = f"{shared().url}?prefix={new_id()}"
+        return [RedisBroker(url), RedisBroker(url)]
     engine = Engine(MemoryBroker(), seed=7)
     return [engine.node(), engine.node()]
 
@@ -93,7 +101,7 @@ class Nodes:
         return self.hubs[1]
 
 
-@pytest.fixture(params=["memory", "elsewhere"])
+@pytest.fixture(params=["memory", "elsewhere", "redis"])
 def nodes(request: pytest.FixtureRequest, serve: Serve) -> Nodes:
     return Nodes(serve, request.param)
 
@@ -521,6 +529,23 @@ async def test_nodes_give_back_the_revocations_that_the_store_lost(
     for hub in (far.here, far.there, far.here, far.there):
         await hub._core.revocations.catch_up()
     assert [each.number for each in await store.revocations()] == numbers
+
+
+async def test_revocations_outlive_the_data_of_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossband.hub.cluster.HEARTBEAT", 0.05)
+    with Redis() as redis:
+        hub = Hub(redis.url)
+        await hub.start()
+        await hub.revoke("ada")
+        redis.kill()
+        redis.start(empty=True)
+        # It is told again by whoever knows.
+        await until(lambda: redis.command("HEXISTS", "crossband:{bus}:revoked", "ada") == 1)
+        later = Hub(redis.url)
+        await later.start()
+        assert later._core.access.revoked_at("ada") == hub._core.access.revoked_at("ada") > 0
+        await later.stop()
+        await hub.stop()
 
 
 async def test_revocation_heard_of_late_leaves_who_came_since(

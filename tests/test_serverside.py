@@ -13,9 +13,12 @@ import pytest
 
 from crossband import AckTimeout, EncodeError, Hub, MemoryBroker, Socket
 from crossband.broker.bus import MAX_MESSAGE
+from crossband.broker.redis import RedisBroker
+from crossband.names import new_id
 from tests.clients import EventFailed, NewClient
 from tests.clients.base import WAIT
 from tests.conftest import Serve
+from tests.engines import shared
 from tests.far import Engine
 from tests.test_cluster import Nodes
 
@@ -28,6 +31,9 @@ class Three(Nodes):
         if kind == "memory":
             memory = MemoryBroker()
             self.brokers = [memory, memory.peer(), memory.peer()]
+        elif kind == "redis":
+            url = f"{shared().url}?prefix={new_id()}"
+            self.brokers = [RedisBroker(url) for _ in range(3)]
         else:
             engine = Engine(MemoryBroker(), seed=5)
             self.brokers = [engine.node() for _ in range(3)]
@@ -58,7 +64,7 @@ class Three(Nodes):
             await self.came.wait_for(lambda: self.heard[number] == list(all_of))
 
 
-@pytest.fixture(params=["memory", "elsewhere"])
+@pytest.fixture(params=["memory", "elsewhere", "redis"])
 async def three(request: pytest.FixtureRequest, serve: Serve) -> Any:
     nodes = Three(serve, request.param)
     yield nodes

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from crossband import Hub
@@ -272,13 +273,21 @@ class TestKeys:
         async with running(f"{shared().url}?prefix={prefix}", ear) as broker:
             await attach(broker, "/")
             keys = Keys(prefix)
-            for poison in (b"", b"\xc1", b"{}", b"\x98", b"\x91" * 10_000):
+            log, _, _ = broker.head("/").partition(".")
+            frames = [
+                msgspec.msgpack.encode([name, generation, before, 0, node, 1, [], []])
+                for name in (log, "other")
+                for generation in (0, 9)
+                for before in (0, 99)
+                for node in ("", "stranger", broker.bus.node)
+            ]
+            for poison in (b"", b"\xc1", b"{}", b"\x98", b"\x91" * 10_000, *frames):
                 shared().command("PUBLISH", keys.base("/"), poison)
                 shared().command("PUBLISH", keys.hall, poison)
                 shared().command("PUBLISH", keys.node(broker.bus.node), poison)
-            await broker.publish(event())
-            assert len(ear.events) == 1
-            assert ear.losses == 0
+            for number in range(1, 4):
+                await broker.publish(event())
+                assert len(ear.events) == number
         assert "that is not ours" in caplog.text
 
     async def test_namespaces_that_come_and_go_leave_nothing(self) -> None:
@@ -336,6 +345,20 @@ class TestHistory:
                     cursor, last = page.cursor, page.last
                 assert seen == list(range(251))
                 assert cursor == late.head("/")
+
+    async def test_large_publications_are_read_one_by_one(self) -> None:
+        url = f"{shared().url}?prefix={new_id()}"
+        async with running(url) as early:
+            await attach(early, "/")
+            start = early.head("/")
+            for _ in range(5):
+                await early.publish(event("/", bytes(3_000_000)))
+            async with running(url) as late:
+                await attach(late, "/")
+                page = await late.history("/", start)
+                assert (len(page.publications), page.last) == (1, False)
+                rest = await late.history("/", page.cursor)
+                assert rest.publications[0].position == 2
 
     async def test_cursor_ahead_of_this_node_is_waited_for(self) -> None:
         url = f"{shared().url}?prefix={new_id()}"

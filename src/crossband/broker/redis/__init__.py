@@ -219,7 +219,7 @@ class RedisBroker(Broker):
             raise Gap("expired")
         if reply.verdict != "ok":
             raise Gap("unknown")
-        end = reply.end(most)
+        end = reply.end
         if not await feed.reached(log, end, PATIENCE):
             raise Gap("unknown")
         merged = sorted(

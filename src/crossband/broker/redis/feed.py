@@ -32,6 +32,8 @@ SOCKETS: Final = 200
 MAX_HELD: Final = 67_108_864
 # Seconds that what is known to be in the log may take to come by the subscription.
 LATE: Final = 0.25
+# How often the log is read for frames that do not fit, before one is dropped.
+MAX_VAIN: Final = 3
 # Seconds between two attempts to read while Redis is away.
 PAUSE: Final = 0.25
 
@@ -50,11 +52,13 @@ class Reply(msgspec.Struct):
     entries: list[tuple[int, bytes]]
     own: list[list[tuple[int, bytes]]]
     short: list[str]
+    # The number up to which all is here.
+    end: int
 
     @classmethod
     def of(cls, reply: list[Any]) -> Reply:
         """Return what a reply says."""
-        verdict, log, generation, top, lost, tears, begins, entries, own, short = reply
+        verdict, log, generation, top, lost, tears, begins, entries, own, short, end = reply
         return cls(
             verdict.decode(),
             (log or b"").decode(),
@@ -66,12 +70,8 @@ class Reply(msgspec.Struct):
             _pairs(entries),
             [_pairs(one) for one in own],
             [sid.decode() for sid in short],
+            end,
         )
-
-    def end(self, most: int) -> int:
-        """Return the number up to which all is here."""
-        ends = [run[-1][0] for run in (self.entries, *self.own) if len(run) >= most]
-        return min(ends, default=self.top)
 
     def generation_of(self, number: int, first: int) -> int:
         """Return the generation of a number; `first` is the one that was asked for."""
@@ -127,6 +127,8 @@ class Feed:
         self._reading: asyncio.Task[None] | None = None
         # Read once more, as more may have been missed meanwhile.
         self._again = False
+        # How often something was read for a frame that still did not fit.
+        self._vain = 0
         # What came by the subscription meanwhile.
         self._held: deque[Frame] = deque()
         self._held_size = 0
@@ -279,16 +281,16 @@ class Feed:
 
     def _take(self, frame: Frame) -> bool:
         """Deliver a frame that is next; return whether it was, or else read first."""
-        if frame.log == self.log and not frame.node:
+        if frame.log != self.log:
+            return self._read_before(frame)
+        if not frame.node:
             self._note_tears(frame.batch)
-        if (
-            frame.log != self.log
-            or frame.generation != self.generation
-            or frame.before > self.number
-        ):
-            self._hold(frame)
-            self.read()
-            return False
+        if frame.generation < self.generation:
+            # From a server that was replaced, and does not know it.
+            return True
+        if frame.generation > self.generation or frame.before > self.number:
+            return self._read_before(frame)
+        self._vain = 0
         if frame.node:
             try:
                 self._deliver(frame)
@@ -297,6 +299,18 @@ class Feed:
                 logger.error("broker: lost a message in %r: %s", self.namespace, error)
                 self.read()
         return True
+
+    def _read_before(self, frame: Frame) -> bool:
+        """Read before a frame is taken, unless that has been of no use."""
+        self._vain += 1
+        if self._vain > MAX_VAIN:
+            # Somebody else's, or from a server that was replaced.
+            self._vain = 0
+            self._loop.call_later(LATE, self.look)
+            return True
+        self._hold(frame)
+        self.read()
+        return False
 
     def _deliver(self, frame: Frame) -> None:
         batch = self._batches.pop(frame.batch, None) if frame.node == self._base.node else None
@@ -422,7 +436,7 @@ class Feed:
                 return False
             pages.append(page)
         self._note_tears(pages[-1].tears)
-        end = min(page.end(PAGE) for page in pages)
+        end = min(page.end for page in pages)
         # Which are not in the log of all.
         own = {number: data for page in pages for run in page.own for number, data in run}
         entries = dict(pages[0].entries) | own
@@ -447,7 +461,7 @@ class Feed:
             self._copy.whole_from = self.number
         if pages[0].begins:
             self.generation = pages[0].generation_of(self.number, first[1])
-        last = all(page.end(PAGE) == page.top for page in pages)
+        last = all(page.end == page.top for page in pages)
         if last:
             self.generation = pages[0].generation
         self._lineage.add(self.generation)

@@ -30,7 +30,7 @@ def encode_publication(publication: Publication, *, recorded: bool) -> bytes:
 def new_log_id() -> str:
     """Return an id for a log that does not exist yet: of 76 bits, as few are ever used."""
     # Each batch brings one. It is no secret, and this costs no system call.
-    return f"{random.getrandbits(76):019x}"  # noqa: S311
+    return f"{random.getrandbits(76):019x}"
 
 
 def append_call(

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 # 128 bytes of plain text, as in all published figures of this project.
 PAYLOAD: Final = ("One hub, three doors: what is published once arrives on each. " * 3)[:127] + "."
-# Of servers/crossband_server.py.
+# Of servers/crossband_hub.py.
 API_KEY: Final = "benchmark"
 
 
@@ -40,6 +40,8 @@ class Contender:
     publish: tuple[str, str, str] | None = None
     # Publications are posted here instead of to the control port.
     control_path: str | None = None
+    # It has processes of its own, and ends them on SIGTERM.
+    parent: bool = False
     # Two nodes share a Redis through this: publications are made on the second, clients and
     # what is measured are on the first. None: one node, without Redis.
     through: str | None = None
@@ -101,6 +103,9 @@ NODES: Final = (
     replace(NODE_SOCKETIO, name="socket.io, Redis", through="redis"),
     replace(NODE_SOCKETIO, name="socket.io, streams", through="streams"),
 )
+WORKERS: Final = replace(
+    CROSSBAND, name="crossband, 2 workers", program="crossband_workers", parent=True
+)
 # A broker alone: what it hears goes nowhere.
 BROKER: Final = Contender("crossband, broker", "here", "crossband_broker", through="broker")
 
@@ -130,5 +135,6 @@ CONTENDERS: Final = (
         {"ws": Door("ws-bare", "/ws"), "sse": Door("sse-bare", "/events")},
         publish=("/publish", "", PAYLOAD),
         control_path="/publish",
+        parent=True,
     ),
 )

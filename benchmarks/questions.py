@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from benchmarks import machine
-from benchmarks.contenders import BROKER, CONTENDERS, CROSSBAND, FLOOR, NODES, Contender
+from benchmarks.contenders import (
+    BROKER,
+    CONTENDERS,
+    CROSSBAND,
+    FLOOR,
+    NODES,
+    WORKERS,
+    Contender,
+)
 from benchmarks.runs import Run, Sample
 
 # Connections that ask, one request in flight each, as many users do; and on one connection.
@@ -141,6 +149,18 @@ class BetweenNodes(FanOut):
 
     def contenders(self) -> Iterator[Contender]:
         yield from NODES
+
+
+@dataclass(frozen=True)
+class OverWorkers(FanOut):
+    """The same by one process, and by two workers with all that belongs to them."""
+
+    @property
+    def stage(self) -> str:
+        return "workers"
+
+    def contenders(self) -> Iterator[Contender]:
+        yield from (FLOOR, CROSSBAND, WORKERS)
 
 
 @dataclass(frozen=True)
@@ -330,6 +350,15 @@ def _questions() -> Iterator[Question]:
             title=f"Socket.IO: fan-out by one node to 500 clients of another, {how}",
             unit="delivery",
             door="sio",
+            clients=500,
+            burst=burst,
+        )
+    for burst, how in ((1, "one in flight"), (16, "16 in flight")):
+        yield OverWorkers(
+            id=f"workers-{burst}",
+            title=f"raw WebSocket: fan-out by two workers to 500 clients, {how}",
+            unit="delivery",
+            door="ws",
             clients=500,
             burst=burst,
         )

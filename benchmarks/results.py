@@ -149,6 +149,7 @@ class Target:
 
 MANY: Final = "crossband, 5000"
 OVER_REDIS: Final = "crossband, Redis"
+TWO_WORKERS: Final = "crossband, 2 workers"
 BROKER: Final = "crossband, broker"
 TARGETS: Final = (
     Target("fanout-ws-500-1", "cost", "floor", 1.3),
@@ -162,6 +163,8 @@ TARGETS: Final = (
     ),
     Target("nodes-1", "cost", "crossband", 1.15, contender=OVER_REDIS),
     Target("nodes-16", "cost", "crossband", 1.15, contender=OVER_REDIS),
+    Target("workers-1", "cost", "crossband", 1.15, contender=TWO_WORKERS),
+    Target("workers-16", "cost", "crossband", 1.15, contender=TWO_WORKERS),
     Target("nodes-pace", "p99", None, 5, contender=OVER_REDIS),
     Target("broker-publish", "cost", None, 15, contender=BROKER),
     Target("broker-hear", "cost", None, 10, contender=BROKER),

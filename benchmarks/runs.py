@@ -177,9 +177,8 @@ class Run:
             self._client = None
         for server in self._servers:
             assert server.stdout is not None
-            # nginx ends its worker itself; others would wait for clients that are gone.
-            nginx = self.contender.runtime == "nginx"
-            server.send_signal(signal.SIGTERM if nginx else signal.SIGKILL)
+            # Those that need not would wait for clients that are gone.
+            server.send_signal(signal.SIGTERM if self.contender.parent else signal.SIGKILL)
             try:
                 server.wait(STOP_TIME)
             except subprocess.TimeoutExpired:
@@ -200,15 +199,23 @@ class Run:
         if not line:
             server.wait(STOP_TIME)
             raise BenchmarkError(f"{self.contender.name} did not start:\n{self._said()}")
-        return msgspec.json.decode(line, type=_Ports)
+        ports = msgspec.json.decode(line, type=_Ports)
+        if self.contender.parent:
+            # Its processes are still starting.
+            self._wait_for(ports.control)
+        return ports
 
     def _nginx_ports(self) -> _Ports:
         port = int(self._command[2].rstrip("/").rpartition("-")[2])
+        self._wait_for(port)
+        return _Ports(port, port)
+
+    def _wait_for(self, port: int) -> None:
         deadline = time.monotonic() + START_TIME
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return _Ports(port, port)
+                    return
             time.sleep(0.02)
         raise BenchmarkError(f"{self.contender.name} did not start:\n{self._said()}")
 

@@ -24,6 +24,7 @@ from benchmarks.questions import (
     BetweenNodes,
     BrokerPart,
     FanOut,
+    OverWorkers,
     Pace,
     Question,
     RoundTrip,
@@ -217,6 +218,16 @@ def test_questions_are_answered_by_the_floor_and_crossband() -> None:
     for answer in answers.values():
         assert {"floor", "crossband"} <= answer.results.keys()
     for result in answers["fanout"].results.values():
+        assert result.samples[0].count % (5 * 2) == 0
+
+
+@needs_linux
+@needs_compiler
+def test_questions_are_answered_by_two_workers() -> None:
+    answers = ask([OverWorkers("workers", "Workers", "delivery", "ws", 5, burst=2)])
+    results = answers["workers"].results
+    assert {"floor", "crossband", "crossband, 2 workers"} == results.keys()
+    for result in results.values():
         assert result.samples[0].count % (5 * 2) == 0
 
 

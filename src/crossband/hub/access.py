@@ -48,17 +48,19 @@ class Access:
         # By user: when it was revoked, and the number of that revocation; oldest first.
         self._revoked: dict[str, tuple[float, int]] = {}
         self.revocations: int = 0
-        # Raises BrokerUnavailable if revocations may have been missed: `Revocations` sets it.
+        # Raises BrokerUnavailable if revocations may have been missed, which a broker inside this
+        # process rules out: `Revocations` sets it.
         self.check_current: Callable[[], Awaitable[None]] = _nothing
 
     async def identify(self, handshake: Handshake) -> Identity | None:
         """Return who a client is; None for an anonymous one. Raises ConnectionRefused."""
         if self.authenticate is None:
             return None
-        try:
-            await self.check_current()
-        except BrokerUnavailable as error:
-            raise ConnectionRefused(error.message, code=error.code, status=503) from error
+        if not self._node.publishes_at_once:
+            try:
+                await self.check_current()
+            except BrokerUnavailable as error:
+                raise ConnectionRefused(error.message, code=error.code, status=503) from error
         limit = self._node.settings.limits.handshake_time
         timer = asyncio.timeout(limit)
         try:

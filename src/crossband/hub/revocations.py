@@ -75,7 +75,7 @@ class Revocations:
         Called before a token is accepted. The heartbeat reads the store, so nothing is awaited
         here unless that has failed for so long that this node counts as gone.
         """
-        if self._node.publishes_at_once or time.monotonic() - self._read_at <= SILENCE:
+        if time.monotonic() - self._read_at <= SILENCE:
             return
         if self._reading is None:
             self._reading = asyncio.ensure_future(self.catch_up())

@@ -357,6 +357,29 @@ async def test_clients_of_a_killed_node_that_come_back_never_left(
     }
 
 
+async def test_settings_declare_rooms_in_every_namespace(
+    nodes: Nodes, new_client: NewClient
+) -> None:
+    def prepare(hub: Hub) -> None:
+        hub.of("/other")
+        hub.presence("team-b", member=lambda socket: None)
+
+    await nodes.start(prepare, presence=["team-*"], presence_grace=0.05)
+    watcher = new_client("websocket")
+    await watcher.connect(nodes.urls[0], "/other", rooms=["team-a", "room"])
+    assert await told(watcher) == ("join", watcher.sid, 1)
+    client = new_client("websocket")
+    await client.connect(nodes.urls[1], "/other", rooms=["team-a"])
+    assert await told(watcher) == ("join", client.sid, 2)
+    await client.cut()
+    assert await told(watcher) == ("leave", client.sid, 1)
+    # What code declares comes first.
+    hidden = new_client("websocket")
+    await hidden.connect(nodes.urls[0], rooms=["team-b", "team-c"])
+    assert await nodes.ids("team-b") == []
+    assert await nodes.ids("team-c") == [hidden.sid]
+
+
 # What cannot be.
 
 

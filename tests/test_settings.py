@@ -40,6 +40,8 @@ from crossband import Hub, Limits, MemoryBroker
         ({"websocket_path": "/api/broadcast/ws"}, "the API has a route there"),
         ({"events_path": "/healthz"}, "events_path and the hub's own /healthz overlap"),
         ({"websocket_path": "off"}, "an empty string switches the door off"),
+        ({"presence": ["team-*", ""]}, "presence takes rooms, or patterns"),
+        ({"presence_grace": -1}, "presence_grace must be 0 or a positive number"),
         ({"cors_origins": ["https://x.example/"]}, "cors_origins takes origins such as"),
         ({"allowed_hosts": ["http://x.example"]}, "allowed_hosts takes hosts such as"),
         ({"allowed_hosts": ["x.example:80"]}, "allowed_hosts takes hosts such as"),

@@ -44,6 +44,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # 64 MiB holds 67 events of 1 MB, or all 100,000 of a chat.
     history_bytes: int = 67_108_864
     history_age: float = 120.0
+    # Rooms that show who is in them, in every namespace, besides those that code declares; `*`
+    # in a pattern matches any characters.
+    presence: tuple[str, ...] = ()
+    # How long a client whose connection was cut stays a member; at most as long as its session.
+    presence_grace: float = 120.0
     # If False, Socket.IO events carry no offset and the answer to CONNECT has no pid.
     recovery: bool = True
     # Tell Socket.IO clients why their event failed: in its acknowledgement or an `error` event.
@@ -88,11 +93,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "history_size",
             "history_bytes",
             "history_age",
+            "presence_grace",
             "shutdown_timeout",
             "drain_time",
         ):
             if not _is_number(value := getattr(self, name)):
                 raise ValueError(f"{name} must be 0 or a positive number, not {value!r}")
+        if not all(self.presence):
+            raise ValueError("presence takes rooms, or patterns with '*', but has an empty one")
         self._check_paths()
         for origin in self.cors_origins:
             _check_origin(origin)
@@ -138,7 +146,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 # The settings that are a door's path.
 DOORS: Final = ("socketio_path", "websocket_path", "events_path", "api_path")
 _HEALTH: Final = ("/healthz", "/readyz")
-_API_ROUTES: Final = ("status", "broadcast")
+_API_ROUTES: Final = ("status", "broadcast", "presence")
 _PATH = frozenset("?# ")
 
 
@@ -162,6 +170,8 @@ class HubSettings(TypedDict, total=False):
     history_size: int
     history_bytes: int
     history_age: float
+    presence: Names
+    presence_grace: float
     recovery: bool
     answer_errors: bool
     cors_origins: Names

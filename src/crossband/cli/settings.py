@@ -135,6 +135,8 @@ HELP: Final = {
     "history_size": "Events kept per namespace, and as many again sent to single clients.",
     "history_bytes": "Bytes of those events, and as many again sent to single clients.",
     "history_age": "How long events are kept, and sessions of clients that are away.",
+    "presence": "Rooms that show who is in them; * matches any characters.",
+    "presence_grace": "How long a client whose connection was cut stays a member of a room.",
     "answer_errors": "Tell Socket.IO clients why an event failed, in its acknowledgement.",
     "recovery": "Let Socket.IO clients resume (connection state recovery).",
     "cors_origins": "Origins of other sites that may connect; * for any.",

@@ -215,9 +215,10 @@ class Handlers:
         rooms change; see `Socket.update_presence`.
 
         A client whose connection was cut stays for `grace` seconds, so that nobody sees it leave
-        if it comes back in time; by default for as long as its session is kept. If a client is in
-        rooms with different times, the longest counts. The first declaration that matches a room
-        decides. Raises TypeError, ValueError, or EncodeError for an unusable name.
+        if it comes back in time; by default as the setting `presence_grace` says, and no longer
+        than its session is kept. If a client is in rooms with different times, the longest
+        counts. The first declaration that matches a room decides; after those, the setting
+        `presence`. Raises TypeError, ValueError, or EncodeError for an unusable name.
         """
         self._registry.presence.append(PresenceRule(rooms, member, grace))
 

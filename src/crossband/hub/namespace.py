@@ -456,7 +456,7 @@ class Socket:
     def _rooms_changed(self) -> None:
         if self.connected:
             self.namespace.node.sessions.save(self.record)
-            if self.namespace.registry.presence:
+            if self.namespace.presences.any:
                 self.namespace.presences.show(self)
 
     async def update_presence(self) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
+from crossband.auth import matches
 from crossband.broker import Members, Presence, Session
 from crossband.errors import EventError, InvalidMessage
 from crossband.handlers.presence import PresenceRule
@@ -40,6 +41,9 @@ class Presences:
 
     __slots__ = ("_clients", "_name", "_node", "_rules")
 
+    # For rooms that a setting declares.
+    _default: Final = PresenceRule("*", None, None)
+
     def __init__(
         self,
         node: Node,
@@ -49,8 +53,7 @@ class Presences:
     ) -> None:
         self._node = node
         self._name = name
-        # As declared; the first that matches a room decides. Empty for most namespaces, which
-        # then call nothing here.
+        # As declared; the first that matches a room decides.
         self._rules = rules
         # The connected clients of this node.
         self._clients = clients
@@ -58,7 +61,16 @@ class Presences:
     def _rule(self, room: str) -> PresenceRule | None:
         if is_socket_id(room):
             return None
-        return next((rule for rule in self._rules if rule.matches(room)), None)
+        for rule in self._rules:
+            if rule.matches(room):
+                return rule
+        patterns = self._node.settings.presence
+        return self._default if any(matches(each, room) for each in patterns) else None
+
+    @property
+    def any(self) -> bool:
+        """Whether some rooms show who is in them: in most namespaces none does."""
+        return bool(self._rules or self._node.settings.presence)
 
     def declared(self, room: str) -> bool:
         """Return whether a room shows who is in it."""
@@ -79,11 +91,12 @@ class Presences:
             if member is None:
                 continue
             rooms[room] = member
-            # Nobody can come back after that.
-            longest = self._node.settings.history_age
-            grace = max(grace, longest if rule.grace is None else min(rule.grace, longest))
+            wait = self._node.settings.presence_grace if rule.grace is None else rule.grace
+            grace = max(grace, wait)
         if not rooms and client.presence is None:
             return
+        # Nobody can come back after that.
+        grace = min(grace, self._node.settings.history_age)
         presence = self._presence(client, rooms, grace)
         if presence != client.presence:
             client.presence = presence if rooms else None

@@ -1,4 +1,4 @@
-"""Crossband in one process. With the path of a Redis server's socket, it is one of several nodes."""
+"""One process of Crossband, or with the path of a Redis server's socket, one of its nodes."""
 
 from __future__ import annotations
 

@@ -58,6 +58,8 @@ LONGEST: Final = (
     "test_limits.py",
     "publisher",
     "test_typing.py",
+    "test_any_node.py",
+    "test_nginx_nodes.py",
 )
 
 

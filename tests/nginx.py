@@ -23,19 +23,26 @@ ROOT: Final = Path(__file__).parents[1]
 NGINX: Final = shutil.which("nginx", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
 
 
-def documented() -> str:
-    """Return the configuration of docs/how-to/nginx.md."""
+def documented(upstream: str | None = None) -> str:
+    """Return the configuration of docs/how-to/nginx.md, for one node or with another upstream.
+
+    That is the page's first which has this text.
+    """
     text = (ROOT / "docs/how-to/nginx.md").read_text(encoding="utf-8")
-    found = re.search(r"^```nginx\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert found is not None
-    return found[1]
+    http, *upstreams = re.findall(r"^```nginx\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    if upstream is None:
+        return str(http)
+    chosen = next(block for block in upstreams if upstream in block)
+    changed, count = re.subn(r"^upstream .*?^}\n", chosen, http, flags=re.MULTILINE | re.DOTALL)
+    assert count == 1
+    return changed
 
 
 class Nginx:
     """Runs nginx while the body runs: `async with Nginx(directory, server.port) as nginx`.
 
-    `http` is the content of an `http` block; its port 80 becomes a free one and its server
-    `127.0.0.1:8000` those at the ports given. `server` is put into its server block.
+    `http` is the content of an `http` block; its port 80 becomes a free one, and the servers of
+    its upstream those at the ports given. `server` is put into its server block.
     """
 
     def __init__(
@@ -88,7 +95,7 @@ class Nginx:
 
     def _configuration(self) -> str:
         servers = "\n".join(f"server 127.0.0.1:{port};" for port in self._targets)
-        http, count = re.subn(r"server 127\.0\.0\.1:8000;", servers, self._http)
+        http, count = re.subn(r"(server 127\.0\.0\.1:800\d;\s*)+", f"{servers}\n", self._http)
         assert count == 1
         listen = f"listen 127.0.0.1:{self.port};\n{self._server}"
         http, count = re.subn(r"listen 80;", lambda _: listen, http)
@@ -109,12 +116,12 @@ class Nginx:
 
 @contextlib.asynccontextmanager
 async def behind_nginx(
-    directory: Path, *command: str, http: str | None = None
+    directory: Path, *command: str, upstream: str = "127.0.0.1:8003"
 ) -> AsyncIterator[tuple[Nginx, list[Child]]]:
     """Serve by three processes of one hub, which share a Redis, behind nginx.
 
-    The command is one of `crossband`, such as `serve app:hub`; `http` is that of Nginx. Responses
-    have the header X-Node, which says where they come from.
+    The command is one of `crossband`, such as `serve app:hub`; `upstream` chooses one of those
+    that are documented. Responses have the header X-Node, which says where they come from.
     """
     broker = f"{shared().url}?prefix={new_id()}"
     arguments = (sys.executable, "-m", "crossband", *command, "--port", "0", "--broker", broker)
@@ -124,6 +131,11 @@ async def behind_nginx(
         ]
         ports = [int((await node.says(r"http://127\.0\.0\.1:(\d+)"))[1]) for node in nodes]
         nginx = await stack.enter_async_context(
-            Nginx(directory, *ports, http=http, server="add_header X-Node $upstream_addr always;")
+            Nginx(
+                directory,
+                *ports,
+                http=documented(upstream),
+                server="add_header X-Node $upstream_addr always;",
+            )
         )
         yield nginx, nodes

@@ -156,3 +156,24 @@ async def test_events_for_one_client_stay_in_order(
             assert client.recovered or not client.tells_recovered
     await publishing
     await client.settled()
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", ["socket.io-client upgrading", "python-socketio"])
+async def test_session_moves_to_the_node_of_its_websocket(
+    kind: str, site: Site, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However slow the machine is.
+    monkeypatch.setattr("crossband.transports.engineio.packets.HOLD_TIME", 600.0)
+    monkeypatch.setattr("crossband.transports.engineio.elsewhere.UPGRADE_HOLD_TIME", 600.0)
+    for _ in range(2 * NODES):
+        client = new_client(kind)
+        await client.connect(site.url)
+        await client.settled()
+        assert await client.call("echo", "here") == "here"
+    sockets = [socket for hub in site.hubs for socket in hub.sockets.values()]
+    assert {socket.transport for socket in sockets} == {"websocket"}
+    # None of them is relayed.
+    for hub in site.hubs:
+        exchanges = hub._routes._exchanges
+        assert not [*exchanges._begun.values(), *exchanges._taken.values()]

@@ -321,7 +321,10 @@ ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
     "examples/chat/README.md": {"$ npm install": "tests/e2e drives that page"},
     "examples/dashboard/README.md": {"$ curl -N": "tests/demo follows and posts the same"},
     "docs/tutorial/first-hub.md": {"$ python3 -m venv .venv": "tests/test_wheel.py"},
-    "docs/how-to/nginx.md": {'# Without "Upgrade"': "tests/nginx.py runs it in a real nginx"},
+    "docs/how-to/nginx.md": {
+        '# Without "Upgrade"': "tests/nginx.py runs it in a real nginx",
+        "upstream crossband {": "tests/test_nginx_nodes.py runs them there",
+    },
     "docs/how-to/operate.md": {"the event loop has been": "lines of a log; tests/hub reads them"},
     "docs/how-to/shutdown.md": {"$ kill -TERM <pid>": "tests/test_shutdown.py sends the signals"},
     "docs/how-to/mount.md": {"$ crossband serve app:app": "tests/cli serves each of them"},

@@ -10,7 +10,7 @@ from textwrap import dedent
 import pytest
 
 from tests.clients import CLIENTS, Client, NewClient
-from tests.nginx import NGINX, behind_nginx, documented
+from tests.nginx import NGINX, behind_nginx
 
 pytestmark = [
     pytest.mark.node,
@@ -94,8 +94,7 @@ async def test_every_client_works_with_one_node_for_each_address(
     tmp_path: Path, new_client: NewClient
 ) -> None:
     (tmp_path / "app.py").write_text(dedent(HUB))
-    http = documented().replace("keepalive 32;", "ip_hash;\nkeepalive 32;")
-    async with behind_nginx(tmp_path, "serve", "app:hub", http=http) as (nginx, _):
+    async with behind_nginx(tmp_path, "serve", "app:hub", upstream="ip_hash") as (nginx, _):
         for kind in ("socket.io-client polling", "socket.io-client upgrading"):
             client = new_client(kind)
             await use(client, nginx.url)

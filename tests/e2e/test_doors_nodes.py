@@ -11,6 +11,7 @@ from tests.e2e.test_doors_page import DOORS, Doors
 from tests.nginx import NGINX, behind_nginx
 
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(NGINX is None, reason="no nginx (make test installs it)"),
 ]

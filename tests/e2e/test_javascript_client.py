@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page
 
-from crossband import Hub, Socket
+from crossband import Broker, Hub, MemoryBroker, Socket
 from crossband.server import Server
 from tests.nginx import NGINX, ROOT, Nginx, documented
 
@@ -43,8 +44,8 @@ REFUSING: Final = "if ($http_upgrade) { return 403; }"
 FILES: Final = "location /page/ {{ alias {}/; }}"
 
 
-def make_hub() -> Hub:
-    hub = Hub()
+def make_hub(broker: Broker | None = None) -> Hub:
+    hub = Hub(broker)
 
     @hub.on("connect")
     async def connect(socket: Socket) -> None:
@@ -157,3 +158,27 @@ async def test_behind_a_proxy_that_refuses_upgrades_it_talks_over_the_event_stre
         await page.context.set_offline(False)
         await until(page, "numbers.length === 2")
         assert await page.evaluate("[numbers, story.at(-1)]") == [[0, 1], "sse true"]
+
+
+async def test_stream_and_its_back_channel_work_through_any_node(files: Path, page: Page) -> None:
+    memory = MemoryBroker()
+    hubs = [make_hub(memory), make_hub(memory.peer()), make_hub(memory.peer())]
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(Server(hub)) for hub in hubs]
+        ports = [server.port for server in servers]
+        own = REFUSING + FILES.format(files)
+        nginx = await stack.enter_async_context(
+            Nginx(files.parent / "nginx", *ports, http=documented(), server=own)
+        )
+        await page.goto(f"{nginx.url}/page/index.html")
+        await until(page, "client?.connected")
+        assert await page.evaluate("story") == ["sse false"]
+        for number in range(20):
+            assert (
+                await page.evaluate("n => client.emitWithAck('echo', n)", f"{number}")
+                == f"{number}"
+            )
+            assert await page.evaluate("client.emitWithAck('ask me')") == "Well, yes"
+            await hubs[number % 3].to("news").emit("number", number)
+        await until(page, "numbers.length === 20")
+        assert await page.evaluate("numbers") == [*range(20)]

@@ -35,6 +35,7 @@ class Ear:
     def __init__(self) -> None:
         self.events: list[Publication] = []
         self.losses = 0
+        self.taken_keys: list[str] = []
 
     def deliver(self, publication: Publication) -> None:
         self.events.append(publication)
@@ -43,7 +44,7 @@ class Ear:
         self.losses += 1
 
     def taken(self, namespace: str, key: str, take: int) -> None:
-        raise AssertionError
+        self.taken_keys.append(key)
 
 
 @contextlib.asynccontextmanager
@@ -412,6 +413,42 @@ class TestHistory:
 
 def values(ear: Ear, room: str) -> list[int]:
     return [payload.decode(each.payload)[0] for each in ear.events if room in each.rooms]
+
+
+class TestSessions:
+    async def test_take_that_the_server_has_lost_is_made_good(self) -> None:
+        with Engine() as engine:
+            async with running(engine.url) as one, running(engine.url, ear := Ear()) as two:
+                old = Session("/", "key", new_id(), {"old"}, {}, "", owner=one.bus.node)
+                one.sessions.save(old)
+                found = await one.sessions.find("/", "key")
+                assert found is not None
+                key = f"{Keys('crossband').base('/')}session:key"
+                engine.command("COPY", key, "before")
+                taken = await two.sessions.take(found, two.bus.node)
+                assert taken is not None
+                # As a failover to a replica that is behind.
+                engine.command("COPY", "before", key, "REPLACE")
+                taken.owner, taken.rooms = two.bus.node, {"new"}
+                two.sessions.save(taken)
+                kept = await one.sessions.find("/", "key")
+                assert kept is not None
+                assert (kept.owner, kept.take, kept.rooms) == (two.bus.node, 1, {"new"})
+                assert ear.taken_keys == []
+
+    async def test_session_that_the_server_has_lost_is_saved_again(self) -> None:
+        with Engine() as engine:
+            ahead = 0.0
+            async with running(engine.url, skew=lambda: ahead) as broker:
+                session = Session("/", "key", new_id(), set(), {}, "", owner=broker.bus.node)
+                broker.sessions.save(session)
+                assert await broker.sessions.find("/", "key") is not None
+                engine.command("FLUSHALL")
+                ahead = 6.0
+                broker.sessions.renew(broker.bus.node)
+                async with asyncio.timeout(WAIT):
+                    while await broker.sessions.find("/", "key") is None:
+                        pass
 
 
 class TestBounds:

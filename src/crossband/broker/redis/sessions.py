@@ -100,22 +100,24 @@ class RedisSessions(SessionStore):
         if owner != self._base.node:
             return
         now = self._base.now()
-        due: dict[str, list[str]] = {}
+        due: dict[str, list[Session]] = {}
         for place, (touched, session) in list(self._mine.items()):
             if touched + LEASE / 2 > now:
                 break
             # Moved to the end.
             del self._mine[place]
             self._mine[place] = (now, session)
-            due.setdefault(place[0], []).append(place[1])
-        for namespace, keys in due.items():
-            for start in range(0, len(keys), TOUCHES):
-                self._touch(namespace, keys[start : start + TOUCHES])
+            due.setdefault(place[0], []).append(session)
+        for namespace, sessions in due.items():
+            for start in range(0, len(sessions), TOUCHES):
+                self._touch(namespace, sessions[start : start + TOUCHES])
 
-    def _touch(self, namespace: str, keys: list[str]) -> None:
+    def _touch(self, namespace: str, sessions: list[Session]) -> None:
         life = self._life(LEASE + self._base.bounds.age)
         base = self._base.keys.base(namespace)
         args: list[Arg] = [base, self._base.skew, self._base.node, life]
+        for session in sessions:
+            args += [_bytes(session.key), session.take]
 
         def done(reply: Any) -> None:
             if isinstance(reply, list):
@@ -125,8 +127,8 @@ class RedisSessions(SessionStore):
         self._base.run(
             namespace,
             TOUCH,
-            [self._key(namespace, key) for key in keys],
-            [*args, *map(_bytes, keys)],
+            [self._key(namespace, session.key) for session in sessions],
+            args,
             done,
         )
 
@@ -148,7 +150,10 @@ class RedisSessions(SessionStore):
     def _note(self, session: Session, mine: bool) -> None:
         place = (session.namespace, session.key)
         if mine:
-            since = self._mine[place][0] if place in self._mine else self._base.now()
+            since, known = self._mine.get(place, (self._base.now(), session))
+            if session.take < known.take:
+                # An earlier connection's.
+                return
             self._mine[place] = (since, session)
             self._sids.setdefault(session.namespace, {})[session.key] = session.sid
         elif self._mine.pop(place, None) is not None:

@@ -4,7 +4,7 @@
 -- taken anew, -1 if another node took it
 local base, t, key, life = ARGV[1], clock(ARGV[2]), ARGV[3], tonumber(ARGV[10])
 local s = session(base, key, t)
-if s and not s.expired and (s.o ~= ARGV[5] or s.k ~= tonumber(ARGV[6])) then
+if s and not s.expired and not may(s, ARGV[5], tonumber(ARGV[6])) then
     return s.o == ARGV[5] and 0 or -1
 end
 if s and (s.expired or s.s ~= ARGV[7]) then

@@ -18,6 +18,12 @@ local function session(base, key, t)
     return s
 end
 
+-- Return whether a call of an owner counts. One that knows of a later take than the store counts, too: what
+-- followed was lost, in a failover.
+local function may(s, owner, take)
+    return take > s.k or (take == s.k and owner == s.o)
+end
+
 -- Note into which sockets' rooms a session has come, and which it has left.
 local function visit(base, before, now_, life)
     if before == now_ then

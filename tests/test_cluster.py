@@ -348,6 +348,31 @@ async def test_clients_of_a_broadcast_over_http_are_those_of_all_nodes(
         assert (event.data, event.offset) == (1, answer["offset"])
 
 
+async def test_node_that_hangs_holds_up_no_broadcast_over_http(
+    nodes: Nodes, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossband.hub.others.COUNT_TIME", 600.0)
+    await nodes.start(api_keys=["key-of-16-letters"])
+    one, _ = await two(nodes, new_client)
+    asked: list[bytes] = []
+    monkeypatch.setattr(nodes.brokers[1].bus, "received", asked.append)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        posting = asyncio.create_task(
+            http.post(
+                f"{nodes.urls[0]}/api/broadcast",
+                json={"event": "news", "data": 1},
+                headers={"X-API-Key": "key-of-16-letters"},
+            )
+        )
+        assert (await one.next_event("news")).data == 1
+        await until(lambda: bool(asked))
+        assert not posting.done()
+        # It is not waited for once it has gone.
+        nodes.brokers[0].bus.gone(nodes.brokers[1].bus.node)
+        response = await posting
+    assert response.json()["clients"] == 1
+
+
 async def test_status_of_all_nodes(nodes: Nodes, new_client: NewClient) -> None:
     await nodes.start()
     await two(nodes, new_client)

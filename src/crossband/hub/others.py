@@ -30,6 +30,9 @@ T = TypeVar("T")
 
 # Seconds another node may take to answer: ten times what a busy one takes.
 ANSWER_TIME: Final = 5.0
+# Seconds for a count, which somebody waits for: a node that hangs must not hold up a publisher or
+# a client that connects.
+COUNT_TIME: Final = 1.0
 # Seconds for each of three tries, while a client waits to be admitted.
 PATIENCE: Final = (0.3, 0.6, 1.2)
 
@@ -100,7 +103,7 @@ async def carry_out(
 
 async def count(bus: Bus, choice: Choice) -> int:
     """Return how many of these sockets other nodes have."""
-    given, _ = await ask(bus, messages.Count(choice), int)
+    given, _ = await ask(bus, messages.Count(choice), int, timeout=COUNT_TIME)
     return sum(number for _, number in given)
 
 

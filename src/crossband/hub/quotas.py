@@ -13,7 +13,7 @@ from crossband.connection import Connection
 from crossband.errors import RateLimited
 from crossband.hub.messages import CountUser, Used, encode
 from crossband.hub.node import Node
-from crossband.hub.others import ask
+from crossband.hub.others import COUNT_TIME, ask
 from crossband.rates import Buckets, Meter, SharedBuckets
 from crossband.slots import Slots, TooManyConnections
 
@@ -120,13 +120,14 @@ class Quotas:
         """Raise TooManyConnections if a user has too many connections on all nodes.
 
         The new one is already counted here: if two come at the same time on two nodes, both may
-        be refused, but never too many are admitted.
+        be refused, but not too many are admitted. A node that does not answer is not counted.
         """
         limit = self._node.settings.limits.connections_per_user
         bus = self._node.bus
         if not limit or not bus.members or connection.slot is None:
             return
-        given, _ = await ask(bus, CountUser(user, namespace, key or ""), int)
+        question = CountUser(user, namespace, key or "")
+        given, _ = await ask(bus, question, int, timeout=COUNT_TIME)
         elsewhere = sum(number for _, number in given)
         if elsewhere + self.count_of(user) > limit:
             connection.slot.forget(user)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import hmac
 import re
@@ -194,8 +195,14 @@ class Api:
         try:
             target = namespace.to(message.room) if message.room is not None else namespace
             rooms = () if message.room is None else (message.room,)
-            clients = await namespace.fanout.count(rooms, ())
-            offset = await target.emit(message.event, *args)
+            if self._hub.node.bus.members:
+                # The event does not wait for the other nodes to count.
+                emission = target.emit(message.event, *args)
+                counting = namespace.fanout.count(rooms, ())
+                clients, offset = await asyncio.gather(counting, emission)
+            else:
+                clients = await namespace.fanout.count(rooms, ())
+                offset = await target.emit(message.event, *args)
         except EncodeError as error:
             raise InvalidMessage(str(error), path="$.data") from None
         await request.respond_json(

@@ -1,4 +1,4 @@
-"""Presence over nodes that are processes, on a real Redis, when one of them is killed."""
+"""Presence over nodes on a real Redis, when one of them or Redis itself is killed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
 import redis.asyncio
 
+from crossband import BrokerUnavailable, Hub
 from crossband.names import new_id
 from tests.children import Child
 from tests.clients import Client, NewClient
 from tests.clients.base import WAIT
-from tests.engines import shared
+from tests.conftest import Serve
+from tests.engines import Engine, shared
+from tests.waiting import until
 
 # As many as a short test has time for; the promise was also tried with a thousand.
 CLIENTS = int(os.environ.get("PRESENCE_CLIENTS", "40"))
@@ -106,3 +110,43 @@ async def test_clients_of_a_killed_node_are_back_elsewhere_and_nobody_saw_them_l
         assert sorted(joined) == sorted(everybody)
         found = await watcher.call("presence:members", "room")
         assert found["count"] == len(everybody)
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["with its data", "empty"])
+async def test_members_are_right_again_when_redis_was_away(
+    serve: Serve, new_client: NewClient, empty: bool
+) -> None:
+    with Engine("redis", save=True) as engine:
+        hubs = [Hub(broker=engine.url) for _ in range(2)]
+        for hub in hubs:
+            hub.presence("room", grace=0.1)
+        urls = [(await serve(hub)).url for hub in hubs]
+        clients = [new_client("websocket") for _ in range(4)]
+        for number, client in enumerate(clients):
+            await client.connect(urls[number % 2], rooms=["room"])
+        assert (await hubs[0].members("room")).count == 4
+        engine.kill()
+        # One leaves meanwhile, as far as its node can tell.
+        socket = hubs[1].sockets[clients[3].sid]
+        await clients[3].close()
+        await until(lambda: not socket.connected)
+        engine.start(empty=empty)
+        there = {client.sid for client in clients[:3]}
+
+        async def members(hub: Hub) -> set[str]:
+            try:
+                return {member.id for member in (await hub.members("room")).members}
+            except BrokerUnavailable:
+                return set()
+
+        async with asyncio.timeout(WAIT):
+            for hub in hubs:
+                # By the next heartbeat of both nodes.
+                while await members(hub) != there:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        # From there on, what is told is what happens.
+        seen = len(clients[0].log)
+        late = new_client("websocket")
+        await late.connect(urls[1], rooms=["room"])
+        await until(lambda: [e for e in clients[0].log[seen:] if e.name == "presence:join"])
+        assert await members(hubs[0]) == {*there, late.sid}

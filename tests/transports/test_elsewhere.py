@@ -453,6 +453,27 @@ async def test_upgrade_that_fails_leaves_the_session_with_polling(
     assert await next_of(client) == "430[1]"
 
 
+async def test_session_that_moves_takes_a_slot_there(
+    serve: Serve, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packets, "HOLD_TIME", 600.0)
+    nodes = await start(serve, limits={"connections_per_address": 1})
+    for _ in range(2):
+        client = Polling(http, nodes.own)
+        await client.open()
+        client.move(nodes.other)
+        await client.post("40")
+        websocket = await upgrade(nodes, client)
+        await websocket.send("5")
+        if nodes.hubs[1].sockets:
+            # The first node had room again, the second has none.
+            assert await close_code(websocket) == 1008
+        else:
+            answer_of(await text(websocket))
+    slots = [hub._core.quotas.slots.taken for hub in nodes.hubs]
+    assert slots == [0, 1]
+
+
 # Waiting for an upgrade.
 
 
@@ -513,6 +534,31 @@ async def test_request_that_is_lost_between_nodes_is_given_up(
     link.loses = False
     response = await poll
     assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+
+
+async def test_request_to_a_node_that_is_silent_is_given_up(
+    serve: Serve, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchanges, "CHECK_TIME", 0.05)
+    monkeypatch.setattr(exchanges, "SILENCE", 0.1)
+    nodes = await start(serve)
+    client = await joined(nodes, http)
+    Lossy(nodes.hubs[0], monkeypatch).loses = True
+    response = await client.poll()
+    assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+
+
+async def test_node_that_reaches_nobody_says_so_at_once(
+    serve: Serve, http: httpx.AsyncClient
+) -> None:
+    engine = Engine(MemoryBroker(), seed=3)
+    brokers = [engine.node(), engine.node()]
+    nodes = await start_on(serve, brokers)
+    client = await joined(nodes, http)
+    brokers[1].cut(600.0)
+    response = await client.poll()
+    assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+    brokers[1]._reconnect()
 
 
 @pytest.mark.parametrize("lossy", [0, 1], ids=["down", "up"])

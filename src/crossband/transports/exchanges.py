@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar
 
-from crossband.broker.bus import HEARTBEAT
+from crossband.broker.bus import HEARTBEAT, SILENCE
 from crossband.hub import messages
 from crossband.hub.core import Core
 from crossband.hub.messages import Check, Checked
@@ -22,8 +22,8 @@ Answer = Awaitable[bytes | None] | bytes | None
 
 M = TypeVar("M")
 
-# Seconds between two looks at what is under way; an exchange whose other end is unknown at two of
-# them is over. What hangs for longer does so because its client waits.
+# Seconds between two looks at what is under way. An exchange is over if its other end is unknown
+# at two of them.
 CHECK_TIME: Final = HEARTBEAT
 # Bytes of a body, or characters of frames, in one message: one of 4 bytes each still fits.
 PIECE: Final = 1_048_576
@@ -123,22 +123,22 @@ class Exchanges:
             self._checking = None
 
     async def _check_with(self, node: str, sent: dict[int, int]) -> None:
-        given, _ = await ask(self.bus, Check(sent), Checked, to=[node], timeout=CHECK_TIME)
-        for _, answer in given:
-            for number in sent:
-                end = self._begun.get(number)
-                if end is None:
-                    continue
-                known = answer.sent.get(number)
-                if known is None:
-                    # Or its last message is just being handled.
-                    if number in self._doubtful:
-                        end.lost()
-                    else:
-                        self._doubtful.add(number)
+        given, _ = await ask(self.bus, Check(sent), Checked, to=[node], timeout=SILENCE)
+        # Where no answer comes, one of the two nodes is out of touch.
+        known = given[0][1].sent if given else {}
+        for number in sent:
+            end = self._begun.get(number)
+            if end is None:
+                continue
+            if number in known:
                 # What one node sends another arrives in order: all of it was before the answer.
-                elif end.received < known:
+                if end.received < known[number]:
                     end.lost()
+            elif given and number not in self._doubtful:
+                # It may be that its last message is just being handled.
+                self._doubtful.add(number)
+            else:
+                end.lost()
 
     def _compare(self, sender: str, check: Check) -> bytes:
         known = {}

@@ -65,6 +65,9 @@ class Forwarding:
 
         With status 0 it has not got the client, and another may be asked. Raises ClientGone.
         """
+        if self._hub.node.broker.problem is not None:
+            # It is this node that reaches nobody.
+            return None
         outgoing = Outgoing(node, request)
         body, more = await outgoing.begin(self._hub.settings.limits.body_time)
         self._exchanges.begin(outgoing)

@@ -34,8 +34,12 @@ from crossband.transports.engineio.session import Early, EngineConnection, Keepe
 logger: Final = logging.getLogger("crossband")
 
 # Seconds that a polling client's first packets wait for its WebSocket, which official clients
-# open at the same time: as in Node's cluster-engine. And for its upgrade, once there is one.
+# open at the same time: as in Node's cluster-engine. If the first took long, the network is slow,
+# and the WebSocket needs more round trips: it gets three times as long, up to a limit.
 HOLD_TIME: Final = 0.3
+SLOW: Final = 3.0
+LONGEST_HOLD_TIME: Final = 1.0
+# And for the upgrade, once there is a WebSocket.
 UPGRADE_HOLD_TIME: Final = 3.0
 # Messages, and their characters, that may wait so: several times what any client sends at first.
 MOST_EARLY: Final = 64
@@ -141,7 +145,8 @@ class SocketIOConnection(EngineConnection):
         early.messages.append(data)
         early.size += len(data)
         if not early.waits:
-            early.wait(HOLD_TIME, self.begin)
+            patience = min(SLOW * early.age, LONGEST_HOLD_TIME)
+            early.wait(max(HOLD_TIME, patience), self.begin)
         if not self._keeper.spread or early.size > MAX_EARLY or len(early.messages) > MOST_EARLY:
             self.begin()
         return True

@@ -90,14 +90,21 @@ class Keeper(Protocol):
 class Early:
     """What a client has sent while its session may still move to another node."""
 
-    __slots__ = ("_timer", "messages", "size")
+    __slots__ = ("_since", "_timer", "messages", "size")
 
     def __init__(self) -> None:
+        # When the session was opened, in the loop's time.
+        self._since = asyncio.get_running_loop().time()
         self.messages: list[str | bytes] = []
         # In bytes and characters.
         self.size: int = 0
         # None until the first message.
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the session was opened."""
+        return asyncio.get_running_loop().time() - self._since
 
     @property
     def waits(self) -> bool:

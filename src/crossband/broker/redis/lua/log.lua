@@ -1,23 +1,30 @@
 -- The log of one namespace. All keys begin with `base`, and are in one slot:
 --   meta       hash: id, g (generation), n (last number), t (time of the last append, ms),
 --              total (bytes appended), shared (last number in `log`), lost (last number trimmed from
---              it), replid (of the server that appended last), gens (the last generations, and
---              the number behind which each began), tears (proven losses), x<g> (how far a torn
---              generation is known to have gone)
+--              it), gone (bytes trimmed from it), replid (of the server that appended last), gens (the
+--              last generations, and the number behind which each began), tears (proven losses), x<g>
+--              (how far a torn generation is known to have gone)
 --   log        stream, n-0: t, b (total before it), d (an entry)
 --   sid:<sid>  hash: key (of its session), v (others in its room), total, shared, lost
 --   own:<sid>  stream as `log`: what was sent to this socket alone
 local DAY = 86400000
+
+-- Return a whole number as text. Lua's numbers are fractions, and Redis takes half a microsecond to
+-- write one in full.
+local function int(number)
+    return string.format('%d', number)
+end
 
 local function clock(skew)
     local t = redis.call('TIME')
     return t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(skew)
 end
 
--- Return the log, or a new one with this id if there is none. `m.fresh` says that it is new.
+-- Return the log, or a new one with this id if there is none. `m.fresh` says that it is new; `m.length`
+-- is that of the stream, `m.was` the time of the last append.
 local function open(base, id, age, t)
     local f = redis.call('HMGET', base .. 'meta', 'id', 'g', 'n', 't', 'total', 'shared', 'lost', 'replid',
-        'tears', 'gens')
+        'tears', 'gens', 'gone')
     local m = {
         base = base,
         id = f[1],
@@ -29,9 +36,14 @@ local function open(base, id, age, t)
         lost = tonumber(f[7] or 0),
         replid = f[8],
         tears = tonumber(f[9] or 0),
-        gens = f[10] or '0:0'
+        gens = f[10] or '0:0',
+        gone = tonumber(f[11] or 0),
+        length = 0
     }
-    if m.id and m.shared > m.lost and redis.call('EXISTS', base .. 'log') == 0 then
+    if m.id and m.shared > m.lost then
+        m.length = redis.call('XLEN', base .. 'log')
+    end
+    if m.id and m.shared > m.lost and m.length == 0 then
         if m.t + age < t then
             -- The stream has expired.
             m.lost = m.shared
@@ -42,8 +54,9 @@ local function open(base, id, age, t)
     end
     if not m.id then
         m = {base = base, id = id, g = 0, n = 0, t = 0, total = 0, shared = 0, lost = 0, tears = 0,
-            gens = '0:0', fresh = true}
+            gens = '0:0', gone = 0, length = 0, fresh = true}
     end
+    m.was = m.t
     -- Clocks of a server and of the one that takes over from it differ.
     m.t = math.max(m.t, t)
     return m
@@ -60,29 +73,30 @@ local function clear(m)
     end
 end
 
--- Trim a stream exactly; return the last number that it has lost.
-local function trim(key, total, lost, size, limit, oldest)
-    local excess = redis.call('XLEN', key) - size
+-- Trim a stream of so many entries exactly; return the last number and the bytes that it has lost.
+local function trim(key, length, total, lost, size, limit, oldest)
+    local excess = length - size
     local count = math.min(math.max(excess, 0) + 1, 64)
     while true do
         local found = redis.call('XRANGE', key, '-', '+', 'COUNT', count)
-        local last
+        local last, gone = nil, total
         for _, entry in ipairs(found) do
             local fields = entry[2]
             if excess > 0 or tonumber(fields[2]) < oldest or total - tonumber(fields[4]) > limit then
                 last = tonumber(string.match(entry[1], '%d+'))
                 excess = excess - 1
             else
+                gone = tonumber(fields[4])
                 break
             end
         end
         if not last then
-            return lost
+            return lost, gone
         end
         lost = last
         redis.call('XTRIM', key, 'MINID', '=', (last + 1) .. '-0')
         if #found < count then
-            return lost
+            return lost, gone
         end
         count = 16
     end
@@ -109,7 +123,7 @@ local function append_own(m, sid, size, data, bounds)
     local total, lost = tonumber(f[1] or 0), tonumber(f[2] or 0)
     redis.call('XADD', key, m.n .. '-0', 't', m.t, 'b', total, 'd', data)
     total = total + size
-    lost = trim(key, total, lost, bounds.size, bounds.own, m.t - bounds.age)
+    lost = trim(key, redis.call('XLEN', key), total, lost, bounds.size, bounds.own, m.t - bounds.age)
     redis.call('HSET', own, 'total', total, 'lost', lost, 'shared', m.n)
     redis.call('PEXPIRE', key, bounds.age)
 end
@@ -142,6 +156,9 @@ end
 -- bounds: size, limit, own (bytes), age (ms). Returns {id, generation, number before the first}.
 local function append(m, bounds, to, given, first, node, batch, anew)
     local base, before = m.base, m.n
+    local meta, log, t = base .. 'meta', base .. 'log', int(m.t)
+    -- What is old is trimmed once in a second, and so is renewed how long the keys live.
+    local renew = m.length == 0 or math.floor(m.t / 1000) > math.floor(m.was / 1000)
     clear(m)
     local replid = identity()
     if (replid and replid ~= m.replid) or (anew and not replid) then
@@ -163,20 +180,24 @@ local function append(m, bounds, to, given, first, node, batch, anew)
                     append_own(m, sid, size, data, bounds)
                 end
             else
-                redis.call('XADD', base .. 'log', m.n .. '-0', 't', m.t, 'b', m.total, 'd', data)
+                redis.call('XADD', log, int(m.n) .. '-0', 't', t, 'b', int(m.total), 'd', data)
                 m.total = m.total + size
                 m.shared = m.n
+                m.length = m.length + 1
             end
         end
     end
-    m.lost = trim(base .. 'log', m.total, m.lost, bounds.size, bounds.limit, m.t - bounds.age)
-    redis.call('HSET', base .. 'meta', 'id', m.id, 'g', m.g, 'n', m.n, 't', m.t, 'total', m.total, 'shared',
-        m.shared, 'lost', m.lost, 'replid', m.replid or '', 'gens', m.gens)
-    redis.call('PEXPIRE', base .. 'meta', math.max(DAY, 2 * bounds.age))
-    -- Longer than an entry is young enough to be read.
-    redis.call('PEXPIRE', base .. 'log', bounds.age + 1000)
-    redis.call(to.verb, to.channel, '\152' .. cmsgpack.pack(m.id) .. cmsgpack.pack(m.g)
-        .. cmsgpack.pack(before) .. cmsgpack.pack(m.t) .. cmsgpack.pack(node) .. cmsgpack.pack(batch)
-        .. cmsgpack.pack(private) .. '\221' .. struct.pack('>I4', #entries) .. table.concat(entries))
+    if renew or m.length > bounds.size or m.total - m.gone > bounds.limit then
+        m.lost, m.gone = trim(log, m.length, m.total, m.lost, bounds.size, bounds.limit, m.t - bounds.age)
+    end
+    redis.call('HSET', meta, 'id', m.id, 'g', int(m.g), 'n', int(m.n), 't', t, 'total', int(m.total), 'shared',
+        int(m.shared), 'lost', int(m.lost), 'gone', int(m.gone), 'replid', m.replid or '', 'gens', m.gens)
+    if renew then
+        redis.call('PEXPIRE', meta, math.max(DAY, 2 * bounds.age))
+        -- Longer than an entry is young enough to be read.
+        redis.call('PEXPIRE', log, bounds.age + 2000)
+    end
+    redis.call(to.verb, to.channel, '\152' .. cmsgpack.pack(m.id, m.g, before, m.t, node, batch, private)
+        .. '\221' .. struct.pack('>I4', #entries) .. table.concat(entries))
     return {m.id, tostring(m.g), tostring(before)}
 end

@@ -128,6 +128,8 @@ async def test_nothing_is_left_of_namespaces_that_come_and_go(site: Site) -> Non
     async with asyncio.timeout(WAIT):
         for number in range(30):
             key = base(f"/n{number}")
+            while await site.ask("EXISTS", f"{key}here:clients"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
             # The logs go when nobody can come back to them, as after all others who leave.
             while await site.ask("PTTL", f"{key}meta") > 120_000:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

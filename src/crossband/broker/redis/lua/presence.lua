@@ -21,15 +21,16 @@ local function here()
     return p
 end
 
--- Append what was said, and keep what is known as long as the log, or a minute where nobody is.
+-- Append what was said, and keep what is known as long as the log, or a minute where nobody is. A renewal
+-- does so as well, so `keep` is false if one is sure to follow.
 local function finish(p, keep)
     local said = #p.list > 0
     if said then
         local bounds = {age = p.age, size = tonumber(ARGV[5]), limit = tonumber(ARGV[6]), own = tonumber(ARGV[7])}
         append(p.m, bounds, {verb = ARGV[8], channel = ARGV[9]}, p.list, 1, ARGV[10], 0, ARGV[11] == '1')
     end
-    if said or keep then
-        local somebody = redis.call('EXISTS', p.key .. 'clients') == 1
+    local somebody = redis.call('EXISTS', p.key .. 'clients') == 1
+    if keep or (said and not somebody) then
         local life = somebody and math.max(DAY, 2 * p.age) or 60000
         for _, name in ipairs({'clients', 'members', 'order', 'cut', 'at', 'nodes', 'calls'}) do
             redis.call('PEXPIRE', p.key .. name, life)

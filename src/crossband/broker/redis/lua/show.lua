@@ -2,6 +2,7 @@
 -- Further ARGV: number of this call, 1 if it is connected, socket id, owner, take, user, grace (ms),
 -- lease (ms); the rooms, each with the member and its JSON
 local p, sid, owner, take = here(), ARGV[14], ARGV[15], tonumber(ARGV[16])
+local lease = tonumber(redis.call('ZSCORE', p.key .. 'nodes', owner) or 0)
 local number = tonumber(ARGV[12])
 if tonumber(redis.call('HGET', p.key .. 'calls', owner) or 0) == number - 1 then
     redis.call('HSET', p.key .. 'calls', owner, number)
@@ -16,15 +17,14 @@ for i = 20, #ARGV do
 end
 put(p, sid, before, now_)
 if #now_.rooms > 0 then
-    local lease = redis.call('ZSCORE', p.key .. 'nodes', owner)
     if ARGV[13] ~= '1' then
         redis.call('ZADD', p.key .. 'cut', p.t + now_.grace, sid)
-    elseif lease and tonumber(lease) > p.t then
+    elseif lease > p.t then
         redis.call('ZADD', p.key .. 'at', 0, owner .. '\0' .. sid)
     else
         -- As if its node had lost its lease just now.
         redis.call('ZADD', p.key .. 'cut', p.t + tonumber(ARGV[19]) + now_.grace, sid)
     end
 end
-finish(p, false)
+finish(p, lease <= p.t)
 return 1

@@ -172,7 +172,18 @@ class Forwarding:
 class Outgoing:
     """A request of this node's client that another node answers: this node's end."""
 
-    __slots__ = ("_fault", "_reading", "node", "number", "over", "received", "request", "sent")
+    __slots__ = (
+        "_fault",
+        "_read_ahead",
+        "_reading",
+        "_unread",
+        "node",
+        "number",
+        "over",
+        "received",
+        "request",
+        "sent",
+    )
 
     def __init__(self, node: str, request: Request) -> None:
         self.node: str = node
@@ -184,6 +195,10 @@ class Outgoing:
         self.over: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
         # How its body ended early, for the node that asks for it.
         self._fault: Part | None = None
+        # What was read of it beyond the last part, as servers choose the size of what they give;
+        # and whether there is more to read.
+        self._read_ahead = bytearray()
+        self._unread = True
         # Reads the next part. None while nobody asks for it.
         self._reading: asyncio.Task[Part] | None = None
 
@@ -216,15 +231,16 @@ class Outgoing:
         return await self._reading
 
     async def _read(self) -> Part:
-        body, more = bytearray(), True
-        while more and len(body) < PIECE:
+        body = self._read_ahead
+        while self._unread and len(body) < PIECE:
             message = await self.request.read()
             if message["type"] == "http.disconnect":
                 self._fault = Part(b"", more=False, gone=True)
                 return self._fault
             body += message.get("body", b"")
-            more = message.get("more_body", False)
-        return Part(bytes(body), more)
+            self._unread = message.get("more_body", False)
+        self._read_ahead = body[PIECE:]
+        return Part(bytes(body[:PIECE]), self._unread or bool(self._read_ahead))
 
     def close(self) -> None:
         """Read nothing more: it is answered."""

@@ -36,12 +36,12 @@ def pieces(frames: Iterable[str | bytes]) -> Iterator[tuple[list[str | bytes], b
     batch: list[str | bytes] = []
     size = 0
     for frame in frames:
-        while len(frame) > PIECE:
-            yield [*batch, frame[:PIECE]], True
-            batch, size, frame = [], 0, frame[PIECE:]
         if batch and size + len(frame) > PIECE:
             yield batch, False
             batch, size = [], 0
+        while len(frame) > PIECE:
+            yield [frame[:PIECE]], True
+            frame = frame[PIECE:]
         batch.append(frame)
         size += len(frame)
     if batch:
@@ -59,7 +59,7 @@ class Seam:
 
     def join(self, frames: Frames, *, torn: bool) -> Frames:
         """Return the frames that are complete."""
-        if not torn and not self._parts:
+        if not frames or not (torn or self._parts):
             return frames
         whole: list[Any] = list(frames)
         if self._parts and (len(whole) > 1 or not torn):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,20 +15,20 @@ import pytest
 from crossband import Hub
 from crossband.broker import Publication, Session
 from crossband.broker.redis import RedisBroker
-from crossband.broker.redis.address import Place, parse
+from crossband.broker.redis.address import _OPTIONS, Place, parse
 from crossband.broker.redis.appends import MAX_PUBLICATION
 from crossband.broker.redis.keys import Keys
-from crossband.errors import BrokerUnavailable, EncodeError, Gap
+from crossband.errors import BrokerUnavailable, EncodeError, Gap, StartError
 from crossband.names import new_id
 from crossband.protocol import payload
 from tests.clients.base import WAIT
 from tests.engines import CERTIFICATE, Engine, free_port, shared
 from tests.waiting import until
 
+ROOT = Path(__file__).parents[2]
+HOW_TO = (ROOT / "docs/how-to/redis.md").read_text(encoding="utf-8")
 # The least that Crossband's user may do.
-ACL = (
-    "~crossband:* &crossband:* +@read +@write +@pubsub +@scripting +@connection +@fast +info +time"
-)
+(ACL,) = re.findall(r"^user crossband on >change-me (.+)$", HOW_TO, re.MULTILINE)
 
 
 class Ear:
@@ -127,6 +129,11 @@ class TestAddresses:
         with pytest.raises(ValueError, match="the database is a number"):
             Hub(broker="redis://host/first")
 
+    def test_every_option_is_documented(self) -> None:
+        rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", HOW_TO, re.MULTILINE)
+        documented = {name for row in rows for name in re.findall(r"\w+", row)}
+        assert set(_OPTIONS) <= documented
+
     def test_places_compare_by_value(self) -> None:
         assert Place("a", 1) == Place("a", 1)
 
@@ -141,6 +148,13 @@ class TestStart:
                 await RedisBroker(f"redis://{engine.address}").start(Ear())
             async with running(engine.url):
                 pass
+
+    async def test_hub_that_cannot_use_it_does_not_start(self) -> None:
+        with Engine(password="right") as engine:
+            hub = Hub(broker=engine.url.replace("right", "wrong"))
+            with pytest.raises(StartError, match=r"^the broker: .*: the user or the password is"):
+                await hub.start()
+        assert not hub.started
 
     async def test_password_where_none_is_asked_for_is_told(self) -> None:
         address = shared().address
@@ -223,6 +237,17 @@ class TestStart:
                 assert ear.events[0].cursor == cursor
             with pytest.raises(BrokerUnavailable, match="certificate verify failed"):
                 await RedisBroker(engine.url).start(Ear())
+
+    async def test_documented_settings_are_those_of_a_server(self) -> None:
+        (text,) = re.findall(r"^```text\n(# Never evict.*?)^```", HOW_TO, re.MULTILINE | re.DOTALL)
+        lines = [line for line in text.splitlines() if not line.startswith("user default")]
+        with Engine(settings=lines) as engine:
+            url = f"redis://crossband:change-me@{engine.address}"
+            async with running(url, ear := Ear()) as broker:
+                await attach(broker, "/")
+                await broker.publish(event())
+                assert len(ear.events) == 1
+                assert broker.problem is None
 
     async def test_user_who_may_not_publish_is_told(self) -> None:
         acl = ACL.replace("&crossband:*", "resetchannels")

@@ -268,6 +268,24 @@ async def test_full_server_refuses_publications_and_serves_on() -> None:
             nodes.has_all()
 
 
+async def test_too_few_replicas_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("crossband.broker.redis.commands.PATIENCE", 0.5)
+    with Engine() as engine:
+        async with cluster(engine.url) as nodes:
+            one = nodes.nodes[0]
+            engine.command("CONFIG", "SET", "min-replicas-to-write", "1")
+            with pytest.raises(BrokerUnavailable, match="Redis has too few replicas"):
+                await one.broker.publish(Publication("/", "number", payload.encode(["x"])))
+            assert "Redis has too few replicas" in str(one.broker.problem)
+            assert "Redis has too few replicas" in caplog.text
+            engine.command("CONFIG", "SET", "min-replicas-to-write", "0")
+            await nodes.publish(5)
+            await nodes.agree()
+            nodes.has_all()
+
+
 async def test_isolated_primary_is_left_and_its_loss_told() -> None:
     with Sentinels() as servers:
         async with cluster(servers.url) as nodes:
@@ -313,5 +331,18 @@ async def test_link_that_goes_dead_is_given_up(monkeypatch: pytest.MonkeyPatch) 
             await nodes.publish(10)
             link.revive()
             await nodes.publish(10)
+            await nodes.agree()
+            nodes.has_all()
+
+
+async def test_channel_that_a_server_drops_is_subscribed_to_again() -> None:
+    with EngineCluster() as servers:
+        async with cluster(servers.url) as nodes:
+            key = nodes.nodes[0].base
+            owner, slot = servers.owner(key), servers.slot(key)
+            # As happens behind a move, when a server is told once more that the slot is its own.
+            owner.command("CLUSTER", "SETSLOT", slot, "NODE", owner.command("CLUSTER", "MYID"))
+            await until(lambda: owner.command("PUBSUB", "SHARDNUMSUB", key)[1] == len(nodes.nodes))
+            await nodes.publish(5)
             await nodes.agree()
             nodes.has_all()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from crossband.broker import Broker
 from crossband.connection import Ticker
-from crossband.errors import CloseCode, EventError
+from crossband.errors import BrokerUnavailable, CloseCode, EventError, StartError
 from crossband.handlers.events import Handler
 from crossband.hub.access import Access, Authenticate, Authorize
 from crossband.hub.admission import Admissions
@@ -133,7 +135,7 @@ class Core:
     async def start(self) -> None:
         """Start on the running event loop. Does nothing if it already runs there.
 
-        Raises StartError if an `on_start` function fails.
+        Raises StartError if the broker cannot be used, or an `on_start` function fails.
         """
         node = self.node
         loop = asyncio.get_running_loop()
@@ -141,14 +143,16 @@ class Core:
             return
         if node.loop is not None and not node.loop.is_closed():
             raise RuntimeError("the hub runs on another event loop: stop it there first")
-        await node.begin(loop, self.directory, self.cluster.hear, self.cluster.left)
+        with _needing_broker():
+            await node.begin(loop, self.directory, self.cluster.hear, self.cluster.left)
         self.expiry.start(loop)
         self.last_polls = False
         self.quotas.start()
         self._doors.start(self)
         watch(loop)
         try:
-            await self.cluster.start()
+            with _needing_broker():
+                await self.cluster.start()
             await self.life.begin()
         except BaseException:
             await self._end(loop)
@@ -190,3 +194,12 @@ class Core:
                 await self.node.end()
             finally:
                 self._stopped.set()
+
+
+@contextlib.contextmanager
+def _needing_broker() -> Iterator[None]:
+    """Raise StartError where the broker cannot be used: its text says what to do."""
+    try:
+        yield
+    except BrokerUnavailable as error:
+        raise StartError(f"the broker: {error}") from None

@@ -188,7 +188,11 @@ class Node:
         `left`.
         """
         await self.broker.start(receiver)
-        await self.bus.start(hear, left)
+        try:
+            await self.bus.start(hear, left)
+        except BaseException:
+            await self.broker.stop()
+            raise
         self.loop = loop
         self._thread = threading.get_ident()
         self._ticker = Ticker(loop)

@@ -51,7 +51,7 @@ Done = Callable[[Any], None]
 class Call:
     """A command, until it is done."""
 
-    __slots__ = ("again", "args", "done", "key", "packed", "script", "since")
+    __slots__ = ("again", "args", "done", "key", "packed", "refusal", "script", "since")
 
     def __init__(
         self,
@@ -76,6 +76,8 @@ class Call:
         self.args = args
         # One of its keys, or its channel: all of a command are in one slot.
         self.key = key
+        # Why the server could not carry it out when it was last asked.
+        self.refusal = ""
 
     def end(self, outcome: Any) -> None:
         """Hand over the reply, or an exception, once."""
@@ -207,7 +209,7 @@ class Commands:
 
         def lost(reason: str) -> None:
             ended.append(reason)
-            if self._link is link:
+            if link is not None and self._link is link:
                 self._lost(reason)
 
         link: Link | None = None
@@ -325,22 +327,30 @@ class Commands:
         elif self._moved is not None and error.code in ("MOVED", "ASK"):
             self._moved(call, error)
         elif what is Remedy.MOVE:
-            self._retry(call)
+            self._retry(call, error)
             self._trouble = f"{self.at}: {advice(error)}"
             self.reconnect()
         elif what is Remedy.WAIT:
-            self._retry(call)
+            self._retry(call, error)
         else:
             text = f"{self.at}: {advice(error)}"
-            now = self._loop.time()
-            if text != self._refusal or now - self._refused_at > REFUSED:
-                logger.error("broker: %s", text)
-                self._refused_at = now
-            self._refusal = text
+            self._note_refusal(text)
             call.end(BrokerUnavailable(text))
 
-    def _retry(self, call: Call) -> None:
+    def _note_refusal(self, text: str) -> None:
+        """Log what the server refuses, and count it as a problem for some time."""
+        now = self._loop.time()
+        if text != self._refusal or now - self._refused_at > REFUSED:
+            logger.error("broker: %s", text)
+            self._refused_at = now
+        self._refusal = text
+
+    def _retry(self, call: Call, error: ServerError) -> None:
         """Send a command again after a pause: the server has not carried it out."""
+        call.refusal = f"{self.at}: {advice(error)}"
+        if call.since + PATIENCE <= self._loop.time():
+            self._give_up(call)
+            return
         self._later.append(call)
         if self._pause is None:
             self._pause = self._loop.call_later(WAIT, self._go_on)
@@ -383,11 +393,18 @@ class Commands:
             for call in calls:
                 if call.since + PATIENCE > now:
                     break
-                if call.done is not None:
-                    problem = self._trouble or f"no answer from Redis at {self.at}"
-                    call.end(BrokerUnavailable(problem))
+                self._give_up(call)
+        self._later = [call for call in self._later if call.since + PATIENCE > now]
         while self._waiting and self._waiting[0].since + PATIENCE <= now:
             self._waiting.popleft()
+
+    def _give_up(self, call: Call) -> None:
+        """Fail a command that has waited for too long."""
+        if self._trouble is None and call.refusal:
+            self._note_refusal(call.refusal)
+        if call.done is not None:
+            problem = self._trouble or call.refusal or f"no answer from Redis at {self.at}"
+            call.end(BrokerUnavailable(problem))
 
 
 async def wanted(queue: Callable[[Done], None]) -> Any:

@@ -24,6 +24,8 @@ logger: Final = logging.getLogger("crossband")
 SLOTS: Final = 16_384
 # Seconds between two looks at who has which slots: if all is well, and if not.
 REFRESH, REFRESH_SOON = 10.0, 0.25
+# Seconds between two of them at least.
+REFRESH_PAUSE: Final = 0.1
 # Seconds for a server that joined a cluster to answer.
 JOIN_TIME: Final = 1.0
 
@@ -189,6 +191,8 @@ class ClusterServers(Servers):
             self._soon.clear()
             try:
                 await self._refresh()
+                # What moves is refused until all servers know of it.
+                await asyncio.sleep(REFRESH_PAUSE)
             except Unfit as error:
                 if str(error) != self._problem:
                     logger.warning("broker: %s", error)
@@ -212,6 +216,8 @@ class ClusterServers(Servers):
         self._problem = f"{missing} slots of the cluster have no server" if missing else None
         self._owners = owners
         self._move_ears()
+        for server in self._servers.values():
+            server.subscription.ask_again()
         for place, server in list(self._servers.items()):
             if server not in owners:
                 del self._servers[place]

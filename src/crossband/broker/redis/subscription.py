@@ -57,6 +57,8 @@ class Subscription:
         self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
         self._ears: dict[bytes, Ear] = {}
+        # Those of them that the server has not confirmed, or has dropped since.
+        self._unheard: set[bytes] = set()
         # Called once the server has confirmed that a channel is no longer heard.
         self._ended: dict[bytes, Callable[[], None]] = {}
         self._keeping: asyncio.Task[None] | None = None
@@ -85,6 +87,7 @@ class Subscription:
         if link is not None:
             link.abort()
         self._ears.clear()
+        self._unheard.clear()
         self._ended.clear()
         self.problem = "the broker is stopped"
 
@@ -108,7 +111,7 @@ class Subscription:
 
         def lost(reason: str) -> None:
             ended.append(reason)
-            if self._link is link:
+            if link is not None and self._link is link:
                 self._lost(reason)
 
         link: Link | None = None
@@ -119,8 +122,8 @@ class Subscription:
             raise Unfit(f"{place}: the connection was lost at once: {ended[0]}")
         self._lost_link.clear()
         self._link, self.problem = link, None
-        for channels in _parts(list(self._ears)):
-            self._send("SUBSCRIBE", channels)
+        self._unheard = set(self._ears)
+        self.ask_again()
 
     def _lost(self, reason: str) -> None:
         self._link = None
@@ -151,6 +154,7 @@ class Subscription:
     def add(self, channel: bytes, ear: Ear) -> None:
         """Hear a channel from now on; `ear` is told when nothing can be missed."""
         self._ears[channel] = ear
+        self._unheard.add(channel)
         self._ended.pop(channel, None)
         if self._link is not None:
             self._send("SUBSCRIBE", [channel])
@@ -159,6 +163,7 @@ class Subscription:
         """Hear a channel no longer; then call `ended`."""
         if self._ears.pop(channel, None) is None:
             return
+        self._unheard.discard(channel)
         if self._link is None:
             if ended is not None:
                 ended()
@@ -166,6 +171,11 @@ class Subscription:
         if ended is not None:
             self._ended[channel] = ended
         self._send("UNSUBSCRIBE", [channel])
+
+    def ask_again(self) -> None:
+        """Subscribe to what the server refused, or dropped without being asked."""
+        for channels in _parts(list(self._unheard)):
+            self._send("SUBSCRIBE", channels)
 
     def _send(self, verb: str, channels: list[bytes]) -> None:
         if self._link is None:
@@ -195,6 +205,7 @@ class Subscription:
         elif kind == b"subscribe" or kind == b"ssubscribe":
             ear = self._ears.get(reply[1])
             if ear is not None:
+                self._unheard.discard(reply[1])
                 ear.confirmed()
         elif kind == b"unsubscribe" or kind == b"sunsubscribe":
             self._unsubscribed(reply[1])
@@ -204,7 +215,8 @@ class Subscription:
         if ended is not None:
             ended()
         elif channel in self._ears and self._moved is not None:
-            # Not asked for: its slot is another server's by now.
+            # Not asked for: its slot is another server's by now, or was given to this one anew.
+            self._unheard.add(channel)
             self._moved()
 
     def _refused(self, error: ServerError) -> None:

@@ -37,7 +37,8 @@ class Step:
 def steps(text: str) -> Iterator[Step]:
     """Yield the code blocks and directives of a page, in order."""
     pattern = re.compile(
-        r"^<!-- (?P<lone>cut|(?:publish|post|say|visit|enter|click|count|offline|online): .+?"
+        r"^<!-- (?P<lone>cut"
+        r"|(?:publish|post|say|visit|enter|click|count|offline|online|engine): .+?"
         r"|shows: \S+ \S+ [^\n]+?) -->$"
         r"|(?:^<!-- (?P<directive>(?:run|output|install|shows): .+?) -->\n+)?"
         r"^```(?P<language>\w*)\n(?P<code>.*?)^```$",

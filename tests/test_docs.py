@@ -26,6 +26,7 @@ before a block says what to do with it:
     <!-- run: status -->         compare its keys with those of `GET /api/status`
     <!-- run: toml -->           read it
     <!-- output: NAME -->        the next lines of that stream; `(any order)` where it has none
+    <!-- engine: ADDRESS -->     start a Redis, whose address stands in place of that one
     <!-- cut -->                 reset every connection to the server
     <!-- publish: EVENT DATA --> publish over HTTP
     <!-- post: PATH JSON -->     the same, with a body of one's own
@@ -88,6 +89,7 @@ from crossband.standalone import create_hub
 from tests.blocks import DOCS, PAGES, ROOT, Step, name_of, steps
 from tests.children import START, Child
 from tests.clients.base import WAIT
+from tests.engines import Engine
 
 # Run as modules of the interpreter that runs the tests.
 PROGRAMS: Final = ("crossband", "uvicorn")
@@ -336,6 +338,19 @@ ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
         "$ CROSSBAND_BROKER=": "tests/test_workers.py runs each of them",
     },
     "src/crossband/server/README.md": {"parent  ": "a drawing"},
+    "docs/how-to/redis.md": {
+        "$ redis-server": "tests/engines.py starts one",
+        "# Never evict": "tests/broker/test_redis.py starts one with them",
+        "$ CROSSBAND_BROKER=": "tests/test_workers.py starts uvicorn so",
+    },
+    "docs/how-to/sentinel-and-cluster.md": {
+        "sentinel monitor": "tests/engines.py starts some",
+        "min-replicas": "tests/broker/test_redis_faults.py sets it",
+    },
+    "examples/scale/README.md": {
+        "$ npm ci": "tests/examples/test_scale.py runs it",
+        "$ docker compose": "tests/examples/test_scale.py compares its files",
+    },
     "docs/how-to/plain-namespaces.md": {
         "POST /events/": "tests/transports/test_sse_door.py posts it"
     },
@@ -388,9 +403,15 @@ class Page:
 
     # Example in the page: cursors' epochs, session keys, socket ids.
     EXAMPLE: Final = re.compile(
-        r"(?<![\w-])(?:[0-9a-f]{10}(?=-\d)|[\w-]{32}|_[0-9a-f]{19})(?![\w])", re.ASCII
+        r"(?<![\w-])(?:[0-9a-f]{10}(?=-\d)|[0-9a-f]{19}(?=\.0-\d)|[\w-]{32}|_[0-9a-f]{19})(?![\w])",
+        re.ASCII,
     )
-    REAL: Final = {10: "([0-9a-f]{10})", 32: r"([\w-]{32})", 20: "(_[0-9a-f]{19})"}
+    REAL: Final = {
+        10: "([0-9a-f]{10})",
+        19: "([0-9a-f]{19})",
+        32: r"([\w-]{32})",
+        20: "(_[0-9a-f]{19})",
+    }
 
     def __init__(self, directory: Path, browser: Browser, stack: contextlib.AsyncExitStack) -> None:
         self._directory = directory
@@ -414,6 +435,10 @@ class Page:
         if kind == "cut":
             for proxy in self._proxies.values():
                 proxy.cut()
+        elif kind == "engine":
+            engine = await asyncio.to_thread(Engine().__enter__)
+            self._stack.callback(engine.close)
+            self._known[rest] = engine.address
         elif kind == "publish":
             event, _, data = rest.partition(" ")
             await self._broadcast(event, json.loads(data))
@@ -595,7 +620,7 @@ class Page:
 
     async def _serve(self, name: str, code: str) -> None:
         ((command, _),) = await self._commands_of(code)
-        words = shlex.split(command)
+        words = [self._fill(word) for word in shlex.split(command)]
         port = "5173" if "vite" in words else "8000"
         if "--port" in words:
             at = words.index("--port")

@@ -11,7 +11,7 @@
 -- most bytes for one socket, PUBLISH or SPUBLISH, channel, node, 1 on a new connection
 
 -- Clients that are looked at in one step, of nodes that are gone or of those that are due.
-local BATCH = 500
+local BATCH = 200
 
 -- Return what a script works on: the keys, the time, the log, and the entries that it will append.
 local function here()
@@ -29,9 +29,10 @@ local function finish(p, keep)
         local bounds = {age = p.age, size = tonumber(ARGV[5]), limit = tonumber(ARGV[6]), own = tonumber(ARGV[7])}
         append(p.m, bounds, {verb = ARGV[8], channel = ARGV[9]}, p.list, 1, ARGV[10], 0, ARGV[11] == '1')
     end
-    local somebody = redis.call('EXISTS', p.key .. 'clients') == 1
-    if keep or (said and not somebody) then
-        local life = somebody and math.max(DAY, 2 * p.age) or 60000
+    -- -2 without the key, which is deleted with the last client; -1 without an end.
+    local left = redis.call('PTTL', p.key .. 'clients')
+    local life = left == -2 and 60000 or math.max(DAY, 2 * p.age)
+    if (said and left == -2) or (keep and left < life - 60000) then
         for _, name in ipairs({'clients', 'members', 'order', 'cut', 'at', 'nodes', 'calls'}) do
             redis.call('PEXPIRE', p.key .. name, life)
         end

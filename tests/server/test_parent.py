@@ -18,6 +18,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.children import Child
+from tests.clients import WebSocketClient
 from tests.clients.base import WAIT
 
 APPLICATION = """
@@ -32,7 +33,7 @@ from starlette.routing import Mount, Route
 from crossband import Hub, Socket
 
 VERSION = 1
-hub = Hub()
+hub = Hub(api_keys=["secret"])
 
 
 async def about(request):
@@ -84,6 +85,17 @@ async def serving(
         banner = await child.says(r"serves \S+ at (\S+); \d+ workers? \(pid ([\d, ]+)\)")
         workers = [int(pid) for pid in banner[2].split(", ")]
         yield Served(child, banner[1], workers)
+
+
+async def broadcast(served: Served, data: str) -> None:
+    async with httpx.AsyncClient(verify=False) as client:
+        answer = await client.post(
+            f"{served.url}/api/broadcast",
+            json={"event": "news", "data": data},
+            headers={"X-API-Key": "secret"},
+            timeout=WAIT,
+        )
+        assert answer.status_code == 200, answer.text
 
 
 def private_directories(directory: Path) -> list[Path]:
@@ -158,15 +170,24 @@ async def test_renewal_with_broken_code_leaves_the_old_workers(tmp_path: Path) -
         assert await served.about_all(2) == set(served.workers)
 
 
-async def test_clients_are_told_when_all_stop(tmp_path: Path) -> None:
+# Ctrl-C in a terminal, and systemd by default, send it to all processes at once.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to_all", [False, True])
+async def test_clients_are_told_when_all_stop(
+    number: signal.Signals, to_all: bool, tmp_path: Path
+) -> None:
     async with serving(tmp_path, "--workers", "2") as served:
         async with connect(f"ws{served.url.removeprefix('http')}/ws") as client:
             await client.recv()
-            served.child.send_signal(signal.SIGINT)
+            if to_all:
+                os.killpg(served.child.pid, number)
+            else:
+                served.child.send_signal(number)
             assert "server:shutdown" in str(await client.recv())
             await client.wait_closed()
             assert client.close_code == 1001
         assert await served.child.exit_code() == 0
+        assert "ERROR" not in served.child.output
 
 
 async def test_second_signal_ends_workers_that_do_not_stop(tmp_path: Path) -> None:
@@ -240,6 +261,59 @@ async def test_changed_file_reloads(tmp_path: Path) -> None:
         (tmp_path / "application.py").write_text(APPLICATION.replace("VERSION = 1", "VERSION = 22"))
         await served.child.says("all workers are renewed")
         assert (await served.about())["version"] == 22
+
+
+async def test_clients_miss_nothing_in_a_reload(tmp_path: Path) -> None:
+    async with serving(tmp_path, "--reload") as served:
+        client = WebSocketClient()
+        await client.connect(served.url)
+        (tmp_path / "application.py").write_text(APPLICATION.replace("VERSION = 1", "VERSION = 22"))
+        await client.gone.wait()
+        await broadcast(served, "meanwhile")
+        await client.resume()
+        assert client.recovered
+        await broadcast(served, "then")
+        assert [(await client.next_event("news")).data for _ in range(2)] == ["meanwhile", "then"]
+        await client.close()
+
+
+async def test_clients_miss_nothing_in_a_restart_of_everything_with_state(tmp_path: Path) -> None:
+    client = WebSocketClient()
+    state = str(tmp_path / "state")
+    async with serving(tmp_path, "--workers", "2", "--state", state) as served:
+        await client.connect(served.url)
+        await broadcast(served, "before")
+        assert (await client.next_event("news")).data == "before"
+        await client.cut()
+        await broadcast(served, "meanwhile")
+        served.child.send_signal(signal.SIGTERM)
+        assert await served.child.exit_code() == 0
+    async with serving(tmp_path, "--workers", "2", "--state", state) as served:
+        client.url = served.url
+        await client.resume()
+        assert client.recovered
+        assert (await client.next_event("news")).data == "meanwhile"
+        await client.close()
+
+
+async def test_demo_is_one_on_all_its_workers(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "crossband", "demo", "--port", "0", "--workers", "2")
+    async with Child(*command, cwd=tmp_path, env={"PYTHONPATH": ":".join(sys.path)}) as child:
+        banner = await child.says(
+            r"serves the demo at (\S+); 2 workers \(pid .*\), private \S+ [\d.]+; API key of "
+            r"this run: (\w+)"
+        )
+        async with httpx.AsyncClient(base_url=banner[1], verify=False) as http:
+            status = (await http.get("/api/status?nodes=all", timeout=WAIT)).json()
+            assert len(status["nodes"]) == 2
+            for _ in range(4):
+                # The system says which worker answers. All know the key.
+                answer = await http.post(
+                    "/api/broadcast",
+                    json={"event": "news", "data": None},
+                    headers={"X-API-Key": banner[2], "Connection": "close"},
+                )
+                assert answer.status_code == 200
 
 
 async def test_workers_serve_on_a_unix_socket(tmp_path: Path) -> None:

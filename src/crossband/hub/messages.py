@@ -181,6 +181,13 @@ class Rest(msgspec.Struct, frozen=True, tag="rest"):
     start: int
 
 
+class Delivered(msgspec.Struct, frozen=True, tag="delivered"):
+    """The answer to a request was passed on to its client. Not answered."""
+
+    # As in `Serve`.
+    number: int
+
+
 class HungUp(msgspec.Struct, frozen=True, tag="hung up"):
     """The client of a request no longer waits for its answer."""
 
@@ -282,7 +289,7 @@ class Check(msgspec.Struct, frozen=True, tag="check"):
     sent: dict[int, int]
 
 
-Exchange = Serve | More | Rest | HungUp | Seek | Knock | Up | Down | Check
+Exchange = Serve | More | Rest | HungUp | Delivered | Seek | Knock | Up | Down | Check
 Message = (
     Count
     | Fetch

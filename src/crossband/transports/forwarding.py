@@ -15,7 +15,7 @@ from crossband.connection import OpenConnections
 from crossband.errors import CloseCode, EventError
 from crossband.hub import messages
 from crossband.hub.core import Core
-from crossband.hub.messages import Head, HungUp, More, Part, Rest, Serve, Served
+from crossband.hub.messages import Delivered, Head, HungUp, More, Part, Rest, Serve, Served
 from crossband.hub.others import ask, ask_one
 from crossband.transports.exchanges import PIECE, Exchanges
 from crossband.transports.http import ClientGone, Request
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SMALL: Final = 65_536
 # Seconds that the rest of a large response is kept for the node that asked.
 REST_TIME: Final = 10.0
+# Seconds in which another node must say that it has passed an answer on.
+DELIVERY_TIME: Final = 3.0
 # Seconds that an answer may take. Polls and handlers have limits of their own, and a node that
 # has gone or has forgotten the request is noticed: this never passes.
 _EVER: Final = 86_400.0
@@ -51,7 +53,10 @@ class Forwarding:
         self.emptied: Final = self._open.emptied
         # Large responses of which other nodes fetch the rest, by node and number.
         self._rests: dict[tuple[str, int], bytes] = {}
+        # Answers of which it is not known yet whether their clients have them, by node and number.
+        self._passing: dict[tuple[str, int], asyncio.Future[bool]] = {}
         exchanges.on(Serve, self._serve)
+        exchanges.on(Delivered, self._note_delivered)
         exchanges.on(More, self._send_more)
         exchanges.on(Rest, self._send_rest)
         exchanges.on(HungUp, self._hang_up)
@@ -63,7 +68,8 @@ class Forwarding:
     ) -> Served | None:
         """Return a node's answer to a request; None if it has gone or does not answer.
 
-        With status 0 it has not got the client, and another may be asked. Raises ClientGone.
+        With status 0 it has not got the client, and another may be asked; otherwise the request
+        is answered. Raises ClientGone.
         """
         if self._hub.node.broker.problem is not None:
             # It is this node that reaches nobody.
@@ -88,6 +94,10 @@ class Forwarding:
         if served is not None and not served.status and not more:
             # For the next node that is asked.
             request.put_back(body)
+        if served is not None and served.status:
+            await _respond(request, served)
+            if request.method == "GET":
+                self._exchanges.tell(Delivered(outgoing.number), node)
         return served
 
     async def _ask(self, outgoing: Outgoing, message: Serve) -> Served | None:
@@ -140,20 +150,26 @@ class Forwarding:
             traffic=hub.traffic,
             max_rooms=hub.settings.limits.subscriptions,
         )
+        place = (sender, message.number)
+        loop = asyncio.get_running_loop()
+        if request.method == "GET":
+            # A balancer repeats it at another node if this one's is killed now.
+            request.delivered = self._passing[place] = loop.create_future()
         try:
             await self.doors[message.door](request)
         except ClientGone:
+            self._settle(place, delivered=False)
             return None
         finally:
             self._exchanges.end(serving)
             # When the answer is sent, which is as soon as this returns.
-            asyncio.get_running_loop().call_soon(self._open.discard, serving)
+            loop.call_soon(self._open.discard, serving)
+            loop.call_later(DELIVERY_TIME, self._settle, place, False)
         body = bytes(serving.body)
         more = len(body) > PIECE
         if more:
-            place = (sender, message.number)
             self._rests[place] = body
-            asyncio.get_running_loop().call_later(REST_TIME, self._rests.pop, place)
+            loop.call_later(REST_TIME, self._rests.pop, place)
         return messages.encode(Served(serving.status, serving.headers, body[:PIECE], more))
 
     def _send_rest(self, sender: str, message: Rest) -> bytes | None:
@@ -162,6 +178,14 @@ class Forwarding:
             return None
         end = message.start + PIECE
         return messages.encode(Part(body[message.start : end], end < len(body)))
+
+    def _note_delivered(self, sender: str, message: Delivered) -> None:
+        self._settle((sender, message.number), delivered=True)
+
+    def _settle(self, place: tuple[str, int], delivered: bool) -> None:
+        passing = self._passing.pop(place, None)
+        if passing is not None and not passing.done():
+            passing.set_result(delivered)
 
     def _hang_up(self, sender: str, message: HungUp) -> None:
         serving = self._exchanges.taken(sender, message.number)
@@ -343,7 +367,7 @@ def head_of(request: Request) -> Head:
     )
 
 
-async def respond(request: Request, served: Served) -> None:
+async def _respond(request: Request, served: Served) -> None:
     """Answer a request as another node has."""
     await request.send(
         {"type": "http.response.start", "status": served.status, "headers": served.headers}

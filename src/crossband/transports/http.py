@@ -119,6 +119,9 @@ class Request:
         self._any_origin = False
         # Most `room` fields of the query, plus one, so that too many can be reported.
         self._max_rooms = max_rooms
+        # Whether its answer has reached the client, once that is known. None for a client of this
+        # node, whose connection ends where it has not.
+        self.delivered: asyncio.Future[bool] | None = None
         # The "websocket.connect" message was received.
         self._connect_seen = False
 

@@ -34,7 +34,7 @@ from crossband.timers import Deadlines
 from crossband.transports.asgi import take_body
 from crossband.transports.carried import CarriedConnection
 from crossband.transports.exchanges import Exchanges
-from crossband.transports.forwarding import Forwarding, respond
+from crossband.transports.forwarding import Forwarding
 from crossband.transports.http import ClientGone, HeaderList, Request, retry_after
 from crossband.transports.lane import BodyLane
 from crossband.transports.messages import answer_envelope, plain_message
@@ -286,7 +286,6 @@ class StreamDoor:
                 self._elsewhere.popitem(last=False)
             served = await self._forwarding.forward(request, "events", node)
             if served is not None and served.status:
-                await respond(request, served)
                 return
             self._elsewhere.pop(sid, None)
             if served is None and node in self._exchanges.bus.members:

@@ -22,7 +22,7 @@ from crossband.transports.engineio.relay import Relay, RelayLane
 from crossband.transports.engineio.responses import deny_problem, refuse_upgrade, respond_problem
 from crossband.transports.engineio.upgrade import DistantUpgrade
 from crossband.transports.exchanges import Exchanges
-from crossband.transports.forwarding import Forwarding, respond
+from crossband.transports.forwarding import Forwarding
 from crossband.transports.http import ClientGone, HeaderList, Request
 from crossband.transports.lane import FrameLane
 
@@ -70,8 +70,8 @@ class Elsewhere:
             except ClientGone:
                 return
         if served is not None:
-            await respond(request, served)
-        elif owner_of(sid, self._hub) is None:
+            return
+        if owner_of(sid, self._hub) is None:
             await respond_problem(request, "sid", cors)
         else:
             await request.refuse(EventError(code="unavailable"), cors)

@@ -30,11 +30,13 @@ class Polling:
     Each call gets the session as an argument: a reference would make a cycle.
     """
 
-    __slots__ = ("_get", "_line", "_posts")
+    __slots__ = ("_get", "_last", "_line", "_posts")
 
     def __init__(self) -> None:
         # None unless a GET waits; resolved when there is something to answer.
         self._get: asyncio.Future[None] | None = None
+        # Whether the client has the last answer, if that went through another node.
+        self._last: asyncio.Future[bool] | None = None
         # Lets POSTs through one by one. None before the first.
         self._line: asyncio.Lock | None = None
         # POSTs that are not answered yet.
@@ -62,6 +64,11 @@ class Polling:
             connection.end("transport error")
             await respond_problem(request, "request", cors, reason="two polls at once")
             return
+        if not await self._has_last():
+            # A balancer repeats a poll at the next node: what was answered before is lost.
+            connection.end("transport error")
+            await respond_problem(request, "sid", cors)
+            return
         if connection.behind:
             connection.drop()
         if not connection.queue and connection.state is State.OPEN:
@@ -76,7 +83,19 @@ class Polling:
         # If upgraded meanwhile, what is queued belongs to the WebSocket.
         upgraded = connection.polling is not self
         content = engineio.NOOP if upgraded else _take_payload(connection)
+        self._last = request.delivered
         await respond_packets(request, content, cors)
+
+    async def _has_last(self) -> bool:
+        """Return whether the client has the last answer, as far as anybody knows."""
+        if self._last is None:
+            return True
+        # Two polls at once are refused also while this one waits.
+        self._get = asyncio.get_running_loop().create_future()
+        try:
+            return await asyncio.shield(self._last)
+        finally:
+            self._get = self._last = None
 
     async def post(self, connection: EngineConnection, request: Request, cors: HeaderList) -> None:
         """Handle a POST's packets, after those of earlier POSTs.

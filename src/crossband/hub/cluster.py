@@ -97,7 +97,7 @@ class Cluster:
                 await renew_all(
                     namespace.presences
                     for namespace in self._directory.namespaces.values()
-                    if namespace.presences.any and namespace.sockets
+                    if namespace.presences.active and namespace.sockets
                 )
             except BrokerUnavailable:
                 # It will be back; then what was missed is asked for again.

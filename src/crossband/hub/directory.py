@@ -162,7 +162,7 @@ class Directory:
     def expel(self, user: str) -> None:
         """End the presence of a user's clients that were cut: they may not come back."""
         for namespace in self.namespaces.values():
-            if namespace.presences.any:
+            if namespace.presences.active:
                 namespace.presences.expel(user)
 
     def deliver(self, publication: Publication) -> None:

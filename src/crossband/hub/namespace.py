@@ -456,7 +456,7 @@ class Socket:
     def _rooms_changed(self) -> None:
         if self.connected:
             self.namespace.node.sessions.save(self.record)
-            if self.namespace.presences.any:
+            if self.namespace.presences.active:
                 self.namespace.presences.show(self)
 
     async def update_presence(self) -> None:

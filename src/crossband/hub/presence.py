@@ -68,7 +68,7 @@ class Presences:
         return self._default if any(matches(each, room) for each in patterns) else None
 
     @property
-    def any(self) -> bool:
+    def active(self) -> bool:
         """Whether some rooms show who is in them: in most namespaces none does."""
         return bool(self._rules or self._node.settings.presence)
 

@@ -114,7 +114,7 @@ class Welcomes:
             if not unknown:
                 namespace.replays.advance(socket)
         socket.welcomed()
-        if namespace.presences.any:
+        if namespace.presences.active:
             namespace.presences.enter(socket, returning=socket.recovered)
             if session is not None and session.sid != socket.id:
                 namespace.presences.forget(session.sid, session.take)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -187,6 +188,49 @@ async def test_reply_that_is_lost_doubles_nothing(
         await until(lambda: len(ear.events) == 4)
         assert [event.cursor for event in ear.events] == cursors
         assert len(set(cursors)) == 4
+
+
+async def emit(publish: Publishing, *data: Any) -> None:
+    assert await publish(lambda p: p.emit("news", *data)) is not None
+
+
+@either
+async def test_connections_that_are_cut_lose_and_double_nothing(kind: str) -> None:
+    with Engine() as engine:
+        ear = Ear()
+        async with (
+            running(engine.url, ear) as broker,
+            publishing(kind, engine.url, timeout=60.0) as publish,
+        ):
+            attaching = broker.attach("/")
+            assert attaching is not None
+            await attaching
+
+            done = cuts = 0
+
+            async def work(who: int) -> None:
+                nonlocal done
+                for number in range(50):
+                    await emit(publish, who, number)
+                    done += 1
+
+            def reached(goal: int) -> bool:
+                return done >= goal or working.done()
+
+            working = asyncio.gather(*(work(who) for who in range(4)))
+            while not working.done():
+                # While some are under way: the replies of those are lost.
+                engine.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                cuts += 1
+                goal = done + 5
+                await until(functools.partial(reached, goal))
+            await working
+            assert cuts > 20
+            await until(lambda: len(ear.events) >= 200)
+        data = data_of(ear.events)
+        for who in range(4):
+            assert [number for each, number in data if each == who] == list(range(50))
+        assert len(data) == 200
 
 
 async def test_threads_share_a_publisher(redis: Engine) -> None:

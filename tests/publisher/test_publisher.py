@@ -313,13 +313,11 @@ def test_each_event_loop_has_its_own_connections(redis: Engine) -> None:
 
 async def test_history_is_bounded_as_on_the_hub() -> None:
     with Engine() as engine:
-        async with (
-            running(engine.url, history_size=5),
-            publishing("blocking", engine.url) as publish,
-        ):
+        url = f"{engine.url}?prefix=app"
+        async with running(url, history_size=5), publishing("blocking", url) as publish:
             for _ in range(20):
                 await publish(lambda p: p.emit("news"))
-        assert engine.command("XLEN", "crossband:{/}:log") == 5
+        assert engine.command("XLEN", "app:{/}:log") == 5
 
 
 async def test_what_is_for_one_client_is_kept_for_it_alone(redis: Engine) -> None:

@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias
@@ -23,7 +22,7 @@ from tests.children import Child
 from tests.clients import NodeRunner
 from tests.engines import Cluster, Engine, Sentinels, free_port
 from tests.front import Front
-from tests.nginx import Nginx, documented
+from tests.nginx import Nginx
 from tests.targets import Target, population
 
 Servers: TypeAlias = Engine | Sentinels | Cluster
@@ -157,7 +156,7 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
                 self.nodes.append(node)
             await asyncio.gather(*(node.start() for node in self.nodes))
             self._nginx = await stack.enter_async_context(
-                Nginx(directory, 0, http=balanced([node.port for node in self.nodes]))
+                Nginx(directory, *(node.port for node in self.nodes))
             )
             runner = NodeRunner()
             stack.callback(runner.close)
@@ -233,13 +232,3 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
             stories[name] = target.heard
             target.heard = []
         return stories, end
-
-
-def balanced(ports: Sequence[int]) -> str:
-    """Return the documented configuration of nginx, before these nodes, in turn."""
-    servers = "\n".join(f"    server 127.0.0.1:{port} fail_timeout=1s;" for port in ports)
-    text = documented()
-    for old, new in (("    ip_hash;\n", ""), ("    server 127.0.0.1:8000;", servers)):
-        assert old in text
-        text = text.replace(old, new)
-    return text

@@ -53,7 +53,7 @@ async def strike(site: Site, fault: Fault, seed: int) -> Outcome:
     site.switch.touch()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(fault.strike(site, Random(f"{seed}/{fault.name}")))
-        until = loop.time() + fault.seconds
+        until = loop.time() + fault.seconds * site.pace
         for target in site.targets:
             tasks.create_task(target.suffer(until, fault.pause))
     await site.hush()
@@ -92,13 +92,16 @@ async def run(
     rate: float,
     crowd: dict[str, int],
     seed: int,
+    pace: float = 1.0,
 ) -> list[Outcome]:
     """Strike with all faults, those that need the same servers on one site; tell each outcome."""
     outcomes = []
     for kind in dict.fromkeys(fault.servers for fault in faults):
         servers = start(kind, program)
         try:
-            async with Site(servers, nodes=nodes, rate=rate, crowd=crowd, seed=seed) as site:
+            async with Site(
+                servers, nodes=nodes, rate=rate, crowd=crowd, seed=seed, pace=pace
+            ) as site:
                 for fault in faults:
                     if fault.servers != kind:
                         continue

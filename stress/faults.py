@@ -35,14 +35,14 @@ async def cut_clients(site: Site, random: Random) -> None:
 
 async def deafen(site: Site, random: Random) -> None:
     """Close the subscriptions of all nodes again and again."""
-    for _ in range(160):
+    for _ in range(round(160 * site.pace)):
         site.engine.command("CLIENT", "KILL", "TYPE", "pubsub")
         await asyncio.sleep(0.05)
 
 
 async def flush_scripts(site: Site, random: Random) -> None:
     """Make the server forget all scripts again and again."""
-    for _ in range(50):
+    for _ in range(round(50 * site.pace)):
         site.engine.command("SCRIPT", "FLUSH")
         await asyncio.sleep(0.1)
 
@@ -50,89 +50,101 @@ async def flush_scripts(site: Site, random: Random) -> None:
 async def kill_node(site: Site, random: Random) -> None:
     """Kill a node with -9, and start it again."""
     node = random.choice(site.nodes)
-    await asyncio.sleep(2)
-    await node.end(signal.SIGKILL)
-    await asyncio.sleep(3)
+    await site.pause(2)
+    node.signal_all(signal.SIGKILL)
+    await node.ended()
+    await site.pause(3)
     await node.start()
 
 
 async def stop_node(site: Site, random: Random) -> None:
     """Let a node do nothing for half a minute."""
     node = random.choice(site.nodes)
-    await asyncio.sleep(1)
-    node.signal(signal.SIGSTOP)
-    await asyncio.sleep(30)
-    node.signal(signal.SIGCONT)
-    await asyncio.sleep(2)
+    await site.pause(1)
+    node.signal_all(signal.SIGSTOP)
+    await site.pause(30)
+    node.signal_all(signal.SIGCONT)
+    await site.pause(2)
 
 
-async def renew_node(site: Site, random: Random) -> None:
+async def renew_nodes(site: Site, random: Random) -> None:
+    """Have a parent renew its workers, one after the other."""
+    node = next(node for node in site.nodes if node.workers > 1)
+    await site.pause(2)
+    old = node.serving
+    node.signal(signal.SIGHUP)
+    await node.until(lambda: len(node.serving) == node.workers and not node.serving & old)
+    await site.pause(2)
+
+
+async def end_node(site: Site, random: Random) -> None:
     """Stop a node in order, and start it again."""
     node = random.choice(site.nodes)
-    await asyncio.sleep(2)
-    await node.end(signal.SIGTERM)
+    await site.pause(2)
+    node.signal(signal.SIGTERM)
+    await node.ended()
     await node.start()
-    await asyncio.sleep(2)
+    await site.pause(2)
 
 
 async def restart_engine(site: Site, random: Random) -> None:
     """Kill the server, and start it again with its data."""
-    await asyncio.sleep(2)
+    await site.pause(2)
     site.engine.kill()
-    await asyncio.sleep(3)
+    await site.pause(3)
     site.engine.start()
-    await asyncio.sleep(3)
+    await site.pause(3)
 
 
 async def empty_engine(site: Site, random: Random) -> None:
     """Kill the server, and start it again without any data."""
-    await asyncio.sleep(2)
+    await site.pause(2)
     site.engine.kill()
-    await asyncio.sleep(1)
+    await site.pause(1)
     site.engine.start(empty=True)
-    await asyncio.sleep(3)
+    await site.pause(3)
 
 
 async def kill_link(site: Site, random: Random) -> None:
     """Let nothing through between one node and the server, for a while."""
     link = random.choice(site.links)
-    await asyncio.sleep(2)
+    await site.pause(2)
     link.die()
-    await asyncio.sleep(15)
+    await site.pause(15)
     link.revive()
-    await asyncio.sleep(3)
+    await site.pause(3)
 
 
 async def fail_over(site: Site, random: Random) -> None:
     """Have the replica made the primary, in order."""
-    await asyncio.sleep(2)
+    await site.pause(2)
     await asyncio.to_thread(site.sentinels.fail_over)
-    await asyncio.sleep(3)
+    await site.pause(3)
 
 
 async def fall_behind(site: Site, random: Random) -> None:
     """Kill the primary when its replica has not got the last second."""
-    await asyncio.sleep(2)
+    await site.pause(2)
     site.sentinels.lag()
-    await asyncio.sleep(1)
+    await site.pause(1)
     killed = await asyncio.to_thread(site.sentinels.lose_primary)
-    await asyncio.sleep(2)
+    await site.pause(2)
     killed.start()
-    await asyncio.sleep(3)
+    await site.pause(3)
 
 
 async def isolate(site: Site, random: Random) -> None:
     """Let the primary live on after a failover, until the sentinels find it."""
-    await asyncio.sleep(2)
+    await site.pause(2)
     await asyncio.to_thread(site.sentinels.isolate_primary)
-    await asyncio.sleep(5)
+    await site.pause(5)
 
 
 async def move_slot(site: Site, random: Random) -> None:
     """Move the slot of the events from node to node."""
     # What a namespace's keys have in common is between braces.
     for _ in range(6):
-        await asyncio.sleep(1)
+        await site.pause(1)
         for key in site.cluster.all_keys():
             await asyncio.to_thread(site.cluster.move, key)
 
@@ -143,7 +155,8 @@ FAULTS: Final = (
     Fault("flush", "SCRIPT FLUSH every 100 ms", flush_scripts),
     Fault("kill", "a node killed with -9", kill_node),
     Fault("stop", "a node stopped for 30 s", stop_node),
-    Fault("renew", "a node renewed", renew_node),
+    Fault("renew", "two nodes renewed by SIGHUP", renew_nodes),
+    Fault("end", "a node ended by SIGTERM", end_node),
     Fault("restart", "the server killed, back with its data", restart_engine),
     Fault("empty", "the server killed, back empty", empty_engine, gaps=True),
     Fault("link", "a node's link goes dead for 15 s", kill_link),

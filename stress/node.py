@@ -1,6 +1,7 @@
 """A node under stress: `crossband serve stress.node:hub`. It publishes numbers while it is told to.
 
-It prints a line for each that was published, `published 123`, or was not, `failed 123 …`.
+It prints a line for each that was published, `published 123`, or was not, `failed 123 …`, and
+`started 4`, `hushed 4` with its process id.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ RATE: Final = float(os.environ["STRESS_RATE"])
 ME: Final = os.getpid() * SOURCE
 
 # Clients that were cut come back soon, and soon notice a node that says nothing.
-hub = Hub(os.environ["CROSSBAND_BROKER"], retry=0.3, ping_interval=3.0, ping_timeout=3.0)
+hub = Hub(retry=0.3, ping_interval=3.0, ping_timeout=3.0)
 
 
 @hub.on("connect")
@@ -66,4 +67,5 @@ async def publish() -> None:
 
 @hub.on_start
 async def start() -> None:
+    say(f"started {os.getpid()}")
     hub.spawn(publish())

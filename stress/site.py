@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias
@@ -36,27 +40,35 @@ PATIENCE: Final = 90.0
 
 
 class Node:
-    """One node: a process tree of `crossband serve`, always at the same port."""
+    """One node, or several that a parent keeps: `crossband serve`, always at the same port."""
 
-    def __init__(self, site: Site, broker: str) -> None:
+    def __init__(self, site: Site, broker: str, workers: int) -> None:
         self._site = site
         self._broker = broker
+        self.workers = workers
         self.port = free_port()
         # None while it does not run.
         self._child: Child | None = None
-        # Set when it has heard that the switch is off, and nothing of it is on its way.
-        self.hushed = asyncio.Event()
+        # The processes that serve, and whether each has heard that the switch is off and has
+        # nothing on its way any more.
+        self.hushed: dict[int, bool] = {}
 
     @property
-    def pid(self) -> int:
-        assert self._child is not None
-        return self._child.pid
+    def serving(self) -> set[int]:
+        """The ids of the processes that serve."""
+        self.hushed = {pid: hushed for pid, hushed in self.hushed.items() if alive(pid)}
+        return set(self.hushed)
+
+    def silent(self) -> bool:
+        """Whether it publishes no more."""
+        return bool(self.serving) and all(self.hushed.values())
 
     async def start(self) -> None:
         """Start it, and wait until it takes connections."""
         self._child = Child(
             *(sys.executable, "-m", "crossband", "serve", "stress.node:hub"),
             *("--port", str(self.port), "--log-level", "warning"),
+            *("--workers", str(self.workers)),
             env={
                 "CROSSBAND_BROKER": self._broker,
                 "CROSSBAND_API_KEYS": self._site.key,
@@ -65,13 +77,20 @@ class Node:
             },
             take=self._take,
         )
+        await self.until(lambda: len(self.serving) == self.workers)
+        # Its port is open by then, or in a moment.
+        await self.until(self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self.port)) == 0
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, which must hold before the node ends."""
         async with asyncio.timeout(PATIENCE):
-            while True:
+            while not condition():
+                assert self._child is not None
                 assert self._child.returncode is None, self._child.output
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    writer.close()
-                    return
                 await asyncio.sleep(0.02)
 
     def _take(self, line: str) -> None:
@@ -80,43 +99,67 @@ class Node:
             self._site.published.add(int(rest))
         elif what == "failed":
             self._site.failed.append(rest)
-        elif what == "hushed":
-            self.hushed.set()
+        elif what in {"started", "hushed"}:
+            self.hushed[int(rest)] = what == "hushed"
         elif line:
             self._site.log[f"{self.port}: {TIME.sub('', line)}"] += 1
 
-    async def end(self, number: int) -> None:
-        """Send a signal that ends it, and wait for its end."""
-        assert self._child is not None
-        async with self._child:
-            self._child.send_signal(number)
-            await self._child.exit_code(within=PATIENCE)
-        self._child = None
-
     def signal(self, number: int) -> None:
+        """Send a signal to the one that was started: a parent, where there are workers."""
         assert self._child is not None
         self._child.send_signal(number)
 
+    def signal_all(self, number: int) -> None:
+        """Send a signal to all its processes."""
+        assert self._child is not None
+        os.killpg(self._child.pid, number)
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        assert self._child is not None
+        async with self._child:
+            await self._child.exit_code(within=PATIENCE)
+        self._child = None
+        self.hushed.clear()
+
     async def close(self) -> None:
         if self._child is not None:
-            self._child.send_signal(signal.SIGCONT)
-            await self.end(signal.SIGKILL)
+            self.signal_all(signal.SIGKILL)
+            await self.ended()
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Site(contextlib.AbstractAsyncContextManager["Site"]):
     """All of it, started: `async with Site(servers, nodes=4, …) as site`."""
 
     def __init__(
-        self, servers: Servers, *, nodes: int, rate: float, crowd: dict[str, int], seed: int
+        self,
+        servers: Servers,
+        *,
+        nodes: int,
+        rate: float,
+        crowd: dict[str, int],
+        seed: int,
+        pace: float = 1.0,
     ) -> None:
         self.servers = servers
+        # How long faults last, in proportion.
+        self.pace = pace
         self._size = nodes
         # Numbers a second, of each node.
         self.rate = rate
         self._crowd = crowd
         self._seed = seed
         self.key = secrets.token_hex()
-        # One for each node; none where the servers are told of by others.
+        # One for each; none where the servers are told of by others.
         self.links: list[Front] = []
         self.nodes: list[Node] = []
         self.targets: list[Target] = []
@@ -150,8 +193,10 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
         async with contextlib.AsyncExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             self.switch = directory / "switch"
-            for _ in range(self._size):
-                node = Node(self, await self._broker(stack))
+            # The first two share a parent, if there are three.
+            trees = [2, *[1] * (self._size - 2)] if self._size > 2 else [1] * self._size
+            for workers in trees:
+                node = Node(self, await self._broker(stack), workers)
                 stack.push_async_callback(node.close)
                 self.nodes.append(node)
             await asyncio.gather(*(node.start() for node in self.nodes))
@@ -191,13 +236,17 @@ class Site(contextlib.AbstractAsyncContextManager["Site"]):
         self.links.append(link)
         return urlsplit(self.servers.url)._replace(netloc=f"127.0.0.1:{link.port}").geturl()
 
+    async def pause(self, seconds: float) -> None:
+        """Let a part of a fault last."""
+        await asyncio.sleep(seconds * self.pace)
+
     async def hush(self) -> None:
         """Have all nodes stop publishing, and wait until nothing is on its way."""
         for node in self.nodes:
-            node.hushed.clear()
+            node.hushed = dict.fromkeys(node.hushed, False)
         self.switch.unlink(missing_ok=True)
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.gather(*(node.hushed.wait() for node in self.nodes))
+        for node in self.nodes:
+            await node.until(functools.partial(Node.silent, node))
 
     async def barrier(self) -> int:
         """Publish a number that is behind all others, and return it."""

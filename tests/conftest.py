@@ -48,6 +48,7 @@ if sys.platform != "win32":
 LONGEST: Final = (
     "e2e",
     "test_docs.py",
+    "test_stress.py",
     "test_shutdown.py",
     "test_hostile.py",
     "cli/test_commands.py",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Sequence
 
 import pytest
+from rich.console import Console
 
+from stress.__main__ import run
+from stress.faults import FAULTS
 from stress.ledger import SOURCE, Story, judge
 
 A, B = 1 * SOURCE, 2 * SOURCE
@@ -67,3 +72,32 @@ def test_what_is_missing_in_a_gap_is_told(
     verdict = judge(named(stories), acknowledged, END)
     assert verdict.flawless, verdict.problems
     assert verdict.told == told
+
+
+# Each in the short form takes some seconds, and ends with gaps where something was lost.
+SHORT = ("deaf", "restart", "empty")
+FEW = {
+    "websocket": 4,
+    "sse": 4,
+    "python-socketio": 2,
+    "socket.io-client polling": 3,
+    "socket.io-client websocket": 3,
+    "socket.io-client upgrading": 3,
+    "EventSource": 3,
+}
+
+
+@pytest.mark.node
+async def test_nothing_is_lost_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    seed = int(os.environ.get("CROSSBAND_SEED") or secrets.randbelow(10**9))
+    faults = [fault for fault in FAULTS if fault.id in SHORT]
+    console = Console(width=100)
+    with capsys.disabled():
+        console.print(f"\nstress: CROSSBAND_SEED={seed}")
+        outcomes = await run(
+            faults, console, program="redis", nodes=2, rate=20.0, crowd=FEW, seed=seed, pace=0.25
+        )
+    assert [outcome.fault.id for outcome in outcomes] == list(SHORT)
+    assert not any(outcome.problems for outcome in outcomes)
+    # All is lost with the server's data: clients were told.
+    assert outcomes[-1].verdict.gaps

@@ -78,6 +78,9 @@ class EventStreamClient(Client):
             self.farewell = repr(error)
         finally:
             self.gone.set()
+            # A server that stops says so in a stream that ends.
+            if self._welcomed is not None and not self._welcomed.done():
+                self._welcomed.set_exception(Refused(self.farewell))
             await response.aclose()
 
     def _on_event(self, name: str, text: str, last_id: str) -> None:

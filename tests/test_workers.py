@@ -152,6 +152,7 @@ def test_processes_are_counted_as_the_server_tells() -> None:
     assert called_by("uvicorn._subprocess", "subprocess_started", config=several) == 3
     assert called_by("hypercorn.asyncio.run", "asyncio_worker", config=several) == 3
     assert called_by("granian.server.common", "_spawn_workers", self=several) == 3
+    assert called_by("crossband.server.worker", "run", self=several) == 3
     # In one process uvicorn has the number from WEB_CONCURRENCY, for which it forks none.
     assert called_by("uvicorn.server", "serve", config=several) == 1
     reloading = SimpleNamespace(workers=3, should_reload=True)

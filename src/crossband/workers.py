@@ -59,6 +59,8 @@ def _told_by(module: str, function: str, frame: FrameType) -> int | None:
         return _count(frame.f_locals.get("config"), "workers")
     if module == "granian.server.common" and function in ("_spawn_workers", "_respawn_workers"):
         return _count(frame.f_locals.get("self"), "workers")
+    if module == "crossband.server.worker" and function == "run":
+        return _count(frame.f_locals.get("self"), "workers")
     if module == "multiprocessing.spawn" and function == "_main" and _GRANIAN in sys.modules:
         return _granian_option(sys.argv, os.environ)
     return None

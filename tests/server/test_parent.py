@@ -87,7 +87,8 @@ async def serving(
         yield Served(child, banner[1], workers)
 
 
-async def broadcast(served: Served, data: str) -> None:
+async def broadcast(served: Served, data: str) -> bool:
+    """Publish over HTTP; False while the broker is unavailable."""
     async with httpx.AsyncClient(verify=False) as client:
         answer = await client.post(
             f"{served.url}/api/broadcast",
@@ -95,7 +96,8 @@ async def broadcast(served: Served, data: str) -> None:
             headers={"X-API-Key": "secret"},
             timeout=WAIT,
         )
-        assert answer.status_code == 200, answer.text
+        assert answer.status_code in (200, 503), answer.text
+        return answer.status_code == 200
 
 
 def private_directories(directory: Path) -> list[Path]:
@@ -107,6 +109,10 @@ def family(pid: int) -> list[psutil.Process]:
     """Return a process and all below it."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
+
+
+def cmdline(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())
 
 
 async def all_end(processes: list[psutil.Process]) -> None:
@@ -190,6 +196,29 @@ async def test_clients_are_told_when_all_stop(
         assert "ERROR" not in served.child.output
 
 
+# Runs a command in a terminal, which it closes when the banner is there.
+TERMINAL = """
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.executable, (sys.executable, *sys.argv[1:]))
+said = b""
+while b"Ctrl-C stops it" not in said:
+    said += os.read(terminal, 65_536)
+print(said.decode())
+os.close(terminal)
+print("exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+async def test_closed_terminal_stops_and_does_not_renew() -> None:
+    command = ("-m", "crossband", "serve", "--port", "0", "--workers", "2")
+    env = {"PYTHONPATH": ":".join(sys.path), "TERM": "xterm"}
+    async with Child(sys.executable, "-c", TERMINAL, *command, env=env) as child:
+        await child.says(r"2 workers \(pid [\d, ]+\), private \S+ [\d.]+\.")
+        await child.says("exit 0")
+
+
 async def test_second_signal_ends_workers_that_do_not_stop(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, "--workers", "2", "--shutdown-timeout", "600") as served,
@@ -208,7 +237,7 @@ async def test_second_signal_ends_workers_that_do_not_stop(tmp_path: Path) -> No
 async def test_workers_and_engine_end_with_a_killed_parent(tmp_path: Path) -> None:
     async with serving(tmp_path, "--workers", "2") as served:
         processes = family(served.child.pid)
-        assert any("engine" in " ".join(each.cmdline()) for each in processes)
+        assert any("engine" in cmdline(each) for each in processes)
         served.child.send_signal(signal.SIGKILL)
         await all_end(processes)
 
@@ -269,10 +298,10 @@ async def test_clients_miss_nothing_in_a_reload(tmp_path: Path) -> None:
         await client.connect(served.url)
         (tmp_path / "application.py").write_text(APPLICATION.replace("VERSION = 1", "VERSION = 22"))
         await client.gone.wait()
-        await broadcast(served, "meanwhile")
+        assert await broadcast(served, "meanwhile")
         await client.resume()
         assert client.recovered
-        await broadcast(served, "then")
+        assert await broadcast(served, "then")
         assert [(await client.next_event("news")).data for _ in range(2)] == ["meanwhile", "then"]
         await client.close()
 
@@ -282,10 +311,10 @@ async def test_clients_miss_nothing_in_a_restart_of_everything_with_state(tmp_pa
     state = str(tmp_path / "state")
     async with serving(tmp_path, "--workers", "2", "--state", state) as served:
         await client.connect(served.url)
-        await broadcast(served, "before")
+        assert await broadcast(served, "before")
         assert (await client.next_event("news")).data == "before"
         await client.cut()
-        await broadcast(served, "meanwhile")
+        assert await broadcast(served, "meanwhile")
         served.child.send_signal(signal.SIGTERM)
         assert await served.child.exit_code() == 0
     async with serving(tmp_path, "--workers", "2", "--state", state) as served:
@@ -293,6 +322,28 @@ async def test_clients_miss_nothing_in_a_restart_of_everything_with_state(tmp_pa
         await client.resume()
         assert client.recovered
         assert (await client.next_event("news")).data == "meanwhile"
+        await client.close()
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_killed_engine_is_back_and_clients_know_what_they_missed(
+    keeps: bool, tmp_path: Path
+) -> None:
+    options = ["--state", str(tmp_path / "state")] if keeps else []
+    async with serving(tmp_path, "--workers", "2", *options) as served:
+        client = WebSocketClient()
+        await client.connect(served.url)
+        assert await broadcast(served, "before")
+        await client.next_event("news")
+        (engine,) = [each for each in family(served.child.pid) if "server unixs" in cmdline(each)]
+        engine.kill()
+        await served.child.says("the private engine is back")
+        # The workers may still be connecting.
+        async with asyncio.timeout(WAIT):
+            while not await broadcast(served, "after"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert (await client.next_event("news")).data == "after"
+        assert [gap["reason"] for gap in client.gaps] == ([] if keeps else ["lost"])
         await client.close()
 
 

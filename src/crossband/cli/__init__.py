@@ -555,6 +555,8 @@ def _api_key(worker: Worker | None) -> str:
 
 
 def _supervise(given: settings.Given, directory: Path) -> None:
+    if sys.platform == "win32":
+        _fail("workers need a system where processes share sockets: Linux or macOS", code=2)
     from crossband.cli import running
     from crossband.server.parent import WorkersFailed
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crossband.asgi import names_broker
 from crossband.cli import settings
-from crossband.errors import StartError
 from crossband.server import ASGIApp, LogLevel, Server
 from crossband.workers import BROKER_VARIABLE
 
@@ -89,8 +88,6 @@ def supervise(
 
     Raises StartError and WorkersFailed.
     """
-    if sys.platform == "win32":
-        raise StartError("workers need a system that can share sockets, such as Linux or macOS")
     from crossband.server.changes import changes
     from crossband.server.engine import Engine
     from crossband.server.parent import Parent

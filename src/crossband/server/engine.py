@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -110,8 +109,6 @@ class Engine:
 
     async def start(self) -> None:
         """Start it; return once it answers. Raises StartError."""
-        if sys.platform == "win32":
-            raise StartError("there is no private engine on Windows: name a broker, --broker URL")
         try:
             check_url("unix:///engine.sock")
         except ImportError as error:
@@ -119,8 +116,11 @@ class Engine:
         self._program = self._program or find_engine()
         if self._program is None:
             raise StartError(_INSTALL)
-        # Only this user may enter it (mode 0700).
-        self._directory = Path(tempfile.mkdtemp(prefix="crossband-"))
+        try:
+            # Only this user may enter it (mode 0700).
+            self._directory = Path(tempfile.mkdtemp(prefix="crossband-"))
+        except OSError as error:
+            raise StartError(f"no directory for the engine's socket: {error}") from error
         try:
             if self._state is not None:
                 self._lock = await _own(self._state)

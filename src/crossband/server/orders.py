@@ -12,6 +12,8 @@ class Begin(msgspec.Struct, tag="begin", frozen=True):
 
     # From 1. A worker that replaces another has its number.
     number: int
+    # How many there are.
+    workers: int
     # The listening sockets: open files with these numbers. If they are TCP, the port.
     listeners: tuple[int, ...]
     port: int | None

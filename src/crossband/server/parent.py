@@ -166,6 +166,7 @@ class Parent:
         """Start a worker; return it when it is ready to serve. Raises WorkersFailed."""
         begin = Begin(
             number=number,
+            workers=len(self._numbers),
             listeners=tuple(sock.fileno() for sock in self._listeners),
             port=self._port,
             api_key=self._api_key,
@@ -232,7 +233,7 @@ class Parent:
         while True:
             try:
                 child = await self._begin(number)
-            except WorkersFailed as failed:
+            except (WorkersFailed, StartError) as failed:
                 self._failures += 1
                 if self._failures >= _ATTEMPTS and not self._serving and self._changes is None:
                     raise
@@ -264,7 +265,7 @@ class Parent:
                 old = self._serving.get(number)
                 try:
                     child = await self._begin(number)
-                except WorkersFailed as failed:
+                except (WorkersFailed, StartError) as failed:
                     logger.error("%s; those before it go on, and no more are renewed", failed)
                     return False
                 self._admit(child)

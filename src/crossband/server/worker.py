@@ -50,6 +50,7 @@ class Worker:
             # The parent has ended meanwhile.
             sys.exit(1)
         self.number: Final = begin.number
+        self.workers: Final = begin.workers
         self.port: Final = begin.port
         self.api_key: Final = begin.api_key
         self.listeners: Final = [_listener(number, begin.port) for number in begin.listeners]

@@ -6,6 +6,7 @@ In memory, and over a broker elsewhere, which is late and drops its connections.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import re
 import threading
@@ -877,6 +878,11 @@ async def test_killed_node_loses_nothing_that_was_set_in_the_data_of_a_client(
             socket.data.update(one=1, two=2, three=3)
             del socket.data["one"]
             socket.data["four"] = socket.data.pop("two")
+            # A copy is the application's own.
+            for copied in (copy.copy(socket.data), copy.deepcopy(socket.data), {**socket.data}):
+                assert copied == socket.data
+                copied["five"] = 5
+                await asyncio.sleep(0)
 
     sessions = far.brokers[0].sessions
     save, saves = sessions.save, 0

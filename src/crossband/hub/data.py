@@ -25,6 +25,9 @@ class SocketData(dict[str, Any]):
         """Call a function after each change; None to tell nobody."""
         self._changed = changed
 
+    def __getstate__(self) -> None:
+        """Keep copies from telling anybody of changes, and from copying what would be told."""
+
     def _tell(self) -> None:
         changed = getattr(self, "_changed", None)
         if changed is not None:

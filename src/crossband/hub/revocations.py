@@ -20,6 +20,11 @@ from crossband.names import check_user
 logger: Final = logging.getLogger("crossband")
 
 
+# Revocations that are given back at once: one after another, 10,000 would take longer than a
+# heartbeat.
+AT_ONCE: Final = 200
+
+
 class Revocations:
     """Keeps this node's knowledge of revoked users the same as the store's."""
 
@@ -118,6 +123,7 @@ class Revocations:
         ]
         if lost:
             logger.warning("the store has lost %d revocations: they are given back", len(lost))
-        for user, when in lost:
-            await store.revoke(user, when)
+        for first in range(0, len(lost), AT_ONCE):
+            some = lost[first : first + AT_ONCE]
+            await asyncio.gather(*(store.revoke(user, when) for user, when in some))
         return await store.revocations()

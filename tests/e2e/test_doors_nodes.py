@@ -40,5 +40,7 @@ async def test_doors_agree_and_catch_up_through_any_node(page: Page, tmp_path: P
             await door.shows(*contents)
             await expect(door.gap).to_have_count(0)
         await doors.agree()
+        # Of all nodes, whichever answers.
+        await expect(page.locator('[data-count="total"]')).to_have_text("3")
         await doors.picture("doors-three-nodes")
     assert len(nodes - {""}) == 3

@@ -18,8 +18,9 @@ export function backChannelUrl(sid: string, session: string): URL {
   return new URL(`${eventsUrl().href}/${encodeURIComponent(sid)}?session=${session}`);
 }
 
+/** The URL of what all nodes count: any of them answers. */
 export function statusUrl(): URL {
-  return new URL("api/status", base);
+  return new URL("api/status?nodes=all", base);
 }
 
 export function websocketUrl(): URL {

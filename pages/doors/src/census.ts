@@ -6,8 +6,8 @@ const INTERVAL = 4_000;
 const TRANSPORTS = ["websocket", "polling", "sse"] as const;
 
 interface Status {
-  clients: Record<"total" | (typeof TRANSPORTS)[number], number>;
-  version: string;
+  total: { clients: Record<"total" | (typeof TRANSPORTS)[number], number> };
+  nodes: Record<string, { version: string }>;
 }
 
 export interface Census {
@@ -23,10 +23,10 @@ export function startCensus(root: HTMLElement): Census {
   function show(status: Status): void {
     for (const name of ["total", ...TRANSPORTS] as const) {
       const output = field(name);
-      if (output !== null) output.textContent = String(status.clients[name]);
+      if (output !== null) output.textContent = String(status.total.clients[name]);
     }
     const version = document.querySelector("[data-version]");
-    if (version !== null) version.textContent = status.version;
+    if (version !== null) version.textContent = Object.values(status.nodes)[0]?.version ?? "";
     root.dataset["state"] = "fresh";
   }
 

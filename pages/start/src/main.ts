@@ -6,10 +6,8 @@ import { copyButton } from "../../copy";
 const INTERVAL = 2_000;
 
 interface Status {
-  namespaces: Record<string, { clients: number }>;
-  messages: { received: number; delivered: number };
-  uptime: number;
-  version: string;
+  total: { namespaces: Record<string, { clients: number }> };
+  nodes: Record<string, { uptime: number; version: string }>;
 }
 
 const state = element("state");
@@ -18,12 +16,15 @@ let timer = 0;
 
 function show(status: Status): void {
   for (const live of lives) {
-    const clients = status.namespaces[live.dataset["namespace"] ?? ""]?.clients ?? 0;
+    const clients = status.total.namespaces[live.dataset["namespace"] ?? ""]?.clients ?? 0;
     live.dataset["state"] = clients === 0 ? "empty" : "busy";
     part(live, "count").textContent = String(clients);
     part(live, "unit").textContent = (clients === 1 ? live.dataset["one"] : live.dataset["many"]) ?? "";
   }
-  tell("connected", `The server has been up for ${duration(status.uptime)} (Crossband ${status.version}).`);
+  const [node] = Object.values(status.nodes).sort((one, other) => other.uptime - one.uptime);
+  if (node !== undefined) {
+    tell("connected", `The server has been up for ${duration(node.uptime)} (Crossband ${node.version}).`);
+  }
 }
 
 /** Show the state of the server. Screen readers announce a change of state, not each minute. */
@@ -41,7 +42,7 @@ async function ask(): Promise<void> {
   clearTimeout(timer);
   if (document.hidden) return;
   try {
-    const response = await fetch("./api/status", { signal: AbortSignal.timeout(INTERVAL) });
+    const response = await fetch("./api/status?nodes=all", { signal: AbortSignal.timeout(INTERVAL) });
     if (response.ok) show((await response.json()) as Status);
     else if (response.status < 500) keepsItsNumbers();
     else throw new Error(response.statusText);

@@ -52,6 +52,8 @@ LONGEST: Final = (
     "test_shutdown.py",
     "test_hostile.py",
     "cli/test_commands.py",
+    "server",
+    "test_workers.py",
     "test_states.py",
     "test_auth_doors.py",
     "test_typing.py",

@@ -125,6 +125,64 @@ async def test_workers_of_any_server_are_joined_by_the_broker_of_the_environment
             assert "DO NOT HEAR" not in child.output
 
 
+BROKERS = """
+import os
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from crossband import Hub
+
+at_import = os.environ.get("CROSSBAND_BROKER")
+open_hub, named_hub = Hub(), Hub("memory://")
+named = Starlette(routes=[Mount("/named", named_hub)], lifespan=named_hub.lifespan)
+both = Starlette(routes=[Mount("/open", open_hub), *named.routes], lifespan=named_hub.lifespan)
+
+
+@named_hub.on_start
+def tell() -> None:
+    brokers = [type(hub.broker).__name__ for hub in (open_hub, named_hub)]
+    print(f"at import {at_import};", *brokers, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "env", "toml", "said"),
+    [
+        ("both", "", "", "", "at import None; MemoryBroker MemoryBroker"),
+        ("both", "--broker {url}", "", "", "at import {url}; RedisBroker MemoryBroker"),
+        ("both", "", "{url}", "", "at import {url}; RedisBroker MemoryBroker"),
+        ("both", "", "", "{url}", "at import {url}; RedisBroker MemoryBroker"),
+        # The first one wins.
+        ("both", "--broker {url}", "redis://nowhere.invalid", "", "at import {url}; RedisBroker"),
+        ("both", "", "{url}", "redis://nowhere.invalid", "at import {url}; RedisBroker"),
+        # Told where nothing comes of it.
+        ("named", "--broker {url}", "", "", "--broker is not used: brokers:named names its own"),
+        # An engine starts only where a hub needs it.
+        ("both", "--workers 2", "", "", "at import None; RedisBroker MemoryBroker"),
+        ("named", "--workers 2", "", "", r"2 workers \(pid [\d, ]+\)\n"),
+        ("both", "--workers 2", "{url}", "", r"2 workers \(pid [\d, ]+\)\n"),
+    ],
+)
+async def test_code_then_option_then_environment_then_file_then_engine_name_the_broker(
+    target: str, options: str, env: str, toml: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "brokers.py").write_text(BROKERS)
+    with Engine() as engine:
+        url = engine.url
+        variables = {"CROSSBAND_BROKER": env.format(url=url)} if env else {}
+        if toml:
+            (tmp_path / "c.toml").write_text(f'broker = "{toml.format(url=url)}"')
+            options += " --config c.toml"
+        words = f"serve brokers:{target} --port 0 {options.format(url=url)}".split()
+        variables |= {"PYTHONPATH": ":".join(sys.path)}
+        child = Child(sys.executable, "-m", "crossband", *words, cwd=tmp_path, env=variables)
+        async with child:
+            await child.says(said.format(url=url) if "{url}" in said else said)
+            await child.says("serves brokers")
+            assert ("private" in child.output) == (said.endswith("None; RedisBroker MemoryBroker"))
+
+
 async def test_wrong_url_in_the_environment_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -160,8 +160,12 @@ def serve(
     if worker is None and given.processes.supervised:
         _supervise(given, app_dir.resolve())
         return
+    from crossband.asgi import names_broker
+    from crossband.cli import running
     from crossband.cli import target as targets
     from crossband.mounts import Mounted
+
+    running.name_broker(given.processes.broker)
 
     generated: str | None = None
     note: str | None = None
@@ -177,6 +181,9 @@ def serve(
         except settings.SettingError as exc:
             _fail(str(exc), code=2)
         title = f"serves {target}"
+        own = all(names_broker(mounted.hub) for mounted in hubs)
+        if own and options["broker"] is not None and (worker is None or worker.number == 1):
+            _warn(f"--broker is not used: {target} names its own broker")
     else:
         from crossband.standalone import create_hub
 
@@ -237,9 +244,11 @@ def demo(
     if given.processes.supervised and worker is None:
         _supervise(given, Path())
         return
+    from crossband.cli import running
     from crossband.demo import create_demo
     from crossband.mounts import Mounted
 
+    running.name_broker(given.processes.broker)
     key = _api_key(worker)
     hosts = () if is_open else tokens.own_hosts(given.listen)
     demo_app = create_demo(api_keys=(key,), allowed_hosts=hosts)
@@ -589,7 +598,7 @@ def _run(
         )
 
     running.log_to_stderr(given.listen, worker)
-    running.join(hubs, given.processes.broker, worker)
+    running.join(hubs, worker)
     try:
         running.serve(served, hubs, given.listen, worker, show)
     except (TypeError, ValueError) as exc:

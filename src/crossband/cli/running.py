@@ -33,18 +33,21 @@ def log_to_stderr(where: settings.Listen, worker: Worker | None = None) -> None:
     logging.getLogger("crossband").setLevel(where.log_level.upper())
 
 
-def join(hubs: Sequence[Mounted], broker: str | None, worker: Worker | None) -> None:
-    """Give hubs that name no broker the one that was set, else that of the worker's parent.
+def name_broker(url: str | None) -> None:
+    """Name the broker of hubs whose code names none, before their code is imported.
 
     By the environment, so that what the application starts, such as a publisher in a process of
     its own, finds it too.
     """
-    if broker is None:
-        broker = os.environ.get(BROKER_VARIABLE)
-    if broker is None and worker is not None and not all(names_broker(each.hub) for each in hubs):
-        broker = worker.want_broker()
-    if broker is not None:
-        os.environ[BROKER_VARIABLE] = broker
+    if url is not None:
+        os.environ[BROKER_VARIABLE] = url
+
+
+def join(hubs: Sequence[Mounted], worker: Worker | None) -> None:
+    """Name the broker of a worker's parent, if one of its hubs has none."""
+    named = BROKER_VARIABLE in os.environ or all(names_broker(each.hub) for each in hubs)
+    if worker is not None and not named:
+        name_broker(worker.want_broker())
 
 
 def serve(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -51,7 +51,7 @@ class PresenceRule:
                 raise ValueError(f"grace is 0 or more seconds, not {grace!r}")
         self._member = member
         # Seconds; None: as long as the session is kept.
-        self.grace = grace
+        self.grace: Final[float | None] = grace
 
     def member_of(self, socket: Any, id: str) -> Member | None:
         """Return as whom a client shows; `id` unless the application says otherwise.

@@ -71,7 +71,7 @@ class OrderlyServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # uvicorn starts the application and accepts connections in one step.
-        self.lifespan = _Patient(self.lifespan, self._before_accepting)
+        self.lifespan: Any = _Patient(self.lifespan, self._before_accepting)
         try:
             await super().startup(sockets)
         except SystemExit:

@@ -45,7 +45,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.made = asyncio.Event()
+        self.made: asyncio.Event = asyncio.Event()
         # In a thread, as the event loop may be blocked.
         self._told = _later(
             _QUICK_STOP, logger.info, "stopping; a second Ctrl-C or SIGTERM ends it at once"

@@ -179,7 +179,7 @@ class WorkerStop:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.made = asyncio.Event()
+        self.made: asyncio.Event = asyncio.Event()
 
     def listen(self) -> None:
         signal.signal(signal.SIGTERM, self._on_term)
@@ -205,7 +205,7 @@ class WorkerServer(Server):
 
     async def _bind(self) -> list[socket.socket]:
         if self._worker.port is not None:
-            self.port = self._worker.port
+            self.port: int = self._worker.port
         return list(self._worker.listeners)
 
     def _unbind(self) -> None:

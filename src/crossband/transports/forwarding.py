@@ -298,7 +298,7 @@ class Serving:
         self.sent: int = 0
         self.received: int = 0
         head = message.head
-        self.scope: Final = {
+        self.scope: Final[dict[str, Any]] = {
             "type": "http",
             "http_version": head.http_version,
             "method": head.method,

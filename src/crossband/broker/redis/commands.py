@@ -64,20 +64,20 @@ class Call:
         script: Script | None = None,
         args: Sequence[Arg] = (),
     ) -> None:
-        self.packed = packed
+        self.packed: bytes = packed
         # None once it is done, or if nobody wants the reply.
         self.done = done
         # When it was queued, in the loop's time.
-        self.since = since
+        self.since: Final = since
         # It may be sent again if the connection was lost before its reply came.
-        self.again = again
+        self.again: Final = again
         # To send the script itself.
-        self.script = script
-        self.args = args
+        self.script: Final = script
+        self.args: Final = args
         # One of its keys, or its channel: all of a command are in one slot.
-        self.key = key
+        self.key: Final = key
         # Why the server could not carry it out when it was last asked.
-        self.refusal = ""
+        self.refusal: str = ""
 
     def end(self, outcome: Any) -> None:
         """Hand over the reply, or an exception, once."""

@@ -30,10 +30,10 @@ class Item:
     def __init__(
         self, publication: Publication, recorded: bool, data: bytes, settled: asyncio.Future[Any]
     ) -> None:
-        self.publication = publication
-        self.recorded = recorded
-        self.data = data
-        self.settled = settled
+        self.publication: Final = publication
+        self.recorded: Final = recorded
+        self.data: Final = data
+        self.settled: Final = settled
 
     def settle(self, cursor: str | None) -> None:
         """End its future."""
@@ -58,13 +58,13 @@ class Batch:
     __slots__ = ("before", "generation", "items", "log", "namespace", "number")
 
     def __init__(self, namespace: str, number: int, items: list[Item]) -> None:
-        self.namespace = namespace
-        self.number = number
-        self.items = items
+        self.namespace: Final = namespace
+        self.number: Final = number
+        self.items: Final = items
         # Where it is in the log; unknown until it is appended.
-        self.log = ""
-        self.generation = 0
-        self.before = 0
+        self.log: str = ""
+        self.generation: int = 0
+        self.before: int = 0
 
     @property
     def last(self) -> int:
@@ -90,7 +90,7 @@ class Outgoing:
     def __init__(self, base: Base, box: Outbox, namespace: str) -> None:
         self._base = base
         self._box = box
-        self.namespace = namespace
+        self.namespace: Final = namespace
         self._queue: deque[Item | Step] = deque()
         # One at a time: so a batch that is sent twice is known by its number.
         self._in_flight: Batch | None = None

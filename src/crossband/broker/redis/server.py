@@ -50,8 +50,8 @@ class Server:
         self._others = others
         name = f"crossband:{node}"
         moved = None if others is None else others.moved
-        self.commands = Commands(address, place, name, self._logged_in, moved)
-        self.subscription = Subscription(
+        self.commands: Final = Commands(address, place, name, self._logged_in, moved)
+        self.subscription: Final = Subscription(
             address, lambda: self.commands.at, name, None if others is None else others.refresh_soon
         )
         self.verb: str = "SPUBLISH" if address.kind == "cluster" else "PUBLISH"

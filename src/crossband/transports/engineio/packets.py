@@ -152,9 +152,10 @@ class SocketIOConnection(EngineConnection):
         return True
 
     def begin(self) -> None:
-        early, self.early = self.early, None
+        early = self.early
         if early is None:
             return
+        self.early: Early | None = None
         early.stop()
         self.take_early(early.messages)
 

@@ -222,7 +222,7 @@ class Relay(CarriedConnection[FrameLane]):
         """Do nothing: Engine.IO has its own heartbeats."""
 
     def connection_lost(self) -> None:
-        self.closed = True
+        self.closed: bool = True
         self.discard_queue()
         self._pass_on()
         self._tell(lost=True)

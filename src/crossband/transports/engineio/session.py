@@ -330,7 +330,7 @@ class EngineConnection(FramedConnection):
         early, self.early = self.early, None
         assert early is not None
         early.stop()
-        self.closed = True
+        self.closed: bool = True
         self.state = State.CLOSED
         self._keeper.forget(self)
         polling, self.polling = self.polling, None

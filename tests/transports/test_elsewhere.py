@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from crossband import Hub, MemoryBroker, Socket
 from crossband.server import Server
-from crossband.transports import exchanges
+from crossband.transports import exchanges, forwarding
 from crossband.transports.engineio import packets, relay
 from tests.clients import raw
 from tests.clients.base import WAIT
@@ -278,6 +278,25 @@ async def test_poll_of_a_stopping_session_s_node_is_told(
         packets.append((await client.poll()).text)
     assert '"server:shutdown"' in packets[0]
     await stopping
+
+
+async def test_poll_that_is_repeated_since_its_answer_was_lost_ends_the_session(
+    serve: Serve, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "DELIVERY_TIME", 0.1)
+    nodes = await start(serve)
+    client = await joined(nodes, http)
+    poll = await client.pending_poll()
+    connection: Any = nodes.here().connection
+    await until(lambda: not connection.polling.busy)
+    # The other node dies after it has got the answer, so it never says that it passed it on.
+    Lossy(nodes.hubs[1], monkeypatch).loses = True
+    await nodes.hubs[0].emit("news", 1)
+    await poll
+    client.move(nodes.own)
+    response = await client.poll()
+    assert (response.status_code, response.json()) == (400, UNKNOWN)
+    await until(lambda: nodes.left == ["transport error"])
 
 
 # Upgrades.

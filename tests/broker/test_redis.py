@@ -440,6 +440,28 @@ def values(ear: Ear, room: str) -> list[int]:
     return [payload.decode(each.payload)[0] for each in ear.events if room in each.rooms]
 
 
+class TestBus:
+    @pytest.mark.parametrize("to", ["it", None], ids=["asked", "asked with all"])
+    async def test_node_that_was_killed_is_missed_as_soon_as_it_is_needed(
+        self, monkeypatch: pytest.MonkeyPatch, to: str | None
+    ) -> None:
+        # Its heartbeats would be missed much later.
+        monkeypatch.setattr("crossband.broker.redis.bus.SILENCE", 1_000.0)
+        url = f"{shared().url}?prefix={new_id()}"
+        async with running(url) as one, running(url) as two:
+            await one.bus.start(lambda sender, body: body)
+            await two.bus.start(lambda sender, body: body)
+            there = two.bus.node
+            assert (await one.bus.ask(b"well?", timeout=WAIT)).given == {there: b"well?"}
+            # Its connections end, and it says nothing more.
+            await two.stop()
+            async with asyncio.timeout(WAIT):
+                answers = await one.bus.ask(b"well?", to and [there], timeout=10 * WAIT)
+            assert answers.missing == {there}
+            assert one.bus.members == frozenset()
+            await one.bus.stop()
+
+
 class TestSessions:
     async def test_take_that_the_server_has_lost_is_made_good(self) -> None:
         with Engine() as engine:

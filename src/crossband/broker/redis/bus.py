@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from typing import Final
+from typing import Any, Final
 
 from crossband.broker.bus import HEARTBEAT, SILENCE, Bus
 from crossband.broker.redis.base import Base
-from crossband.broker.redis.commands import PATIENCE
+from crossband.broker.redis.commands import PATIENCE, Done
 from crossband.broker.redis.keys import BUS
 from crossband.broker.redis.link import Arg
 from crossband.errors import BrokerUnavailable
@@ -17,6 +18,10 @@ from crossband.errors import BrokerUnavailable
 HELLO, HERE, BYE = b"+", b".", b"-"
 # Seconds to wait for the answers of the others at the start: those that are dead give none.
 GREETING: Final = 1.0
+# Seconds between two looks at whether a node listens that a message did not reach, and how often
+# it must not be found to count as gone.
+PROBE: Final = 0.3
+PROBES: Final = 2
 
 
 class RedisBus(Bus):
@@ -29,6 +34,8 @@ class RedisBus(Bus):
         self._heard: dict[str, float] = {}
         self._others: frozenset[str] = frozenset()
         self._beating: asyncio.TimerHandle | None = None
+        # Members that a message did not reach, while the server is asked about them.
+        self._probing: set[str] = set()
         self._confirmed: asyncio.Event = asyncio.Event()
         # Members whose answer is awaited at the start.
         self._greeting: set[str] = set()
@@ -77,15 +84,18 @@ class RedisBus(Bus):
         return self._others
 
     def send(self, frame: bytes, to: str | None) -> None:
-        keys = self._base.keys
-        self._publish(keys.hall if to is None else keys.node(to), frame)
+        if to is None:
+            self._publish(self._base.keys.hall, frame, self._note_all)
+        else:
+            heard = functools.partial(self._note_reach, to)
+            self._publish(self._base.keys.node(to), frame, heard)
 
-    def _publish(self, channel: str, data: bytes) -> None:
-        self._call(self._base.servers.verb, channel, data, again=False)
+    def _publish(self, channel: str, data: bytes, done: Done | None = None) -> None:
+        self._call(self._base.servers.verb, channel, data, again=False, done=done)
 
-    def _call(self, *args: Arg, again: bool = True) -> None:
+    def _call(self, *args: Arg, again: bool = True, done: Done | None = None) -> None:
         try:
-            self._base.home.commands.call(*args, again=again)
+            self._base.home.commands.call(*args, again=again, done=done)
         except BrokerUnavailable:
             # Nobody was promised anything.
             pass
@@ -110,6 +120,33 @@ class RedisBus(Bus):
         for node, heard in list(self._heard.items()):
             if now - heard > SILENCE:
                 self._miss(node)
+
+    def _note_all(self, reply: Any) -> None:
+        """Note how many heard a message to all: this node, and the members that live."""
+        if type(reply) is int and reply <= len(self._others):
+            for node in self._others:
+                self._note_reach(node, 0)
+
+    def _note_reach(self, node: str, reply: Any) -> None:
+        """Note how many heard a message to one node: none if it is dead, or just reconnects."""
+        if reply == 0 and node in self._heard and node not in self._probing:
+            self._probing.add(node)
+            self._loop.call_later(PROBE, self._probe, node, PROBES)
+
+    def _probe(self, node: str, tries: int) -> None:
+        """Ask the server whether a node listens: it knows at once that a process was killed."""
+        how = "SHARDNUMSUB" if self._base.servers.verb == "SPUBLISH" else "NUMSUB"
+
+        def done(reply: Any) -> None:
+            if not isinstance(reply, list) or reply[1] or self._beating is None:
+                self._probing.discard(node)
+            elif tries > 1:
+                self._loop.call_later(PROBE, self._probe, node, tries - 1)
+            else:
+                self._probing.discard(node)
+                self._miss(node)
+
+        self._call("PUBSUB", how, self._base.keys.node(node), done=done)
 
     def _hear_of(self, node: str) -> None:
         if node == self.node:

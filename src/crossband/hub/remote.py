@@ -17,7 +17,8 @@ from crossband.protocol import payload
 class RemoteSocket:
     """A client of another node, as `fetch_sockets` found it, for what works from afar.
 
-    `rooms` and `data` are copies from when it was fetched.
+    `rooms` and `data` are copies from when it was fetched. A client that has since come back on
+    another node is asked in vain; `emit`, and `hub.to(remote.id)`, reach it wherever it is.
     """
 
     __slots__ = ("_fanout", "data", "handshake", "id", "node", "rooms", "transport", "user")

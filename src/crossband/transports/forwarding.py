@@ -84,6 +84,11 @@ class Forwarding:
         try:
             with request.while_connected() if watches else contextlib.nullcontext():
                 served = await self._ask(outgoing, message)
+            # A node that stops waits for this too, before it leaves the others.
+            if served is not None and served.status:
+                await _respond(request, served)
+                if request.method == "GET":
+                    self._exchanges.tell(Delivered(outgoing.number), node)
         except ClientGone:
             self._exchanges.tell(HungUp(outgoing.number), node)
             raise
@@ -94,10 +99,6 @@ class Forwarding:
         if served is not None and not served.status and not more:
             # For the next node that is asked.
             request.put_back(body)
-        if served is not None and served.status:
-            await _respond(request, served)
-            if request.method == "GET":
-                self._exchanges.tell(Delivered(outgoing.number), node)
         return served
 
     async def _ask(self, outgoing: Outgoing, message: Serve) -> Served | None:

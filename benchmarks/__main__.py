@@ -149,7 +149,7 @@ def main(
         list[str] | None,
         typer.Option("--server", help="Ask only these servers, likewise."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Under two minutes, rougher.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Under three minutes, rougher.")] = False,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Samples per server.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.01, help="Length of a sample.")] = None,
     json_file: Annotated[

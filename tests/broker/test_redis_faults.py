@@ -212,6 +212,30 @@ async def test_restart_without_its_data_is_told() -> None:
                 await nodes.nodes[0].broker.history("/", before)
 
 
+async def test_server_that_does_not_say_who_it_is_is_another_with_each_connection() -> None:
+    acl = "~* &* +@all -info"
+    with Engine(user="app", password="secret", acl=acl) as engine:
+        node = await Witness(engine.url, 0).start()
+        try:
+            publications = [
+                Publication(namespace, "number", payload.encode([1])) for namespace in ("/", "/a")
+            ]
+            before = [await node.broker.publish(each) for each in publications]
+            again = [await node.broker.publish(each) for each in publications]
+            engine.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            # What is on its way is sent again as it was.
+            await node.broker.publish(Publication("/b", "number", payload.encode([1])))
+            after = [await node.broker.publish(each) for each in publications]
+            for one, two, three in zip(before, again, after, strict=True):
+                assert one is not None
+                assert two is not None
+                assert three is not None
+                generations = [cursor.rpartition("-")[0] for cursor in (one, two, three)]
+                assert generations[0] == generations[1] != generations[2]
+        finally:
+            await node.broker.stop()
+
+
 async def test_failover_that_loses_nothing_is_not_told() -> None:
     with Sentinels() as servers:
         async with cluster(servers.url) as nodes:

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from crossband.broker import Publication
 from crossband.broker.redis.appends import append_call, encode_publication
 from crossband.broker.redis.base import Base
+from crossband.broker.redis.commands import Commands
 from crossband.broker.redis.scripts import APPEND
 from crossband.errors import BrokerUnavailable
 
@@ -20,6 +21,8 @@ MAX_QUEUED: Final = 67_108_864
 # Of one batch: it is one step of the server, which does nothing else meanwhile.
 MAX_BATCH: Final = 200
 MAX_BATCH_SIZE: Final = 1_048_576
+# Namespaces whose connection is remembered.
+MAX_NAMESPACES: Final = 10_000
 
 
 class Item:
@@ -145,7 +148,7 @@ class Outgoing:
             batch.number,
             [(item.publication, item.recorded, item.data) for item in items],
             verb=server.verb,
-            new=self._box.is_new(server.commands.connections),
+            new=self._box.is_new(self.namespace, server.commands),
             skew=base.skew,
         )
         server.commands.run(APPEND, keys, args, self._done)
@@ -187,7 +190,8 @@ class Outbox:
         self._numbers = itertools.count(1)
         self._count = 0
         self._size = 0
-        self._connections = 0
+        # The connection of the last step in each namespace.
+        self._connections: dict[str, tuple[Commands, int]] = {}
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -230,10 +234,16 @@ class Outbox:
         """Return the number of a new batch: higher than all before."""
         return next(self._numbers)
 
-    def is_new(self, connections: int) -> int:
-        """Return 1 for the first batch of a connection."""
-        new, self._connections = connections != self._connections, connections
-        return int(new)
+    def is_new(self, namespace: str, commands: Commands) -> int:
+        """Return 1 for the first step in a namespace over a connection."""
+        connection = (commands, commands.connections)
+        if self._connections.get(namespace) == connection:
+            return 0
+        if len(self._connections) >= MAX_NAMESPACES:
+            # One that is forgotten begins a generation too many, if any: that loses nothing.
+            self._connections.clear()
+        self._connections[namespace] = connection
+        return 1
 
     def sending(self, batch: Batch, size: int) -> None:
         """Note that a batch leaves."""

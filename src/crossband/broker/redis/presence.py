@@ -173,7 +173,7 @@ class RedisPresence(PresenceStore):
                 server.verb,
                 key,
                 base.node,
-                outbox.is_new(server.commands.connections),
+                outbox.is_new(namespace, server.commands),
             ]
             keys = [key + name for name in KEYS]
             server.commands.run(script, keys, [*first, *args], done)

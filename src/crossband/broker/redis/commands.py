@@ -252,7 +252,7 @@ class Commands:
     def reconnect(self) -> None:
         """Look for the server anew: this one is not the right one any more."""
         if self._link is not None:
-            self._link.abort()
+            self._link.abort(self._trouble or "another server is looked for")
 
     # Commands.
 
@@ -340,7 +340,9 @@ class Commands:
     def _note_refusal(self, text: str) -> None:
         """Log what the server refuses, and count it as a problem for some time."""
         now = self._loop.time()
-        if text != self._refusal or now - self._refused_at > REFUSED:
+        # In brackets, there is the script and its line.
+        same = text.partition(" (")[0] == self._refusal.partition(" (")[0]
+        if not same or now - self._refused_at > REFUSED:
             logger.error("broker: %s", text)
             self._refused_at = now
         self._refusal = text
@@ -388,7 +390,7 @@ class Commands:
         if self._sent and self._link is not None:
             silent = now - max(self._link.heard_at, self._sent[0].since)
             if silent > REPLY_TIME:
-                self._link.abort()
+                self._link.abort(f"no reply for {REPLY_TIME:g} s")
         for calls in (self._sent, self._later, self._waiting):
             for call in calls:
                 if call.since + PATIENCE > now:

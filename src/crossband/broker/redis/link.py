@@ -40,6 +40,8 @@ class Link(asyncio.Protocol):
         # Gets what comes without being asked for.
         self._hear = hear
         self._lost = lost
+        # Why this side ended it.
+        self._end = ""
         self._reader = hiredis.Reader(replyError=ServerError, notEnoughData=_NOTHING)
         # Of the commands that were sent, in order.
         self._waiting: deque[Take] = deque()
@@ -62,7 +64,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        reason = str(exc) if exc is not None else "the server closed the connection"
+        reason = self._end or str(exc or "the server closed the connection")
         for reply in list(self._asked):
             if not reply.done():
                 reply.set_exception(ConnectionResetError(reason))
@@ -80,8 +82,7 @@ class Link(asyncio.Protocol):
                 else:
                     self._hear(reply)
         except hiredis.HiredisError:
-            # Whatever is there, it is not Redis.
-            self.abort()
+            self.abort("what answers is not Redis")
 
     def call(self, command: bytes, take: Take) -> None:
         """Send a command; its reply goes to `take`, or to nobody if the link is lost before."""
@@ -119,9 +120,10 @@ class Link(asyncio.Protocol):
             raise value
         return value
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "ended by this side") -> None:
         """End the connection at once."""
         if self._transport is not None:
+            self._end = reason
             self._transport.abort()
 
 

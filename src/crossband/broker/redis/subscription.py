@@ -137,7 +137,7 @@ class Subscription:
     def reconnect(self) -> None:
         """Connect anew, to where the commands go."""
         if self._link is not None:
-            self._link.abort()
+            self._link.abort("the server is another one, or does not publish to it")
 
     def _look(self) -> None:
         """End a connection over which nothing comes."""
@@ -145,7 +145,7 @@ class Subscription:
         if self._link is not None:
             silent = self._loop.time() - self._link.heard_at
             if silent > DEAF:
-                self._link.abort()
+                self._link.abort(f"nothing was heard for {DEAF:g} s")
             elif silent > QUIET:
                 self._link.send(pack("PING"))
 

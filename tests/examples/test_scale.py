@@ -128,6 +128,8 @@ def test_compose_file_runs_the_same() -> None:
     for path in re.findall(r"^      - (\S+?):", compose, re.MULTILINE):
         assert (SCALE / path).exists() or path == "../../clients/js/dist", path
     dockerfile = (SCALE / "Dockerfile").read_text(encoding="utf-8")
+    for paths in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE):
+        assert all((SCALE.parents[1] / path).exists() for path in paths.split())
     (command,) = re.findall(r"^CMD (\[.+\])$", dockerfile, re.MULTILINE)
     program, name, *arguments = json.loads(command)
     assert program == "crossband"

@@ -435,6 +435,28 @@ class TestHistory:
                 found = [payload.decode(each.payload)[0] for each in page.publications]
                 assert found == [*range(20), -1]
 
+    async def test_broker_that_is_started_again_goes_on(self) -> None:
+        ear = Ear()
+        broker = RedisBroker(f"{shared().url}?prefix={new_id()}")
+        for first in (0, 3):
+            await broker.start(ear)
+            await attach(broker, "/")
+            for number in range(first, first + 3):
+                await broker.publish(event("/", number))
+            await broker.stop()
+        assert [payload.decode(each.payload) for each in ear.events] == [[n] for n in range(6)]
+
+    async def test_publication_in_a_new_log_is_delivered_before_its_future_ends(self) -> None:
+        with Engine() as engine:
+            ear = Ear()
+            async with running(engine.url, ear) as broker:
+                await attach(broker, "/")
+                for number in range(10):
+                    await broker.publish(event("/", number))
+                engine.command("FLUSHALL")
+                cursor = await broker.publish(event("/", "new"))
+                assert ear.events[-1].cursor == cursor
+
 
 def values(ear: Ear, room: str) -> list[int]:
     return [payload.decode(each.payload)[0] for each in ear.events if room in each.rooms]

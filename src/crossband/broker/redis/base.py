@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,6 +50,8 @@ class Base:
         self.node: Final = node
         self.keys: Final = keys
         self.bounds: Final = bounds
+        # Of this node's batches. A log remembers the last one, also if the node starts again.
+        self.numbers: Final[Iterator[int]] = itertools.count(1)
         # Seconds that the clock is ahead of the servers' clocks. 0, except in tests of age.
         self._skew = skew
         # None until started.

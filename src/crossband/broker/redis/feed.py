@@ -555,7 +555,9 @@ class Feed:
         """Note that a batch of this node is in the log: it will be heard, or read."""
         if batch.number not in self._batches:
             return
-        if not self.log or (batch.before < batch.last <= self.number):
+        # Numbers of another log, or of what this node still has to find out, say nothing.
+        here = batch.log == self.log and batch.generation <= self.generation
+        if not self.log or (here and batch.before < batch.last <= self.number):
             self._settle(batch)
         else:
             self._unsettled[batch.number] = (self._loop.time(), batch)

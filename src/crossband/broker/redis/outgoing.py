@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -187,7 +186,6 @@ class Outbox:
         self._outgoing: dict[str, Outgoing] = {}
         # Those that were sent and may still be heard of, by number.
         self.batches: dict[int, Batch] = {}
-        self._numbers = itertools.count(1)
         self._count = 0
         self._size = 0
         # The connection of the last step in each namespace.
@@ -232,7 +230,7 @@ class Outbox:
 
     def next_number(self) -> int:
         """Return the number of a new batch: higher than all before."""
-        return next(self._numbers)
+        return next(self._base.numbers)
 
     def is_new(self, namespace: str, commands: Commands) -> int:
         """Return 1 for the first step in a namespace over a connection."""

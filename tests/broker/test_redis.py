@@ -519,6 +519,26 @@ class TestSessions:
                     while await broker.sessions.find("/", "key") is None:
                         pass
 
+    async def test_visitor_of_a_room_is_known_after_its_socket_is_gone(self) -> None:
+        with Engine() as engine:
+            async with running(engine.url) as broker:
+                await attach(broker, "/")
+                host = Session("/", "host", new_id(), set(), {}, "", owner=broker.bus.node)
+                guest = Session("/", "guest", new_id(), {host.sid}, {}, "", owner=broker.bus.node)
+                broker.sessions.save(host)
+                broker.sessions.save(guest)
+                start = broker.head("/")
+                broker.sessions.drop(host)
+                # Nobody can come back as the host; the guest can.
+                await broker.publish(event("/", 1, host.sid))
+                assert len((await broker.history("/", start, guest.sid)).publications) == 1
+                # That is known for as long as the guest's session is kept.
+                key = f"{Keys('crossband').base('/')}sid:{host.sid}"
+                engine.command("PEXPIRE", key, 5_000)
+                broker.sessions.release(guest)
+                assert await broker.sessions.find("/", "guest") is not None
+                assert engine.command("PTTL", key) > 100_000
+
 
 class TestBounds:
     async def test_publication_that_is_too_large_is_refused_where_it_is_made(self) -> None:

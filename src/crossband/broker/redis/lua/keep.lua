@@ -16,6 +16,6 @@ if not s or s.expired then
 end
 redis.call('HSET', KEYS[1], 'd', ARGV[4], 'o', ARGV[5], 'k', ARGV[6], 's', ARGV[7], 'u', ARGV[8], 'v', ARGV[9])
 redis.call('HSET', KEYS[2], 'key', key)
-live(base, key, ARGV[7], t, life)
-visit(base, s and s.v or '', ARGV[9], life + 1000)
+visit(base, s and s.v or '', ARGV[9])
+live(base, key, ARGV[7], ARGV[9], t, life)
 return 1

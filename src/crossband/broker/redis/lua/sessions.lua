@@ -25,7 +25,7 @@ local function may(s, owner, take)
 end
 
 -- Note into which sockets' rooms a session has come, and which it has left.
-local function visit(base, before, now_, life)
+local function visit(base, before, now_)
     if before == now_ then
         return
     end
@@ -40,21 +40,29 @@ local function visit(base, before, now_, life)
         local key = base .. 'sid:' .. sid
         if by ~= 0 and (by > 0 or redis.call('EXISTS', key) == 1) then
             redis.call('HINCRBY', key, 'v', by)
-            if redis.call('PTTL', key) < life then
-                redis.call('PEXPIRE', key, life)
-            end
         end
     end
 end
 
--- Forget what was kept for a socket: nobody can come back as it.
+-- Forget what was kept for a socket: nobody can come back as it. Others may still be in its room.
 local function lose(base, s)
-    visit(base, s.v, '', 0)
-    redis.call('DEL', base .. 'sid:' .. s.s, base .. 'own:' .. s.s)
+    visit(base, s.v, '')
+    local key = base .. 'sid:' .. s.s
+    redis.call('DEL', base .. 'own:' .. s.s)
+    if tonumber(redis.call('HGET', key, 'v') or 0) > 0 then
+        redis.call('HDEL', key, 'key', 'total', 'shared', 'lost')
+    else
+        redis.call('DEL', key)
+    end
 end
 
-local function live(base, key, sid, t, life)
+-- Keep a session for some time, and for as long that it is in its own room and in those of others.
+local function live(base, key, sid, visits, t, life)
     redis.call('HSET', base .. 'session:' .. key, 'until', t + life)
     redis.call('PEXPIRE', base .. 'session:' .. key, life + 1000)
-    redis.call('PEXPIRE', base .. 'sid:' .. sid, life + 1000)
+    for each in string.gmatch(sid .. ' ' .. visits, '%S+') do
+        if redis.call('PTTL', base .. 'sid:' .. each) < life + 1000 then
+            redis.call('PEXPIRE', base .. 'sid:' .. each, life + 1000)
+        end
+    end
 end

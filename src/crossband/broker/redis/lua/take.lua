@@ -12,5 +12,5 @@ if s.c ~= ARGV[7] then
     s.p = s.o
     redis.call('HSET', KEYS[1], 'o', ARGV[6], 'k', s.k, 'l', attempt, 'c', ARGV[7], 'p', s.p)
 end
-live(base, ARGV[3], s.s, t, tonumber(ARGV[8]))
+live(base, ARGV[3], s.s, s.v, t, tonumber(ARGV[8]))
 return {s.d, s.p, s.k, attempt, s.born}

@@ -3,11 +3,11 @@
 -- those that the owner has no more: the key, and 1 if another has it
 local t, life, gone = clock(ARGV[2]), tonumber(ARGV[4]), {}
 for i = 5, #ARGV, 2 do
-    local f = redis.call('HMGET', KEYS[(i - 3) / 2], 'o', 's', 'k')
+    local f = redis.call('HMGET', KEYS[(i - 3) / 2], 'o', 's', 'k', 'v')
     local take = tonumber(ARGV[i + 1])
     local later = f[1] and tonumber(f[3]) >= take
     if later and f[1] == ARGV[3] then
-        live(ARGV[1], ARGV[i], f[2], t, life)
+        live(ARGV[1], ARGV[i], f[2], f[4], t, life)
     else
         gone[#gone + 1] = {ARGV[i], later and 1 or 0}
     end

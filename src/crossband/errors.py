@@ -208,10 +208,12 @@ class Unauthorized(ConnectionRefused):
 
 
 class BrokerUnavailable(EventError):
-    """The broker cannot be reached: nothing is lost, but nothing can be published.
+    """The broker cannot be reached, or refuses to do something; the text says why.
 
-    Raised where an emission is awaited. If a handler lets it propagate, the client is told
-    `unavailable`; clients that come in are refused with it (503, 1013) and keep their cursor.
+    Raised where an emission is awaited, after 5 s or at once. Unless the broker refused it, the
+    event may have been published all the same, or may be a little later: expect it twice if you
+    repeat it. If a handler lets the error propagate, the client is told `unavailable`; clients
+    that come in are refused with it (503, 1013) and keep their cursor.
     """
 
     def __init__(self, message: str = "") -> None:

@@ -111,6 +111,18 @@ async def test_call_that_the_store_has_lost_is_missed(site: Site) -> None:
     assert await site.ids() == ["bob", "cid", "eve"]
 
 
+async def test_members_of_a_node_that_ends_at_once_leave(site: Site) -> None:
+    await site.renew()
+    site.save("ada", "room")
+    site.save("ada")
+    # Nobody is there: what is left will expire, and with it the lease.
+    await site.renew()
+    site.save("bob", "room")
+    assert await site.ids() == ["bob"]
+    kept = [await site.ask("PTTL", key) for key in await site.keys("{/}:here:*")]
+    assert min(kept) > 60_000
+
+
 async def test_nothing_is_left_of_namespaces_that_come_and_go(site: Site) -> None:
     base = Keys(site.prefix).base
     for number in range(30):

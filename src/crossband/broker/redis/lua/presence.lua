@@ -29,10 +29,11 @@ local function finish(p, keep)
         local bounds = {age = p.age, size = tonumber(ARGV[5]), limit = tonumber(ARGV[6]), own = tonumber(ARGV[7])}
         append(p.m, bounds, {verb = ARGV[8], channel = ARGV[9]}, p.list, 1, ARGV[10], 0, ARGV[11] == '1')
     end
-    -- -2 without the key, which is deleted with the last client; -1 without an end.
+    -- -2 without the key, which is deleted with the last client; -1 if it is new: its node may end before it
+    -- renews anything.
     local left = redis.call('PTTL', p.key .. 'clients')
     local life = left == -2 and 60000 or math.max(DAY, 2 * p.age)
-    if (said and left == -2) or (keep and left < life - 60000) then
+    if (said and left == -2) or left == -1 or (keep and left < life - 60000) then
         for _, name in ipairs({'clients', 'members', 'order', 'cut', 'at', 'nodes', 'calls'}) do
             redis.call('PEXPIRE', p.key .. name, life)
         end

@@ -272,6 +272,25 @@ async def test_failover_to_a_replica_that_is_behind_is_told() -> None:
                     await one.broker.history("/", cursor)
 
 
+async def test_log_that_had_nothing_yet_where_it_goes_on_is_a_loss() -> None:
+    with Engine() as engine:
+        async with cluster(engine.url) as nodes:
+            meta, log = (f"{nodes.nodes[0].base}{name}" for name in ("meta", "log"))
+            # As a replica has it that is behind, and will be another server.
+            engine.command("COPY", meta, "behind")
+            if engine.command("HEXISTS", "behind", "replid"):
+                engine.command("HSET", "behind", "replid", "another")
+            await nodes.publish(5)
+            await nodes.agree()
+            engine.command("COPY", "behind", meta, "REPLACE")
+            engine.command("DEL", log)
+            # More than there were.
+            await nodes.publish(20)
+            await nodes.agree()
+            assert [node.losses for node in nodes.nodes] == [1, 1, 1]
+            nodes.has_all_or_gaps()
+
+
 async def test_full_server_refuses_publications_and_serves_on() -> None:
     with Engine(settings=["maxmemory-policy noeviction"]) as engine:
         async with cluster(engine.url) as nodes:

@@ -73,6 +73,20 @@ local function clear(m)
     end
 end
 
+-- Who this server is: that changes whenever it may have lost something. Without the right to ask for
+-- it, each new connection begins a generation.
+local function identity()
+    local info = redis.pcall('INFO', 'replication')
+    return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or nil
+end
+
+-- Begin a log that has nothing yet. Who begins it is known: if another server goes on from here, there
+-- may have been something.
+local function create(m)
+    clear(m)
+    redis.call('HSET', m.base .. 'meta', 'id', m.id, 'g', 0, 'n', 0, 't', m.t, 'replid', identity() or '')
+end
+
 -- Trim a stream of so many entries exactly; return the last number and the bytes that it has lost.
 local function trim(key, length, total, lost, size, limit, oldest)
     local excess = length - size
@@ -128,13 +142,6 @@ local function append_own(m, sid, size, data, bounds)
     redis.call('PEXPIRE', key, bounds.age)
 end
 
--- Who this server is: that changes whenever it may have lost something. Without the right to ask for
--- it, each new connection begins a generation.
-local function identity()
-    local info = redis.pcall('INFO', 'replication')
-    return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or nil
-end
-
 -- Begin a generation behind the last number.
 local function begin(m)
     -- By the clock: two servers that both go on from here begin different generations.
@@ -162,7 +169,7 @@ local function append(m, bounds, to, given, first, node, batch, anew)
     clear(m)
     local replid = identity()
     if (replid and replid ~= m.replid) or (anew and not replid) then
-        if m.n > 0 then
+        if not m.fresh then
             begin(m)
         end
         m.replid = replid

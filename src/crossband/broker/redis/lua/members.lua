@@ -6,8 +6,7 @@ reap(p)
 finish(p, false)
 local m = p.m
 if m.fresh and #p.list == 0 then
-    redis.call('DEL', KEYS[1], KEYS[2])
-    redis.call('HSET', KEYS[1], 'id', m.id, 'g', 0, 'n', 0, 't', m.t)
+    create(m)
     redis.call('PEXPIRE', KEYS[1], 2 * p.age)
 end
 local from, to = '[' .. room .. '\0' .. string.format('%016d', tonumber(ARGV[13]) + 1), '(' .. room .. '\1'

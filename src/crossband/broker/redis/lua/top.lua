@@ -2,8 +2,7 @@
 -- KEYS: meta, log. ARGV: base, skew (ms), new id, age (ms). Returns {id, generation, top, tears}
 local m = open(ARGV[1], ARGV[3], tonumber(ARGV[4]), clock(ARGV[2]))
 if m.fresh then
-    clear(m)
-    redis.call('HSET', KEYS[1], 'id', m.id, 'g', 0, 'n', 0, 't', m.t)
+    create(m)
 end
 redis.call('PEXPIRE', KEYS[1], math.max(DAY, 2 * tonumber(ARGV[4])))
 return {m.id, m.g, m.n, m.tears}

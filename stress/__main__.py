@@ -40,7 +40,8 @@ class Outcome:
     def problems(self) -> list[str]:
         found = list(self.verdict.problems)
         if self.verdict.gaps and not self.fault.gaps:
-            found.append(f"gaps where nothing was lost: {dict(self.verdict.gaps)}")
+            gaps = ", ".join(list(self.verdict.gaps)[:10])
+            found.append(f"gaps where nothing was lost: {gaps}")
         return found
 
 

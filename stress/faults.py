@@ -140,12 +140,12 @@ async def isolate(site: Site, random: Random) -> None:
     await site.pause(5)
 
 
-async def move_slot(site: Site, random: Random) -> None:
-    """Move the slot of the events from node to node."""
-    # What a namespace's keys have in common is between braces.
-    for _ in range(6):
-        await site.pause(1)
-        for key in site.cluster.all_keys():
+async def move_slots(site: Site, random: Random) -> None:
+    """Move the slots from server to server, with all their keys."""
+    for _ in range(5):
+        await site.pause(2)
+        slots = {site.cluster.slot(key): key for key in site.cluster.all_keys()}
+        for key in slots.values():
             await asyncio.to_thread(site.cluster.move, key)
 
 
@@ -163,5 +163,5 @@ FAULTS: Final = (
     Fault("failover", "a failover", fail_over, "sentinels", gaps=True),
     Fault("behind", "a failover to a replica that is behind", fall_behind, "sentinels", gaps=True),
     Fault("isolated", "an old primary that lives on", isolate, "sentinels", gaps=True),
-    Fault("slot", "a slot moved to and fro", move_slot, "cluster"),
+    Fault("slots", "slots moved from server to server", move_slots, "cluster"),
 )

@@ -28,7 +28,7 @@ class Verdict:
     numbers: int = 0
     # Numbers heard, by all clients together.
     heard: int = 0
-    # Gaps by their reason.
+    # Gaps by their reason and who was told of them.
     gaps: Counter[str] = field(default_factory=Counter)
     # Numbers that clients missed where they were told of a gap.
     told: int = 0
@@ -62,7 +62,7 @@ def judge(stories: Mapping[str, Story], acknowledged: Collection[int], end: int)
         seen: set[int] = set()
         for item in story:
             if isinstance(item, str):
-                verdict.gaps[item] += 1
+                verdict.gaps[f"{item} ({name})"] += 1
             elif item in seen:
                 verdict.doubled += 1
                 verdict.complain(f"{name} heard {spell(item)} twice")

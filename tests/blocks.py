@@ -15,6 +15,7 @@ PAGES: Final = [
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks/README.md",
+    ROOT / "stress/README.md",
     ROOT / "clients/js/README.md",
     *sorted((ROOT / "examples").glob("README.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),

@@ -186,7 +186,10 @@ class Pace(Question):
 
 @dataclass(frozen=True)
 class BrokerPart(Question):
-    """What a node's broker takes by itself: to publish, or to hear what others publish."""
+    """What a node's broker takes by itself: to publish, or to hear what others publish.
+
+    The floor's unit is a delivery to one of its clients: it says what a microsecond is worth here.
+    """
 
     # Publications at once, each in a namespace of its own, or all in one: then they are a batch.
     burst: int
@@ -199,12 +202,17 @@ class BrokerPart(Question):
         return "broker"
 
     def contenders(self) -> Iterator[Contender]:
-        yield BROKER
+        yield from (FLOOR, BROKER)
 
     def prepare(self, run: Run, scale: Scale) -> None:
+        if run.contender == FLOOR:
+            run.order(f"fire 1 {WARM_UP}")
+            return
         run.ask(f"{self.burst} {self.namespaces} {WARM_UP}")
 
     def sample(self, run: Run, scale: Scale) -> Sample:
+        if run.contender == FLOOR:
+            return run.measure(f"fire 1 {scale.seconds * 1000:.0f}")
         pid = run.publisher if self.publishing else run.pid
         before = machine.cpu_time(pid)
         reply = run.ask(f"{self.burst} {self.namespaces} {scale.seconds * 1000:.0f}")
@@ -381,8 +389,8 @@ def _questions() -> Iterator[Question]:
             id=f"broker-{part}",
             title=f"The Redis broker alone: {title}",
             unit=unit,
-            door="",
-            clients=0,
+            door="ws",
+            clients=500,
             burst=burst,
             namespaces=namespaces,
             publishing=part.startswith("publish"),

@@ -238,12 +238,14 @@ def test_questions_are_answered_by_two_nodes() -> None:
     questions = [
         BetweenNodes("nodes", "Fan-out", "delivery", "sio", 5, burst=2),
         Pace("pace", "Pace", "delivery", "sio", 1, pace=1000),
-        BrokerPart("publish", "Publish", "publication", "", 0, 10, 1, publishing=True),
-        BrokerPart("hear", "Hear", "frame", "", 0, 10, 10, publishing=False),
+        BrokerPart("publish", "Publish", "publication", "ws", 5, 10, 1, publishing=True),
+        BrokerPart("hear", "Hear", "frame", "ws", 5, 10, 10, publishing=False),
     ]
     answers = ask(questions)
     for name in ("nodes", "pace"):
         assert {"floor", "crossband", "crossband, Redis"} == answers[name].results.keys()
+    for name in ("publish", "hear"):
+        assert {"floor", "crossband, broker"} == answers[name].results.keys()
     for result in answers["nodes"].results.values():
         assert result.samples[0].count % (5 * 2) == 0
     for result in answers["pace"].results.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import sys
@@ -21,7 +22,7 @@ from stress.faults import FAULTS, Fault
 from stress.ledger import Verdict, judge
 from stress.site import Servers, Site
 from tests.engines import Cluster, Engine, Program, Sentinels
-from tests.targets import CROWD
+from tests.targets import CROWD, Target
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ async def strike(site: Site, fault: Fault, seed: int) -> Outcome:
     site.failed.clear()
     before = sum(target.cuts for target in site.targets)
     site.switch.touch()
+    until = loop.time() + fault.seconds * site.pace
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(fault.strike(site, Random(f"{seed}/{fault.name}")))
-        until = loop.time() + fault.seconds * site.pace
         for target in site.targets:
-            tasks.create_task(target.suffer(until, fault.pause))
+            tasks.create_task(endure(target, until, fault.pause))
     await site.hush()
     began = loop.time()
     stories, end = await site.stories()
@@ -69,6 +70,12 @@ async def strike(site: Site, fault: Fault, seed: int) -> Outcome:
         sum(target.cuts for target in site.targets) - before,
         settling,
     )
+
+
+async def endure(target: Target, until: float, pause: float) -> None:
+    """Let a client be cut. One that cannot come back will be stuck, and is told of then."""
+    with contextlib.suppress(AssertionError):
+        await target.suffer(until, pause)
 
 
 def start(kind: str, program: Program) -> Servers:
@@ -121,8 +128,9 @@ def tell(console: Console, site: Site, outcome: Outcome) -> None:
     for problem in outcome.problems:
         console.print(f"    {problem}", highlight=False, markup=False)
     for name in outcome.verdict.stuck:
-        losses = ", ".join(site.clients[name].losses[-5:])
-        console.print(f"    {name} lost connections by: {losses}", highlight=False, markup=False)
+        target = site.clients[name]
+        ends = ", ".join((*target.losses[-5:], *target.retries[-5:]))
+        console.print(f"    {name} lost connections by: {ends}", highlight=False, markup=False)
     if outcome.problems:
         for line, times in site.log.items():
             console.print(f"      {times} × {line}", highlight=False, markup=False)

@@ -18,6 +18,7 @@ from crossband.broker.redis import RedisBroker
 from crossband.broker.redis.address import _OPTIONS, Place, parse
 from crossband.broker.redis.appends import MAX_PUBLICATION
 from crossband.broker.redis.keys import Keys
+from crossband.broker.redis.replies import ServerError, remedy
 from crossband.errors import BrokerUnavailable, EncodeError, Gap, StartError
 from crossband.names import new_id
 from crossband.protocol import payload
@@ -256,6 +257,22 @@ class TestStart:
                 with pytest.raises(BrokerUnavailable, match="does not permit its user"):
                     await attach(broker, "/")
                 assert "does not permit" in str(broker.problem)
+
+
+class TestReplies:
+    @pytest.mark.parametrize(
+        ("text", "code", "what"),
+        [
+            ("@user_script: 1: -READONLY You can't write against a replica", "READONLY", "move"),
+            ("@user_script:12: WRONGTYPE Operation against a key", "WRONGTYPE", "tell"),
+            ("user_script:12: attempt to call a nil value", "ERR", "tell"),
+        ],
+    )
+    def test_error_within_a_script_of_redis_6_is_known(
+        self, text: str, code: str, what: str
+    ) -> None:
+        error = ServerError(f"ERR Error running script (call to f_1a2b): @user_script:1: {text}")
+        assert (error.code, remedy(error).value) == (code, what)
 
 
 class TestKeys:

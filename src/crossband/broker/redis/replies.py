@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Final
+
+# Before 7.0, Redis tells of a command's error in a script within one of its own.
+_of_script: Final = re.compile(r"running script .*@user_script: ?\d+: -?([A-Z]+ .*)", re.DOTALL)
 
 
 class ServerError(Exception):
     """A server's error reply: a code in capitals, and a text."""
 
     def __init__(self, text: str) -> None:
+        match = _of_script.search(text)
+        text = text if match is None else match[1].strip()
         super().__init__(text)
         self.code: str = text.partition(" ")[0]
 

@@ -96,12 +96,12 @@ class Child:
         finally:
             waiting.cancel()
 
-    async def stop(self) -> None:
-        """Stop it gracefully; kill it if that takes longer than it may."""
+    async def stop(self, *, replaced: bool = False) -> None:
+        """Stop it gracefully, as all or `replaced`; kill it if it takes longer than it may."""
         if not self.ready.is_set():
             # It serves nobody.
             self.kill()
-        self.tell(Stop())
+        self.tell(Stop(replaced))
         try:
             async with asyncio.timeout(self._stop_time + _PATIENCE):
                 await asyncio.shield(self.ended)

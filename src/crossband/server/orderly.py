@@ -58,6 +58,9 @@ class OrderlyServer(uvicorn.Server):
         super().__init__(config)
         self.ready: Final = asyncio.Event()
         self._before_accepting = before_accepting
+        # Whether others accept on the same sockets, so that this one need not any more while its
+        # hubs stop: it would have to refuse.
+        self.replaced: bool = False
         self._hubs = hubs
         self._wake = asyncio.Event()
 
@@ -88,6 +91,9 @@ class OrderlyServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                if self.replaced:
+                    await self._stop_accepting()
+                    self._close_listeners(sockets)
                 # Before the listeners close, because a client between two polls must connect to
                 # learn of it. Meanwhile new clients are refused with 503.
                 await asyncio.gather(*(hub.stop() for hub in self._hubs))

@@ -40,6 +40,9 @@ class Show(msgspec.Struct, tag="show", frozen=True):
 class Stop(msgspec.Struct, tag="stop", frozen=True):
     """To a worker: stop gracefully."""
 
+    # Another one serves in its place, on the same sockets.
+    replaced: bool = False
+
 
 class WantBroker(msgspec.Struct, tag="want_broker", frozen=True):
     """From a worker: a hub that names no broker needs one."""

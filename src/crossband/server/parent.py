@@ -272,7 +272,7 @@ class Parent:
                 await child.first_of(child.serving.wait())
                 logger.info("%s serves", child)
                 if old is not None:
-                    await old.stop()
+                    await old.stop(replaced=True)
         return True
 
     # Stopping.

@@ -58,6 +58,8 @@ class Worker:
         # None until its event loop runs.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: WorkerStop | None = None
+        # Whether another worker serves in its place when it stops.
+        self.replaced: bool = False
         self._allowed = asyncio.Event()
         self._show: Callable[[str], None] = lambda note: None
         # Longest time to stop, once the parent is gone.
@@ -132,6 +134,7 @@ class Worker:
             if isinstance(order, Broker):
                 self._broker.put(order.url)
             elif isinstance(order, Stop):
+                self.replaced = order.replaced
                 self._end()
             else:
                 self._in_loop(self._obey, order)
@@ -210,6 +213,11 @@ class WorkerServer(Server):
 
     def _unbind(self) -> None:
         """Leave the file of the unix socket, which is the parent's."""
+
+    async def stop(self) -> None:
+        if self._uvicorn is not None:
+            self._uvicorn.replaced = self._worker.replaced
+        await super().stop()
 
     async def _before_accepting(self) -> None:
         await self._worker.allowed(self._stop_time)

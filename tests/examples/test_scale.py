@@ -18,6 +18,7 @@ from playwright.async_api import Browser, Page, expect
 
 from crossband import cli
 from tests.children import START, Child
+from tests.e2e.conftest import has_no_serious_barrier
 from tests.nginx import NGINX
 
 SCALE: Final = Path(__file__).parents[2] / "examples/scale"
@@ -90,6 +91,7 @@ async def test_tabs_move_between_nodes_and_miss_nothing(browser: Browser) -> Non
         assert sorted([await node_of(tab) for tab in tabs]) == [1, 2, 3]
         for tab in tabs:
             await expect(tab.locator("#tabs li")).to_have_count(NODES)
+        await has_no_serious_barrier(tabs[-1], "scale")
 
         moving = tabs[0]
         before = await node_of(moving)

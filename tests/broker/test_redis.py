@@ -556,6 +556,20 @@ class TestSessions:
                 assert await broker.sessions.find("/", "guest") is not None
                 assert engine.command("PTTL", key) > 100_000
 
+    async def test_order_is_kept_where_a_server_refuses_for_a_moment(self) -> None:
+        with Engine() as engine:
+            async with running(engine.url) as broker:
+                session = Session("/", "key", new_id(), set(), {}, "", owner=broker.bus.node)
+                assert await broker.sessions.find("/", "key") is None
+                commands = broker._base.home.commands
+                engine.command("REPLICAOF", "127.0.0.1", free_port())
+                broker.sessions.save(session)
+                await until(lambda: commands._later)
+                engine.command("REPLICAOF", "NO", "ONE")
+                broker.sessions.drop(session)
+                await until(lambda: not commands._later)
+                assert await broker.sessions.find("/", "key") is None
+
 
 class TestBounds:
     async def test_publication_that_is_too_large_is_refused_where_it_is_made(self) -> None:

@@ -232,8 +232,10 @@ class Commands:
         for _, load in _LOADS:
             link.call(load, _ignore)
         self._connected()
+        # What was refused came before what waits.
+        later, self._later = self._later, []
         waiting, self._waiting = self._waiting, deque()
-        for call in waiting:
+        for call in (*later, *waiting):
             self._send(call)
 
     def _lost(self, reason: str) -> None:
@@ -374,7 +376,7 @@ class Commands:
         link, self._link = self._link, None
         if link is not None:
             link.abort()
-        taken = [*(call for call in self._sent if call.again), *self._later, *self._waiting]
+        taken = [*self._later, *(call for call in self._sent if call.again), *self._waiting]
         for call in self._sent:
             if not call.again:
                 call.end(BrokerUnavailable("the cluster has changed"))

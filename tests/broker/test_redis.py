@@ -371,6 +371,17 @@ class TestHistory:
                 assert all(len(page.publications) == 101 for page in pages)
                 assert "cmdstat_evalsha" not in engine.info("commandstats")
 
+    async def test_copy_is_no_older_than_the_history(self) -> None:
+        ahead = 0.0
+        url = f"{shared().url}?prefix={new_id()}"
+        async with running(url, history_age=60.0, skew=lambda: ahead) as broker:
+            await attach(broker, "/")
+            await broker.publish(event())
+            ahead = 61.0
+            # Nobody comes back here.
+            broker._feeds["/"].look()
+            assert not broker._feeds["/"]._copy._entries
+
     async def test_history_from_before_this_node_is_read_in_pages(self) -> None:
         url = f"{shared().url}?prefix={new_id()}"
         async with running(url) as early:

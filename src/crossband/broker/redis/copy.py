@@ -33,9 +33,7 @@ class Copy:
 
     def after(self, number: int, sid: str | None) -> list[tuple[int, Publication]] | None:
         """Return what a client may get after a number; None if some is not here."""
-        oldest = self._base.now() - self._base.bounds.age
-        while self._entries and self._entries[0][0] < oldest:
-            self._drop()
+        self.trim()
         if number < (self.floor if sid is None else max(self.floor, self.whole_from)):
             return None
         found = []
@@ -47,6 +45,12 @@ class Copy:
                 found.append((place, publication))
         found.reverse()
         return found
+
+    def trim(self) -> None:
+        """Drop what is too old for anybody to come back to."""
+        oldest = self._base.now() - self._base.bounds.age
+        while self._entries and self._entries[0][0] < oldest:
+            self._drop()
 
     def _drop(self) -> None:
         _, self.floor, _, publication = self._entries.popleft()

@@ -218,7 +218,8 @@ class Feed:
             self.read()
 
     def look(self) -> None:
-        """Compare this place with where the log is, and keep the log for another day."""
+        """Compare this place with where the log is; keep that for another day, and no old copies."""
+        self._copy.trim()
         if self.log and self._reading is None:
             compare = functools.partial(self._compare, self.number)
             self._base.run(self.namespace, TOP, *self._top(), compare)

@@ -20,8 +20,8 @@ from rich.table import Table
 
 from stress.faults import FAULTS, Fault
 from stress.ledger import Verdict, judge
-from stress.site import Servers, Site
-from tests.engines import Cluster, Engine, Program, Sentinels
+from stress.site import Site
+from tests.engines import Cluster, Engine, Program, Sentinels, Servers
 from tests.targets import CROWD, Target
 
 

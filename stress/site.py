@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -24,12 +24,10 @@ import httpx
 from stress.ledger import SOURCE, Story
 from tests.children import Child
 from tests.clients import NodeRunner
-from tests.engines import Cluster, Engine, Sentinels, free_port
+from tests.engines import Cluster, Engine, Sentinels, Servers, free_port
 from tests.front import Front
 from tests.nginx import Nginx
 from tests.targets import Target, population
-
-Servers: TypeAlias = Engine | Sentinels | Cluster
 
 # Above the process ids, which are the other sources.
 BARRIERS: Final = 10_000_000 * SOURCE

@@ -497,6 +497,9 @@ def _ask(connection: socket.socket, reader: hiredis.Reader, *words: str | bytes 
     return reply
 
 
+Servers: TypeAlias = Engine | Sentinels | Cluster
+
+
 @functools.cache
 def shared(program: Program = "redis") -> Engine:
     """Return the server of this test process, for tests that need no other.

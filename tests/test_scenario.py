@@ -30,7 +30,7 @@ class Blob:
     body: bytes
 
 
-def scenario_hub(broker: Broker | None = None) -> Hub:
+def scenario_hub(broker: Broker | str | None = None) -> Hub:
     hub = Hub(broker)
 
     @hub.use

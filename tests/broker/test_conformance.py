@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
 
 import pytest
 
@@ -19,7 +18,7 @@ from crossband.broker.redis import RedisBroker
 from crossband.errors import Gap
 from crossband.names import new_id
 from crossband.protocol import payload
-from tests.engines import shared, shared_cluster, shared_sentinels
+from tests.engines import Servers, shared, shared_cluster, shared_sentinels
 from tests.far import far
 
 CURSOR = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -51,11 +50,7 @@ def memory(size: int, limit: int, age: float, clock: Clock) -> Cluster:
     return node
 
 
-class HasUrl(Protocol):
-    url: str
-
-
-def redis(servers: Callable[[], HasUrl]) -> Factory:
+def redis(servers: Callable[[], Servers]) -> Factory:
     """Return a factory of brokers at servers that all tests share."""
 
     def factory(size: int, limit: int, age: float, clock: Clock) -> Cluster:

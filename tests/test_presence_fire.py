@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from random import Random
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.clients import Client, Event, EventFailed, NewClient, Refused
 from tests.clients.base import WAIT
 from tests.conftest import Serve
 from tests.engines import Engine as Redis
-from tests.far import Engine, FarBroker
+from tests.far import Engine
 
 # Clients, of which the first half are anonymous, and the others two tabs of each user.
 CLIENTS = 16
@@ -33,7 +34,25 @@ STEPS = 12
 ROOMS = ("red", "green", "blue")
 
 
-Put = Callable[[], Awaitable[None]]
+class Fire:
+    """Brokers, and a task that breaks their connections."""
+
+    def __init__(
+        self, brokers: list[Broker], burn: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        self.brokers = brokers
+        self._burn = burn
+        # None while it does not burn.
+        self._task: asyncio.Task[None] | None = None
+
+    def light(self) -> None:
+        self._task = asyncio.create_task(self._burn())
+
+    async def put_out(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
 
 
 def authenticate(handshake: Handshake) -> Identity | None:
@@ -42,14 +61,18 @@ def authenticate(handshake: Handshake) -> Identity | None:
 
 
 @contextlib.asynccontextmanager
-async def fire(kind: str, chance: Random) -> AsyncIterator[tuple[list[Broker], Put]]:
-    """Return the brokers of three nodes, whose connections break until it is put out."""
+async def fire(kind: str, chance: Random) -> AsyncIterator[Fire]:
+    """Return three brokers, and what makes their connections break."""
 
     async def cut(engine: Engine) -> None:
-        while True:
-            await asyncio.sleep(0.02 * chance.random())
-            node = chance.choice(list(engine.nodes.values()))
-            node.cut(0.02 * chance.random())
+        engine.forgets = 0.01
+        try:
+            while True:
+                await asyncio.sleep(0.02 * chance.random())
+                node = chance.choice(list(engine.nodes.values()))
+                node.cut(0.02 * chance.random())
+        finally:
+            engine.forgets = 0.0
 
     async def kill(engine: Redis) -> None:
         while True:
@@ -62,19 +85,14 @@ async def fire(kind: str, chance: Random) -> AsyncIterator[tuple[list[Broker], P
         if kind == "redis":
             redis = stack.enter_context(Redis("redis"))
             brokers = [RedisBroker(redis.url) for _ in range(3)]
-            burning = asyncio.create_task(kill(redis))
+            burn = functools.partial(kill, redis)
         else:
-            engine = Engine(MemoryBroker(), seed=chance.randrange(1_000), forgets=0.01)
-            far: list[FarBroker] = [engine.node() for _ in range(3)]
-            brokers = [*far]
-            burning = asyncio.create_task(cut(engine))
-
-        async def put_out() -> None:
-            burning.cancel()
-            await asyncio.wait([burning])
-
-        stack.push_async_callback(put_out)
-        yield brokers, put_out
+            engine = Engine(MemoryBroker(), seed=chance.randrange(1_000))
+            brokers = [engine.node() for _ in range(3)]
+            burn = functools.partial(cut, engine)
+        burning = Fire(brokers, burn)
+        stack.push_async_callback(burning.put_out)
+        yield burning
 
 
 async def settle(socket: Socket) -> None:
@@ -172,9 +190,9 @@ async def test_nobody_flaps_while_connections_break(
     with capsys.disabled():
         sys.stdout.write(f"\n{kind}: CROSSBAND_SEED={seed}\n")
     chance = Random(seed)
-    async with fire(kind, chance) as (brokers, put_out):
+    async with fire(kind, chance) as burning:
         hubs = []
-        for broker in brokers:
+        for broker in burning.brokers:
             # Nobody is away for so long.
             hub = Hub(broker, authenticate=authenticate, history_age=600.0)
             hub.presence(lambda room: True, grace=600)
@@ -183,6 +201,7 @@ async def test_nobody_flaps_while_connections_break(
             hub.on("settle", settle)
             hubs.append(hub)
         urls = [(await serve(hub)).url for hub in hubs]
+        burning.light()
         kinds = ("websocket", "sse")
         half = CLIENTS // 2
         people = [
@@ -197,7 +216,7 @@ async def test_nobody_flaps_while_connections_break(
         watcher = Someone(new_client("websocket"), urls, chance, None)
         await watcher._admitted(watcher.client.connect(urls[2], rooms=ROOMS))
         await asyncio.gather(*(someone.live() for someone in people))
-        await put_out()
+        await burning.put_out()
 
         # The truth, from all nodes, once they are in touch again.
         truth = {
@@ -231,4 +250,9 @@ async def test_nobody_flaps_while_connections_break(
         told = Counter((each.data["member"]["id"], each.name, each.data["room"]) for each in events)
         for someone in people[:half]:
             for (event, room), times in someone.did.items():
-                assert told[someone.id, event, room] == times
+                log = [
+                    (each.name, each.data["room"])
+                    for each in events
+                    if each.data["member"]["id"] == someone.id
+                ]
+                assert told[someone.id, event, room] == times, (someone.did, log)

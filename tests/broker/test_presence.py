@@ -335,6 +335,22 @@ async def test_earlier_owner_changes_nothing(nodes: Nodes) -> None:
     assert await nodes.events() == [(JOIN, "room", "ada", 1)]
 
 
+async def test_late_call_of_an_earlier_owner_brings_nobody_back(nodes: Nodes) -> None:
+    nodes.save("a", {"room": ADA})
+    await nodes.members()
+    nodes.save("a", {"room": ADA}, node=1, take=1)
+    nodes.save("a", {}, node=1, take=1)
+    await nodes.members(node=1)
+    nodes.save("a", {"room": ADA}, connected=False)
+    assert await nodes.ids() == []
+    # Its owner may.
+    nodes.save("a", {"room": ADA}, node=1, take=1)
+    nodes.save("a", {}, node=1, take=1)
+    await nodes.members(node=1)
+    await nodes.pass_time(2 * LEASE, 0, 1, 2)
+    assert await nodes.events() == 2 * [(JOIN, "room", "ada", 1), (LEAVE, "room", "ada", 0)]
+
+
 async def test_expelled_user_leaves_where_it_is_cut(nodes: Nodes) -> None:
     nodes.save("a", {"room": ADA}, user="ada")
     nodes.save("b", {"room": BOB}, user="bob")

@@ -97,9 +97,13 @@ class MemoryPresence(PresenceStore):
         if before is not None and before.take > presence.take:
             return
         self._put(place, before, presence)
-        if not presence.rooms:
-            return
         now = self._clock()
+        if not presence.rooms:
+            if before is not None:
+                # Known for a while, so that a late call of an earlier owner is known as such.
+                self._clients[place] = presence
+                self._cut_one(place, now + LEASE)
+            return
         node = (presence.namespace, presence.owner)
         if not connected:
             self._cut_one(place, now + presence.grace)

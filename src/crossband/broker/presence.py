@@ -77,9 +77,9 @@ class PresenceStore(ABC):
     def save(self, presence: Presence, *, connected: bool = True) -> None:
         """Set the rooms of a client; without rooms it leaves at once.
 
-        Ignored if another owner took it. Not `connected`, it has been cut: it leaves after
-        `grace` seconds unless it is saved again. So nothing is published for a client that comes
-        back in time, on whatever node.
+        Ignored if another owner took it, also for a while after that one let it leave. Not
+        `connected`, it has been cut: it leaves after `grace` seconds unless it is saved again. So
+        nothing is published for a client that comes back in time, on whatever node.
         """
 
     @abstractmethod

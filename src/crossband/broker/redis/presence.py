@@ -85,7 +85,9 @@ class RedisPresence(PresenceStore):
         for room, member in presence.rooms.items():
             args += [room, member.id, payload.to_json(member)]
         self._run(namespace, SHOW, args)
-        if presence.rooms and not connected:
+        if not presence.rooms:
+            self._reap_later(namespace, LEASE)
+        elif not connected:
             self._reap_later(namespace, presence.grace)
 
     async def renew(self, namespace: str, node: str) -> bool:

@@ -3,7 +3,7 @@
 --                 and the member's JSON, in turns
 --   here:members  hash: room \0 member -> its clients, the number where it joined, its JSON
 --   here:order    zset: room \0 number where it joined, 16 digits \0 member
---   here:cut      zset: socket id -> when the client leaves (ms)
+--   here:cut      zset: socket id -> when the client leaves, or is forgotten if it is in no room (ms)
 --   here:at       zset: node \0 socket id, of connected clients
 --   here:nodes    zset: node -> when its lease ends (ms)
 --   here:calls    hash: node -> the last of its calls before which none is missing
@@ -29,12 +29,12 @@ local function finish(p, keep)
         local bounds = {age = p.age, size = tonumber(ARGV[5]), limit = tonumber(ARGV[6]), own = tonumber(ARGV[7])}
         append(p.m, bounds, {verb = ARGV[8], channel = ARGV[9]}, p.list, 1, ARGV[10], 0, ARGV[11] == '1')
     end
-    -- -2 without the key, which is deleted with the last client; -1 if it is new: its node may end before it
-    -- renews anything.
-    local left = redis.call('PTTL', p.key .. 'clients')
-    local life = left == -2 and 60000 or math.max(DAY, 2 * p.age)
-    if (said and left == -2) or left == -1 or (keep and left < life - 60000) then
-        for _, name in ipairs({'clients', 'members', 'order', 'cut', 'at', 'nodes', 'calls'}) do
+    local somebody = redis.call('EXISTS', p.key .. 'clients') == 1
+    local life = somebody and math.max(DAY, 2 * p.age) or 60000
+    for _, name in ipairs({'clients', 'members', 'order', 'cut', 'at', 'nodes', 'calls'}) do
+        -- -1 if it is new: its node may end before it renews anything.
+        local left = redis.call('PTTL', p.key .. name)
+        if left == -1 or left > life or (keep and left < life - 60000) then
             redis.call('PEXPIRE', p.key .. name, life)
         end
     end

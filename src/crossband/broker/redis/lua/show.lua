@@ -26,5 +26,10 @@ if #now_.rooms > 0 then
         redis.call('ZADD', p.key .. 'cut', p.t + tonumber(ARGV[19]) + now_.grace, sid)
     end
 end
+if #now_.rooms == 0 and before then
+    -- Known for a while, so that a late call of an earlier owner is known as such.
+    redis.call('HSET', p.key .. 'clients', sid, cmsgpack.pack({owner, take, now_.user, now_.grace, {}}))
+    redis.call('ZADD', p.key .. 'cut', p.t + tonumber(ARGV[19]), sid)
+end
 finish(p, lease <= p.t)
 return 1

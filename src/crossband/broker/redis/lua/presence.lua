@@ -24,8 +24,7 @@ end
 -- Append what was said, and keep what is known as long as the log, or a minute where nobody is. A renewal
 -- does so as well, so `keep` is false if one is sure to follow.
 local function finish(p, keep)
-    local said = #p.list > 0
-    if said then
+    if #p.list > 0 then
         local bounds = {age = p.age, size = tonumber(ARGV[5]), limit = tonumber(ARGV[6]), own = tonumber(ARGV[7])}
         append(p.m, bounds, {verb = ARGV[8], channel = ARGV[9]}, p.list, 1, ARGV[10], 0, ARGV[11] == '1')
     end

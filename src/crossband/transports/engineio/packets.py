@@ -95,11 +95,16 @@ class SocketIOConnection(EngineConnection):
         self, namespace: str, code: CloseCode, reason: str, *, close: bool = False
     ) -> None:
         self._sockets.pop(namespace, None)
+        if code is CloseCode.SESSION_TAKEN:
+            # A client that came back elsewhere has left this connection. If this is the one that it
+            # uses after all, it must come back, and it never does after a DISCONNECT.
+            self.end("transport close", CloseCode.TRY_AGAIN_LATER, reason, linger=True)
+            return
         self.push(Wire(engineio.MESSAGE + socketio.encode_disconnect(namespace)))
         last = not self._sockets and not self._joining
         if last and code in (CloseCode.TOKEN_EXPIRED, CloseCode.REVOKED):
             self.end("server namespace disconnect", code, reason, linger=True)
-        elif close or (code is CloseCode.SESSION_TAKEN and not self._sockets):
+        elif close:
             self.end("server namespace disconnect", CloseCode.NORMAL, reason, linger=True)
 
     # What the client sends.

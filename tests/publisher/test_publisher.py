@@ -233,6 +233,15 @@ async def test_connections_that_are_cut_lose_and_double_nothing(kind: str) -> No
         assert len(data) == 200
 
 
+@either
+async def test_call_is_remembered_for_longer_than_it_is_repeated(kind: str) -> None:
+    with Engine() as engine:
+        async with publishing(kind, engine.url, timeout=60.0) as publish:
+            await emit(publish)
+        (key,) = engine.command("KEYS", "*:sent:*")
+        assert engine.command("PTTL", key) > 60_000
+
+
 async def test_threads_share_a_publisher(redis: Engine) -> None:
     ear = Ear()
     async with running(redis.url, ear) as broker:

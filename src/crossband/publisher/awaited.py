@@ -94,7 +94,7 @@ class AsyncPublisher(AsyncRecipients):
         # The process that these belong to: a fork has connections and a sender of its own.
         self._pid = os.getpid()
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
-        self._steps = Steps(self._site.address.prefix, self._site.verb)
+        self._steps = Steps(self._site.address.prefix, self._site.verb, self._timeout)
 
     def __repr__(self) -> str:
         return f"<AsyncPublisher to {self._site.address}>"

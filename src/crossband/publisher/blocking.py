@@ -97,7 +97,7 @@ class Publisher(Recipients):
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._client: Any = None
-        self._steps = Steps(self._site.address.prefix, self._site.verb)
+        self._steps = Steps(self._site.address.prefix, self._site.verb, self._timeout)
 
     def __repr__(self) -> str:
         return f"<Publisher to {self._site.address}>"

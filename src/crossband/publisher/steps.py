@@ -66,11 +66,13 @@ class Steps:
     itself. Threads share it: each call has a lane for itself.
     """
 
-    def __init__(self, prefix: str, verb: str) -> None:
+    def __init__(self, prefix: str, verb: str, patience: float) -> None:
         self._prefix = prefix
         self._keys = Keys(prefix)
         # PUBLISH, or SPUBLISH in a cluster.
         self._verb = verb
+        # Seconds within which a step may be run again.
+        self._patience = patience
         # By which nodes know who sent a message.
         self._id = new_id()
         # Those that nobody uses now; there are as many as were ever used at once.
@@ -118,6 +120,7 @@ class Steps:
             [(publication, recorded, data)],
             verb=self._verb,
             new=lane.new,
+            patience=self._patience,
         )
         lane.new = 1
         try:

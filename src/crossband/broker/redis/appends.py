@@ -12,6 +12,10 @@ from crossband.broker.redis.frames import encode_entry
 from crossband.broker.redis.link import Arg
 from crossband.errors import EncodeError
 
+# Seconds for which a log remembers a sender's last call once it may not be repeated any more.
+REMEMBERED: Final = 30.0
+# The most seconds for which a call may be repeated.
+LONGEST: Final = 86_400.0
 # Bytes of one publication. Redis cuts a subscriber that is 32 MiB behind.
 MAX_PUBLICATION: Final = MAX_MESSAGE
 
@@ -42,17 +46,21 @@ def append_call(
     *,
     verb: str,
     new: int,
+    patience: float,
     skew: int = 0,
 ) -> tuple[list[str], list[Arg]]:
     """Return the keys and arguments that append publications to a namespace's log.
 
     `base` is what its keys begin with; `bounds` are the age in ms, the number of publications,
     and the bytes of all and of those for one socket. A sender's `number` grows with each call; a
-    call that is sent again with the same number is answered as before. `new` is 1 for the first
-    one of a connection. `items` are publications, whether they are recorded, and their bytes.
+    call that is sent again with the same number within `patience` seconds is answered as before.
+    `new` is 1 for the first one of a connection. `items` are publications, whether they are
+    recorded, and their bytes.
     """
     keys = [f"{base}meta", f"{base}log", f"{base}sent:{sender}"]
+    remembered = int(1_000 * (min(patience, LONGEST) + REMEMBERED))
     args: list[Arg] = [base, skew, new_log_id(), *bounds, verb, base, sender, number, new]
+    args.append(remembered)
     for publication, recorded, data in items:
         private = recorded and publication.private
         args.append(publication.size if recorded else -1)

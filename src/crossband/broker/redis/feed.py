@@ -218,7 +218,7 @@ class Feed:
             self.read()
 
     def look(self) -> None:
-        """Compare this place with where the log is; keep that for another day, and no old copies."""
+        """Compare this place with where the log is; keep the log for another day, the copy not."""
         self._copy.trim()
         if self.log and self._reading is None:
             compare = functools.partial(self._compare, self.number)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from crossband.broker import Publication
 from crossband.broker.redis.appends import append_call, encode_publication
 from crossband.broker.redis.base import Base
-from crossband.broker.redis.commands import Commands
+from crossband.broker.redis.commands import PATIENCE, Commands
 from crossband.broker.redis.scripts import APPEND
 from crossband.errors import BrokerUnavailable
 
@@ -148,6 +148,7 @@ class Outgoing:
             [(item.publication, item.recorded, item.data) for item in items],
             verb=server.verb,
             new=self._box.is_new(self.namespace, server.commands),
+            patience=PATIENCE,
             skew=base.skew,
         )
         server.commands.run(APPEND, keys, args, self._done)

@@ -7,7 +7,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -18,6 +18,7 @@ from crossband.broker.redis import RedisBroker
 from crossband.broker.redis.address import _OPTIONS, Place, parse
 from crossband.broker.redis.appends import MAX_PUBLICATION
 from crossband.broker.redis.keys import Keys
+from crossband.broker.redis.link import Link, pack
 from crossband.broker.redis.replies import ServerError, remedy
 from crossband.errors import BrokerUnavailable, EncodeError, Gap, StartError
 from crossband.names import new_id
@@ -273,6 +274,33 @@ class TestReplies:
     ) -> None:
         error = ServerError(f"ERR Error running script (call to f_1a2b): @user_script:1: {text}")
         assert (error.code, remedy(error).value) == (code, what)
+
+
+class TestLink:
+    async def test_what_is_on_its_way_ends_with_the_connection(self) -> None:
+        arrived: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
+        transports: list[asyncio.ReadTransport] = []
+
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            transports.append(cast(asyncio.ReadTransport, writer.transport))
+            # Read by nobody at first, as behind a network that is down.
+            transports[0].pause_reading()
+            arrived.put_nowait(reader)
+
+        async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            lost = asyncio.Event()
+            _, link = await asyncio.get_running_loop().create_connection(
+                lambda: Link(lambda _: None, lambda _: lost.set()), "127.0.0.1", port
+            )
+            reader = await arrived.get()
+            link.call(pack("SET", "key", bytes(32_000_000)), lambda _: None)
+            await asyncio.sleep(0)
+            link.abort()
+            await lost.wait()
+            transports[0].resume_reading()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
 
 
 class TestKeys:

@@ -7,6 +7,9 @@ subscriptions take 32 µs of CPU for each message, and subscribe again in silenc
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -25,6 +28,9 @@ Arg = str | bytes | int
 Take = Callable[[Any], None]
 
 _NOTHING: Final = object()
+
+# The system's `struct linger`: what was not received is forgotten when the connection is closed.
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
 def pack(*args: Arg) -> bytes:
@@ -121,9 +127,16 @@ class Link(asyncio.Protocol):
         return value
 
     def abort(self, reason: str = "ended by this side") -> None:
-        """End the connection at once."""
+        """End the connection at once; what is on its way is not sent any more.
+
+        Otherwise, where a network is back, that might come after what the next connection brings.
+        """
         if self._transport is not None:
             self._end = reason
+            with contextlib.suppress(OSError):
+                self._transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE
+                )
             self._transport.abort()
 
 

@@ -17,14 +17,17 @@ from crossband.broker import Publication, Session
 from crossband.broker.redis import RedisBroker
 from crossband.broker.redis.address import _OPTIONS, Place, parse
 from crossband.broker.redis.appends import MAX_PUBLICATION
+from crossband.broker.redis.dialing import connect
 from crossband.broker.redis.keys import Keys
 from crossband.broker.redis.link import Link, pack
 from crossband.broker.redis.replies import ServerError, remedy
+from crossband.broker.redis.server import Server
+from crossband.broker.redis.servers import ClusterServers
 from crossband.errors import BrokerUnavailable, EncodeError, Gap, StartError
 from crossband.names import new_id
 from crossband.protocol import payload
 from tests.clients.base import WAIT
-from tests.engines import CERTIFICATE, Engine, free_port, shared
+from tests.engines import CERTIFICATE, Engine, free_port, shared, shared_cluster
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -301,6 +304,26 @@ class TestLink:
             transports[0].resume_reading()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
+
+
+class TestCluster:
+    async def test_servers_that_are_well_are_asked_first(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Any] = []
+
+        async def note(address: Any, place: Any, *rest: Any) -> Any:
+            asked.append(place)
+            return await connect(address, place, *rest)
+
+        async with running(f"{shared_cluster().url}?prefix={new_id()}") as broker:
+            servers = cast(ClusterServers, broker._servers)
+            first, *others = servers._servers
+            monkeypatch.setattr(Server, "problem", property(lambda server: server.commands.problem))
+            monkeypatch.setattr(servers._servers[first].commands, "_trouble", "it is away")
+            monkeypatch.setattr("crossband.broker.redis.servers.connect", note)
+            await servers._ask()
+            assert asked[0] == others[0]
 
 
 class TestKeys:

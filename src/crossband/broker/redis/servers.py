@@ -229,7 +229,9 @@ class ClusterServers(Servers):
     async def _ask(self) -> list[tuple[int, int, Place]]:
         """Ask any server, one after another, who has which slots. Raises Unfit."""
         last: Unfit | None = None
-        for place in dict.fromkeys([*self._servers, *self._address.places]):
+        # Those that are well first: the others may take long, or not know what has changed.
+        known = sorted(self._servers, key=lambda place: self._servers[place].problem is not None)
+        for place in dict.fromkeys([*known, *self._address.places]):
             try:
                 link, _ = await connect(self._address, place, _ignore, _ignore, "crossband")
             except Unfit as error:

@@ -210,6 +210,22 @@ class TestStart:
         with pytest.raises(BrokerUnavailable, match=r"not part of a cluster: its URL would start"):
             await RedisBroker(url).start(Ear())
 
+    @pytest.mark.parametrize(("kind", "name"), [("one", "OLDEST"), ("cluster", "OLDEST_CLUSTER")])
+    async def test_server_that_is_too_old_is_told(
+        self,
+        kind: str,
+        name: str,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr("crossband.broker.redis.START_TIME", 0.1)
+        monkeypatch.setattr(f"crossband.broker.redis.commands.{name}", (99, 0))
+        url = shared().url if kind == "one" else shared_cluster().url
+        with pytest.raises(BrokerUnavailable) as raised:
+            await RedisBroker(url).start(Ear())
+        # Of a cluster, each server is told of in the log.
+        assert "is too old: Crossband needs Redis 99.0" in f"{raised.value} {caplog.text}"
+
     async def test_keys_of_another_version_are_told(self) -> None:
         prefix = new_id()
         key = Keys(prefix).version

@@ -35,6 +35,8 @@ REFUSED: Final = 10.0
 
 # The oldest version whose streams can be trimmed by MINID.
 OLDEST: Final = (6, 2)
+# The oldest version whose clusters have sharded channels.
+OLDEST_CLUSTER: Final = (7, 0)
 
 _LOADS: Final = [
     (script, pack("SCRIPT", "LOAD", script.source))
@@ -215,7 +217,7 @@ class Commands:
         link: Link | None = None
         link, place = await connect(self._address, self._place, _unasked, lost, self._name)
         try:
-            await _check(link, place)
+            await _check(link, place, OLDEST if self._moved is None else OLDEST_CLUSTER)
         except (OSError, ServerError) as error:
             link.abort()
             if isinstance(error, ServerError):
@@ -427,7 +429,7 @@ async def wanted(queue: Callable[[Done], None]) -> Any:
     return await reply
 
 
-async def _check(link: Link, place: Place) -> None:
+async def _check(link: Link, place: Place, oldest: tuple[int, int]) -> None:
     """Raise Unfit for a server that is too old, or a replica."""
     try:
         text: bytes = await link.ask("INFO")
@@ -442,9 +444,11 @@ async def _check(link: Link, place: Place) -> None:
     name = "Valkey" if "valkey_version" in info else "Redis"
     version = info.get("redis_version", "")
     numbers = [part for part in version.split(".") if part.isdigit()]
-    if len(numbers) > 1 and (int(numbers[0]), int(numbers[1])) < OLDEST:
+    if len(numbers) > 1 and (int(numbers[0]), int(numbers[1])) < oldest:
+        needed = "{}.{}".format(*oldest)
         raise Unfit(
-            f"{place}: {name} {version} is too old: Crossband needs Redis 6.2 or later, or Valkey",
+            f"{place}: {name} {version} is too old: Crossband needs Redis {needed} or later here, "
+            "or Valkey",
             final=True,
         )
     if info.get("role") == "slave":

@@ -146,5 +146,5 @@ def test_unknown_broker_is_refused() -> None:
         (MemoryBroker, "the class MemoryBroker"),
         (Limits(), "Limits\\("),
     ):
-        with pytest.raises(TypeError, match=f"takes a Broker, such as MemoryBroker.*, not {told}"):
+        with pytest.raises(TypeError, match=f"takes a URL, such as .*, or a Broker, not {told}"):
             Hub(wrong)

@@ -145,7 +145,7 @@ end
 -- Begin a generation behind the last number.
 local function begin(m)
     -- By the clock: two servers that both go on from here begin different generations.
-    m.g = math.max(m.g + 1, math.floor(m.t / 1000))
+    m.g = math.max(m.g + 1, m.t)
     local gens = {}
     for gen in string.gmatch(m.gens, '%S+') do
         gens[#gens + 1] = gen

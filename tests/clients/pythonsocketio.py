@@ -130,6 +130,9 @@ class PythonSocketIOClient(Client):
     async def close(self) -> None:
         if self._client is not None and self._client.connected:
             async with asyncio.timeout(WAIT):
+                # Over polling it forgets to say goodbye while something else waits to be sent, and
+                # then waits for the next ping.
+                await self._client.eio.queue.join()
                 await self._client.disconnect()
         if self._http is not None:
             await self._http.close()

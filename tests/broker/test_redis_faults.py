@@ -7,11 +7,13 @@ import contextlib
 import itertools
 import random
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
 from crossband.broker import Publication
 from crossband.broker.redis import RedisBroker
+from crossband.broker.redis.feed import Feed
 from crossband.broker.redis.keys import Keys
 from crossband.errors import BrokerUnavailable, Gap
 from crossband.names import new_id
@@ -203,13 +205,40 @@ async def test_restart_without_its_data_is_told() -> None:
             await nodes.publish(20)
             await nodes.agree()
             before = nodes.nodes[0].broker.head("/")
+            known = {node: len(node.acknowledged) for node in nodes.nodes}
             engine.kill()
             await asyncio.to_thread(engine.start)
             await nodes.publish(20)
             await nodes.agree()
             assert [node.losses for node in nodes.nodes] == [1, 1, 1]
+            # Nobody missed the beginning of what there is now.
+            later = {text for node in known for text in node.acknowledged[known[node] :]}
+            assert all(later <= set(node.delivered) for node in nodes.nodes)
             with pytest.raises(Gap, match="unknown"):
                 await nodes.nodes[0].broker.history("/", before)
+
+
+async def test_beginning_of_a_new_log_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine() as engine:
+        async with cluster(engine.url, 2) as nodes:
+            one, two = nodes.nodes
+            await nodes.publish(5)
+            await nodes.agree()
+            top = Feed.top
+
+            async def late_top(feed: Feed) -> list[Any]:
+                # This node knows that the log is lost; before it begins one, another has.
+                if feed is two.broker._feeds["/"]:
+                    one.publish()
+                    await one.settle()
+                return await top(feed)
+
+            monkeypatch.setattr(Feed, "top", late_top)
+            engine.command("FLUSHALL")
+            two.broker._feeds["/"].read()
+            await until(lambda: two.losses)
+            await nodes.agree()
+            assert one.acknowledged[-2] in two.delivered
 
 
 async def test_server_that_does_not_say_who_it_is_is_another_with_each_connection() -> None:

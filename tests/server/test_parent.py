@@ -198,9 +198,11 @@ async def test_clients_are_told_when_all_stop(
 
 # Runs a command in a terminal, which it closes when the banner is there.
 TERMINAL = """
-import os, pty, sys
+import os, pty, signal, sys
 pid, terminal = pty.fork()
 if pid == 0:
+    # The tests may run under nohup.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.execv(sys.executable, (sys.executable, *sys.argv[1:]))
 said = b""
 while b"Ctrl-C stops it" not in said:

@@ -512,15 +512,15 @@ class Feed:
             else:
                 self.generation = generation
             self._note_tears(page.tears)
+        elif not page.log:
+            # There is no log: begin one, and read it from its beginning, as others may have
+            # published in it by then.
+            await self.top()
         else:
-            log, generation, top, tears = await self.top()
             logger.warning("broker: %r: Redis has lost the log", self.namespace)
-            if log.decode() == self.log:
-                # A generation that this node has seen is lost, even that it began.
-                number = self._fork(page)
-            else:
-                number = page.lost if log.decode() == page.log else top
-            self._start(log.decode(), generation, number, tears)
+            # Or a generation that this node has seen is lost, even that it began.
+            number = self._fork(page) if page.log == self.log else page.lost
+            self._start(page.log, page.generation, number, page.tears)
             self._tell_lost(None)
 
     def _fork(self, page: Reply) -> int:

@@ -37,6 +37,8 @@ KEY: Final = CERTIFICATE.with_name("key.pem")
 # Below those that Linux and macOS give to outgoing connections: while a server is down, nobody
 # else takes its port.
 PORTS: Final = range(15_000, 32_000)
+# Processes of a run that have ports of their own.
+MOST_PROCESSES: Final = 16
 
 # Seconds until sentinels lead a replica back that follows nobody.
 LAG: Final = 20
@@ -76,10 +78,16 @@ def binary(program: Program) -> str:
     return str(path)
 
 
+def _process_number() -> int:
+    """Return the number of this test process among those of a run."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % MOST_PROCESSES
+
+
 def free_port() -> int:
     """Return a port that nobody listens on."""
     while True:
-        port = random.choice(PORTS)
+        # Each test process has its own: none takes one that another has just found free.
+        port = random.choice(PORTS[_process_number() :: MOST_PROCESSES])
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 

@@ -17,7 +17,7 @@ class Script(NamedTuple):
 
 @cache
 def _text(name: str) -> str:
-    return (files(__package__) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    return (files("crossband.broker.redis") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def _script(name: str, *parts: str) -> Script:

@@ -132,7 +132,11 @@ class Server:
         return f"127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -308,7 +312,11 @@ class Sentinels:
         self.url = f"redis+sentinel://{hosts}/{self.SERVICE}"
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -432,7 +440,11 @@ class Cluster:
         self.url = "redis+cluster://" + ",".join(node.address for node in self.nodes)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

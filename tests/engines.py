@@ -365,16 +365,20 @@ class Sentinels:
 
     def fail_over(self) -> None:
         """Have the sentinels make the replica the primary, and wait until it is."""
-        promoted = self.replica
+        promoted, sentinel = self.replica, self.sentinels[0]
+        given_up = sentinel.log().count("-failover-abort")
+        asked = 0
 
-        def asked() -> bool:
-            # A sentinel gives up one that it has not looked at for a while: ask it again.
-            if promoted.info("replication")["role"] == "slave":
-                self.sentinels[0].command("SENTINEL", "FAILOVER", self.SERVICE)
-                return False
-            return True
+        def is_primary() -> bool:
+            nonlocal asked
+            # A sentinel gives up one that it has not looked at for a while: it is asked again then.
+            # Asked once too often, it would make the other one the primary again.
+            if sentinel.log().count("-failover-abort") - given_up == asked:
+                sentinel.command("SENTINEL", "FAILOVER", self.SERVICE)
+                asked += 1
+            return promoted.info("replication")["role"] == "master"
 
-        wait_for(asked)
+        wait_for(is_primary)
         self.wait_promoted(promoted)
 
     def wait_promoted(self, promoted: Engine) -> None:
